@@ -1,0 +1,484 @@
+//! The network policy as values: names, patterns, ports and rules, and the one function that decides.
+//!
+//! Text of `network/*.conf`, of variables and of the operator comes in through [`parse_rules`]; everything that
+//! asks "may this name be used?" goes through [`Allowlist::verdict`]. Nothing here reads files or the network.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// A host name: lower case, no final dot, at least one label, every label 1–63 octets, 253 in all (RFC 1035 §2.3.4).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct DomainName(String);
+
+/// Why a text is not a host name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    #[error("the name is empty")]
+    Empty,
+    #[error("the name is longer than 253 octets")]
+    TooLong,
+    #[error("the label \"{0}\" is empty or longer than 63 octets")]
+    Label(String),
+    #[error("the character {0:?} can't be in a host name")]
+    Character(char),
+    #[error("the label \"{0}\" begins or ends with a hyphen")]
+    Hyphen(String),
+    #[error("it is not ASCII: write the name in its xn-- form (RFC 5891)")]
+    NotAscii,
+    #[error("it is an IP address; rules take names, since an address can't be tied to who answers there")]
+    Address,
+}
+
+impl DomainName {
+    /// Parses a host name; one final dot is accepted and removed.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        let bare = text.strip_suffix('.').unwrap_or(text);
+        if bare.is_empty() {
+            return Err(NameError::Empty);
+        }
+        if bare.len() > 253 {
+            return Err(NameError::TooLong);
+        }
+        if !bare.is_ascii() {
+            return Err(NameError::NotAscii);
+        }
+        if looks_like_address(bare) {
+            return Err(NameError::Address);
+        }
+        for label in bare.split('.') {
+            check_label(label)?;
+        }
+        Ok(Self(bare.to_ascii_lowercase()))
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The names above this one, nearest first: `a.b.c` gives `b.c`, `c`.
+    pub fn parents(&self) -> impl Iterator<Item = &str> {
+        let mut rest = self.0.as_str();
+        std::iter::from_fn(move || {
+            rest = rest.split_once('.')?.1;
+            Some(rest)
+        })
+    }
+}
+
+fn check_label(label: &str) -> Result<(), NameError> {
+    if label.is_empty() || label.len() > 63 {
+        return Err(NameError::Label(label.chars().take(63).collect()));
+    }
+    if let Some(bad) = label.chars().find(|c| !(c.is_ascii_alphanumeric() || *c == '-' || *c == '_')) {
+        return Err(NameError::Character(bad));
+    }
+    if label.starts_with('-') || label.ends_with('-') {
+        return Err(NameError::Hyphen(label.to_owned()));
+    }
+    Ok(())
+}
+
+/// Anything that `getaddrinfo` or a browser would read as an address: dotted quads, and the decimal, octal and
+/// hexadecimal forms of `inet_aton(3)`. The last label of a real name is never all digits (RFC 3696 §2).
+fn looks_like_address(text: &str) -> bool {
+    let last = text.rsplit('.').next().unwrap_or(text);
+    let number = |s: &str| {
+        let hex = s.strip_prefix("0x").or_else(|| s.strip_prefix("0X"));
+        hex.map_or_else(
+            || !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit()),
+            |h| h.bytes().all(|b| b.is_ascii_hexdigit()),
+        )
+    };
+    text.parse::<IpAddr>().is_ok() || text.contains(':') || text.starts_with('[') || number(last)
+}
+
+impl TryFrom<String> for DomainName {
+    type Error = NameError;
+    fn try_from(text: String) -> Result<Self, NameError> {
+        Self::parse(&text)
+    }
+}
+
+impl From<DomainName> for String {
+    fn from(name: DomainName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for DomainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Which names a rule is about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DomainPattern {
+    /// Exactly this name.
+    Exact(DomainName),
+    /// `*.NAME`: every name below it, at any depth, but not the name itself.
+    Below(DomainName),
+}
+
+impl DomainPattern {
+    #[must_use]
+    pub fn matches(&self, name: &DomainName) -> bool {
+        match self {
+            Self::Exact(exact) => exact == name,
+            Self::Below(apex) => name.parents().any(|parent| parent == apex.as_str()),
+        }
+    }
+
+    /// Whether every name that `other` matches is matched by `self` too.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Exact(a), Self::Exact(b)) => a == b,
+            (Self::Exact(_), Self::Below(_)) => false,
+            (Self::Below(_), Self::Exact(name)) => self.matches(name),
+            (Self::Below(apex), Self::Below(name)) => apex == name || self.matches(name),
+        }
+    }
+}
+
+impl fmt::Display for DomainPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(name) => write!(f, "{name}"),
+            Self::Below(name) => write!(f, "*.{name}"),
+        }
+    }
+}
+
+/// Whom a rule serves. Names for the broker alone are not the agent's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Subject {
+    Agent,
+    Broker,
+    Boot,
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Agent => "agent",
+            Self::Broker => "broker",
+            Self::Boot => "boot",
+        })
+    }
+}
+
+/// Where a rule was written; shown wherever the rule is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// A line of a file.
+    File { path: String, line: usize },
+    /// A line of a profile.
+    Profile { name: String, line: usize },
+    /// A variable or a key of `innkeeper.toml`.
+    Setting { name: String },
+    /// The host of a repository that the box clones.
+    Repository { url: String },
+    /// The operator, in the living box.
+    Operator,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, line } => write!(f, "{path}:{line}"),
+            Self::Profile { name, line } => write!(f, "network/profiles/{name}.conf:{line}"),
+            Self::Setting { name } => f.write_str(name),
+            Self::Repository { url } => write!(f, "repository {url}"),
+            Self::Operator => f.write_str("operator"),
+        }
+    }
+}
+
+/// What a rule says beside name and ports. Unknown words are errors, so that new ones can be added safely.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RuleOptions {
+    /// The name may resolve to private addresses.
+    pub private: bool,
+    pub by: Subject,
+    /// Claude Code, or the ecosystem of the profile, does not work without it.
+    pub required: bool,
+    /// Only statistics go there: safe to remove.
+    pub telemetry: bool,
+}
+
+impl Default for RuleOptions {
+    fn default() -> Self {
+        Self { private: false, by: Subject::Agent, required: false, telemetry: false }
+    }
+}
+
+/// One line of policy.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Rule {
+    /// `!NAME`: denied, whatever else allows it.
+    pub deny: bool,
+    pub pattern: DomainPattern,
+    /// TCP ports, sorted, without repetition, never empty.
+    pub ports: Vec<u16>,
+    pub options: RuleOptions,
+    pub origin: Origin,
+}
+
+/// The port of a rule that names none.
+pub const DEFAULT_PORT: u16 = 443;
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.deny {
+            f.write_str("!")?;
+        }
+        write!(f, "{}", self.pattern)?;
+        if self.ports != [DEFAULT_PORT] {
+            let ports: Vec<String> = self.ports.iter().map(u16::to_string).collect();
+            write!(f, ":{}", ports.join(","))?;
+        }
+        if self.options.private {
+            f.write_str(" private")?;
+        }
+        if self.options.by != Subject::Agent {
+            write!(f, " by={}", self.options.by)?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a rule can't be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RuleError {
+    #[error("\"{name}\" is not a host name: {source}")]
+    Name { name: String, source: NameError },
+    #[error("\"{0}\" would allow every name; write the names, or *.DOMAIN")]
+    Everything(String),
+    #[error("\"{0}\": a * can only be the whole first label, as in *.example.org")]
+    Wildcard(String),
+    #[error("\"{0}\" is not a port (1 to 65535)")]
+    Port(String),
+    #[error("unknown option \"{0}\"; there are private, by=agent|broker|boot, required, telemetry")]
+    Option(String),
+    #[error("a deny rule takes no ports and no options: it denies the name as a whole")]
+    DenyWithDetails,
+    #[error("\"{0}\" is a URL; a rule is a NAME[:PORT[,PORT…]]")]
+    Url(String),
+}
+
+/// One unreadable rule of a text, and the line that it is on (from 1).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleProblem {
+    pub line: usize,
+    pub error: RuleError,
+}
+
+/// Reads rules, one a line or several separated by `;`. A `#` begins a comment; CRLF and a byte order mark are
+/// tolerated. Every unreadable rule is reported, not only the first. `origin` is called with the line number.
+pub fn parse_rules(text: &str, origin: impl Fn(usize) -> Origin) -> (Vec<Rule>, Vec<RuleProblem>) {
+    let mut rules = Vec::new();
+    let mut problems = Vec::new();
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    for (index, line) in text.lines().enumerate() {
+        let number = index + 1;
+        let content = line.split('#').next().unwrap_or_default();
+        for part in content.split(';').map(str::trim).filter(|part| !part.is_empty()) {
+            match parse_rule(part, origin(number)) {
+                Ok(rule) => rules.push(rule),
+                Err(error) => problems.push(RuleProblem { line: number, error }),
+            }
+        }
+    }
+    (rules, problems)
+}
+
+/// Reads one rule.
+pub fn parse_rule(text: &str, origin: Origin) -> Result<Rule, RuleError> {
+    let mut words = text.split_whitespace();
+    let subject = words.next().unwrap_or_default();
+    let (deny, subject) = subject.strip_prefix('!').map_or((false, subject), |rest| (true, rest));
+    if subject.contains("://") || subject.contains('/') {
+        return Err(RuleError::Url(subject.to_owned()));
+    }
+    let (name, ports) = split_ports(subject)?;
+    let pattern = parse_pattern(name)?;
+    let mut options = RuleOptions::default();
+    let mut has_options = false;
+    for word in words {
+        has_options = true;
+        apply_option(&mut options, word)?;
+    }
+    if deny && (has_options || ports.is_some()) {
+        return Err(RuleError::DenyWithDetails);
+    }
+    Ok(Rule { deny, pattern, ports: ports.unwrap_or_else(|| vec![DEFAULT_PORT]), options, origin })
+}
+
+fn split_ports(subject: &str) -> Result<(&str, Option<Vec<u16>>), RuleError> {
+    // "fd00::1" and "[::1]:443" are addresses, not a name with a port.
+    if subject.starts_with('[') || subject.matches(':').count() > 1 {
+        let name = subject.to_owned();
+        return Err(RuleError::Name { name, source: NameError::Address });
+    }
+    let Some((name, list)) = subject.split_once(':') else { return Ok((subject, None)) };
+    let mut ports = Vec::new();
+    for text in list.split(',') {
+        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        match text.parse::<u16>() {
+            Ok(port) if digits && port != 0 => ports.push(port),
+            Ok(_) | Err(_) => return Err(RuleError::Port(text.to_owned())),
+        }
+    }
+    ports.sort_unstable();
+    ports.dedup();
+    Ok((name, Some(ports)))
+}
+
+fn parse_pattern(name: &str) -> Result<DomainPattern, RuleError> {
+    if name.trim_matches(['*', '.']).is_empty() && !name.is_empty() {
+        return Err(RuleError::Everything(name.to_owned()));
+    }
+    let parsed = |text: &str| {
+        DomainName::parse(text).map_err(|source| RuleError::Name { name: name.to_owned(), source })
+    };
+    match name.strip_prefix("*.") {
+        Some(rest) if rest.contains('*') => Err(RuleError::Wildcard(name.to_owned())),
+        Some(rest) => Ok(DomainPattern::Below(parsed(rest)?)),
+        None if name.contains('*') => Err(RuleError::Wildcard(name.to_owned())),
+        None => Ok(DomainPattern::Exact(parsed(name)?)),
+    }
+}
+
+fn apply_option(options: &mut RuleOptions, word: &str) -> Result<(), RuleError> {
+    match word {
+        "private" => options.private = true,
+        "required" => options.required = true,
+        "telemetry" => options.telemetry = true,
+        "by=agent" => options.by = Subject::Agent,
+        "by=broker" => options.by = Subject::Broker,
+        "by=boot" => options.by = Subject::Boot,
+        other => return Err(RuleError::Option(other.to_owned())),
+    }
+    Ok(())
+}
+
+/// What the policy says of a name. Never a bool: the reason travels with the decision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict<'a> {
+    /// Allowed, by at least one rule.
+    Allowed(Allowed<'a>),
+    /// Denied, and why.
+    Denied(Denied<'a>),
+}
+
+/// The rules that allow a name, together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allowed<'a> {
+    pub rules: Vec<&'a Rule>,
+    /// All their ports, sorted.
+    pub ports: Vec<u16>,
+    /// Whether one of them lets the name resolve to private addresses.
+    pub private: bool,
+}
+
+/// Why a name is denied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Denied<'a> {
+    /// No rule matches.
+    NotListed,
+    /// A deny rule matches; it wins over every other.
+    DenyRule(&'a Rule),
+    /// Rules match, but for somebody else than the agent.
+    OtherSubject(&'a Rule),
+}
+
+impl fmt::Display for Denied<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotListed => f.write_str("not in the allowlist"),
+            Self::DenyRule(rule) => write!(f, "denied by the rule {rule} ({})", rule.origin),
+            Self::OtherSubject(rule) => write!(f, "only for {} ({})", rule.options.by, rule.origin),
+        }
+    }
+}
+
+/// The effective policy: every rule, indexed so that a verdict costs one look-up per label.
+#[derive(Debug, Clone, Default)]
+pub struct Allowlist {
+    rules: Vec<Rule>,
+    exact: HashMap<String, Vec<usize>>,
+    below: HashMap<String, Vec<usize>>,
+}
+
+impl Allowlist {
+    #[must_use]
+    pub fn new(rules: Vec<Rule>) -> Self {
+        let mut exact: HashMap<String, Vec<usize>> = HashMap::new();
+        let mut below: HashMap<String, Vec<usize>> = HashMap::new();
+        for (index, rule) in rules.iter().enumerate() {
+            let (map, name) = match &rule.pattern {
+                DomainPattern::Exact(name) => (&mut exact, name),
+                DomainPattern::Below(name) => (&mut below, name),
+            };
+            map.entry(name.as_str().to_owned()).or_default().push(index);
+        }
+        Self { rules, exact, below }
+    }
+
+    #[must_use]
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// Whether the agent may use this name, and by which rules.
+    #[must_use]
+    pub fn verdict(&self, name: &DomainName) -> Verdict<'_> {
+        let mut allowed: Vec<&Rule> = Vec::new();
+        let mut other = None;
+        for rule in self.matching(name) {
+            if rule.deny {
+                return Verdict::Denied(Denied::DenyRule(rule));
+            }
+            match rule.options.by {
+                Subject::Agent => allowed.push(rule),
+                Subject::Broker | Subject::Boot => other = other.or(Some(rule)),
+            }
+        }
+        if allowed.is_empty() {
+            return Verdict::Denied(other.map_or(Denied::NotListed, Denied::OtherSubject));
+        }
+        let mut ports: Vec<u16> = allowed.iter().flat_map(|rule| rule.ports.iter().copied()).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        let private = allowed.iter().any(|rule| rule.options.private);
+        Verdict::Allowed(Allowed { rules: allowed, ports, private })
+    }
+
+    fn matching<'a, 'n>(&'a self, name: &'n DomainName) -> impl Iterator<Item = &'a Rule> + use<'a, 'n> {
+        let exact = self.exact.get(name.as_str()).into_iter();
+        let below = name.parents().filter_map(|parent| self.below.get(parent));
+        exact.chain(below).flatten().filter_map(|index| self.rules.get(*index))
+    }
+
+    /// The names that are known without a question: resolved at boot and kept fresh.
+    #[must_use]
+    pub fn exact_names(&self) -> Vec<DomainName> {
+        let mut names: BTreeMap<&DomainName, ()> = BTreeMap::new();
+        for rule in self.rules.iter().filter(|rule| !rule.deny) {
+            if let DomainPattern::Exact(name) = &rule.pattern
+                && matches!(self.verdict(name), Verdict::Allowed(_))
+            {
+                names.insert(name, ());
+            }
+        }
+        names.into_keys().cloned().collect()
+    }
+}
