@@ -9,6 +9,10 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+mod ceiling;
+
+pub use ceiling::Ceiling;
+
 /// A host name: lower case, no final dot, at least one label, every label 1–63 octets, 253 in all (RFC 1035 §2.3.4).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -258,8 +262,8 @@ impl fmt::Display for Rule {
 /// Why a rule can't be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RuleError {
-    #[error("\"{name}\" is not a host name: {source}")]
-    Name { name: String, source: NameError },
+    #[error("\"{name}\" is not a host name: {why}")]
+    Name { name: String, why: NameError },
     #[error("\"{0}\" would allow every name; write the names, or *.DOMAIN")]
     Everything(String),
     #[error("\"{0}\": a * can only be the whole first label, as in *.example.org")]
@@ -305,8 +309,12 @@ pub fn parse_rule(text: &str, origin: Origin) -> Result<Rule, RuleError> {
     let mut words = text.split_whitespace();
     let subject = words.next().unwrap_or_default();
     let (deny, subject) = subject.strip_prefix('!').map_or((false, subject), |rest| (true, rest));
-    if subject.contains("://") || subject.contains('/') {
-        return Err(RuleError::Url(subject.to_owned()));
+    if let Some((before, _)) = subject.split_once('/') {
+        // "192.0.2.0/24" is no URL, and who writes it is to hear why there are no such rules.
+        return Err(match before.parse::<IpAddr>() {
+            Ok(_) => RuleError::Name { name: subject.to_owned(), why: NameError::Address },
+            Err(_) => RuleError::Url(subject.to_owned()),
+        });
     }
     let (name, ports) = split_ports(subject)?;
     let pattern = parse_pattern(name)?;
@@ -326,7 +334,7 @@ fn split_ports(subject: &str) -> Result<(&str, Option<Vec<u16>>), RuleError> {
     // "fd00::1" and "[::1]:443" are addresses, not a name with a port.
     if subject.starts_with('[') || subject.matches(':').count() > 1 {
         let name = subject.to_owned();
-        return Err(RuleError::Name { name, source: NameError::Address });
+        return Err(RuleError::Name { name, why: NameError::Address });
     }
     let Some((name, list)) = subject.split_once(':') else { return Ok((subject, None)) };
     let mut ports = Vec::new();
@@ -346,9 +354,8 @@ fn parse_pattern(name: &str) -> Result<DomainPattern, RuleError> {
     if name.trim_matches(['*', '.']).is_empty() && !name.is_empty() {
         return Err(RuleError::Everything(name.to_owned()));
     }
-    let parsed = |text: &str| {
-        DomainName::parse(text).map_err(|source| RuleError::Name { name: name.to_owned(), source })
-    };
+    let parsed =
+        |text: &str| DomainName::parse(text).map_err(|why| RuleError::Name { name: name.to_owned(), why });
     match name.strip_prefix("*.") {
         Some(rest) if rest.contains('*') => Err(RuleError::Wildcard(name.to_owned())),
         Some(rest) => Ok(DomainPattern::Below(parsed(rest)?)),
@@ -482,3 +489,6 @@ impl Allowlist {
         names.into_keys().cloned().collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,70 @@
+//! The box's users, from the image's passwd: root's file, read before any agent exists.
+
+use nix::unistd::User;
+
+use crate::filesystem::layout::Owner;
+
+/// The agent's user in the image.
+pub const AGENT: &str = "claude";
+/// The user of the worker `dns`.
+pub const DNS: &str = "innkeeper-dns";
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    pub name: String,
+    pub uid: u32,
+    pub gid: u32,
+    pub home: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AccountError {
+    #[error("cannot read /etc/passwd")]
+    Read(#[source] nix::errno::Errno),
+    #[error("the image has no user {0}")]
+    Missing(&'static str),
+    #[error("the user {0} of the image is root")]
+    Root(&'static str),
+    #[error("the users {0} and {1} of the image share a uid")]
+    Shared(&'static str, &'static str),
+}
+
+impl Account {
+    fn find(name: &'static str) -> Result<Self, AccountError> {
+        let user = User::from_name(name).map_err(AccountError::Read)?.ok_or(AccountError::Missing(name))?;
+        if user.uid.is_root() || user.gid.as_raw() == 0 {
+            return Err(AccountError::Root(name));
+        }
+        let home = user.dir.display().to_string();
+        Ok(Self { name: user.name, uid: user.uid.as_raw(), gid: user.gid.as_raw(), home })
+    }
+
+    #[must_use]
+    pub fn owner(&self) -> Owner {
+        Owner { uid: self.uid, gid: self.gid }
+    }
+}
+
+/// Everybody who runs something in the box.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accounts {
+    pub agent: Account,
+    pub dns: Account,
+}
+
+impl Accounts {
+    /// Finds them, and that none of them is root or another one.
+    pub fn find() -> Result<Self, AccountError> {
+        let (agent, dns) = (Account::find(AGENT)?, Account::find(DNS)?);
+        if agent.uid == dns.uid {
+            return Err(AccountError::Shared(AGENT, DNS));
+        }
+        Ok(Self { agent, dns })
+    }
+
+    /// Every uid that belongs to the box's inner life: what ends with it.
+    #[must_use]
+    pub fn uids(&self) -> [u32; 2] {
+        [self.agent.uid, self.dns.uid]
+    }
+}

@@ -1,0 +1,148 @@
+//! The ceiling: what no file, variable, repository or operator can go beyond. Same grammar as every rule.  (pure)
+//!
+//! An image without a ceiling bounds nothing; an image whose ceiling is empty permits nothing.
+
+use super::{DomainPattern, Rule, Subject};
+
+/// The outermost bound of the policy.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ceiling {
+    bounds: Option<Vec<Rule>>,
+}
+
+impl Ceiling {
+    /// No ceiling: every rule is permitted.
+    #[must_use]
+    pub fn unbounded() -> Self {
+        Self { bounds: None }
+    }
+
+    /// Only what these rules cover is permitted.
+    #[must_use]
+    pub fn new(bounds: Vec<Rule>) -> Self {
+        Self { bounds: Some(bounds) }
+    }
+
+    #[must_use]
+    pub fn is_unbounded(&self) -> bool {
+        self.bounds.is_none()
+    }
+
+    /// The rules of the ceiling; none if there is no ceiling.
+    #[must_use]
+    pub fn rules(&self) -> &[Rule] {
+        self.bounds.as_deref().unwrap_or_default()
+    }
+
+    /// Whether the rule stays below the ceiling. A deny rule only narrows and is always permitted. One single rule
+    /// of the ceiling has to cover the whole of an allowing rule: names, ports, private addresses and subject; and
+    /// no name of it may be denied by the ceiling, so that a permitted rule needs no further look.
+    #[must_use]
+    pub fn permits(&self, rule: &Rule) -> bool {
+        let Some(bounds) = &self.bounds else { return true };
+        if rule.deny {
+            return true;
+        }
+        let denied = bounds.iter().any(|bound| bound.deny && overlap(&bound.pattern, &rule.pattern));
+        !denied && bounds.iter().any(|bound| covers(bound, rule))
+    }
+}
+
+fn covers(bound: &Rule, rule: &Rule) -> bool {
+    // What the ceiling grants to the broker alone is not the agent's.
+    let subject = match bound.options.by {
+        Subject::Agent => true,
+        Subject::Broker | Subject::Boot => bound.options.by == rule.options.by,
+    };
+    !bound.deny
+        && subject
+        && bound.pattern.covers(&rule.pattern)
+        && rule.ports.iter().all(|port| bound.ports.contains(port))
+        && (!rule.options.private || bound.options.private)
+}
+
+/// Patterns are single names or whole subtrees, so two of them share a name only if one covers the other.
+fn overlap(one: &DomainPattern, other: &DomainPattern) -> bool {
+    one.covers(other) || other.covers(one)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Origin, parse_rule, parse_rules};
+    use super::*;
+
+    fn ceiling(text: &str) -> Ceiling {
+        let (rules, problems) =
+            parse_rules(text, |line| Origin::File { path: "ceiling.conf".to_owned(), line });
+        assert_eq!(problems, []);
+        Ceiling::new(rules)
+    }
+
+    fn permits(ceiling: &Ceiling, rule: &str) -> bool {
+        ceiling.permits(&parse_rule(rule, Origin::Operator).unwrap())
+    }
+
+    #[test]
+    fn no_ceiling_permits_everything_and_an_empty_one_nothing_but_denials() {
+        assert!(permits(&Ceiling::unbounded(), "*.example.org:1,2 private"));
+        assert!(Ceiling::unbounded().is_unbounded());
+        assert!(!permits(&ceiling("# nothing\n"), "example.org"));
+        assert!(permits(&ceiling(""), "!example.org"));
+    }
+
+    #[test]
+    fn one_rule_of_the_ceiling_covers_names_ports_private_and_subject() {
+        let bound = ceiling(
+            "github.com:443,22\n*.example.org\ngit.corp.example private\nkeys.example.net by=broker\n",
+        );
+        for rule in [
+            "github.com",
+            "github.com:22",
+            "github.com:22,443",
+            "a.b.example.org",
+            "*.a.example.org",
+            "*.example.org",
+            "git.corp.example private",
+            "git.corp.example",
+            "keys.example.net by=broker",
+            "github.com by=broker",
+        ] {
+            assert!(permits(&bound, rule), "{rule} should be permitted");
+        }
+        for rule in [
+            "github.com:80",
+            "github.com:443,80",
+            "github.com private",
+            "example.org",
+            "*.org",
+            "*.github.com",
+            "notexample.org",
+            "a.example.org:8443",
+            "keys.example.net",
+            "keys.example.net by=boot",
+            "evil.example",
+        ] {
+            assert!(!permits(&bound, rule), "{rule} should be refused");
+        }
+    }
+
+    #[test]
+    fn ports_are_not_gathered_from_several_rules_of_the_ceiling() {
+        let bound = ceiling("a.example:443\na.example:80 private\n");
+        assert!(permits(&bound, "a.example:443"));
+        assert!(permits(&bound, "a.example:80 private"));
+        assert!(!permits(&bound, "a.example:443 private"));
+        assert!(!permits(&bound, "a.example:80,443"));
+    }
+
+    #[test]
+    fn a_denial_of_the_ceiling_wins_even_where_it_only_overlaps() {
+        let bound = ceiling("*.example.org\n!bad.example.org\n!*.deep.example.org\n");
+        assert!(permits(&bound, "good.example.org"));
+        assert!(!permits(&bound, "bad.example.org"));
+        assert!(!permits(&bound, "*.example.org"), "it would allow bad.example.org");
+        assert!(!permits(&bound, "x.deep.example.org"));
+        assert!(permits(&bound, "deep.example.org"));
+        assert_eq!(bound.rules().len(), 3);
+    }
+}

@@ -1,0 +1,291 @@
+//! Names, patterns, rules and verdicts, good and bad.
+
+use super::*;
+
+fn name(text: &str) -> DomainName {
+    DomainName::parse(text).unwrap()
+}
+
+fn rule(text: &str) -> Rule {
+    parse_rule(text, Origin::Operator).unwrap()
+}
+
+fn rule_error(text: &str) -> RuleError {
+    parse_rule(text, Origin::Operator).unwrap_err()
+}
+
+fn file(line: usize) -> Origin {
+    Origin::File { path: "f".to_owned(), line }
+}
+
+fn list(text: &str) -> Allowlist {
+    let (rules, problems) = parse_rules(text, file);
+    assert_eq!(problems, []);
+    Allowlist::new(rules)
+}
+
+#[test]
+fn names_are_lower_case_without_the_final_dot() {
+    for (text, expected) in [
+        ("GitHub.com", "github.com"),
+        ("example.org.", "example.org"),
+        ("localhost", "localhost"),
+        ("_dmarc.example.org", "_dmarc.example.org"),
+        ("xn--bcher-kva.example", "xn--bcher-kva.example"),
+        ("1.example", "1.example"),
+        ("4chan.example", "4chan.example"),
+    ] {
+        assert_eq!(name(text).as_str(), expected);
+        assert_eq!(name(text).to_string(), expected);
+    }
+    let longest = format!("{0}.{0}.{0}.{1}", "a".repeat(63), "b".repeat(61));
+    assert_eq!(longest.len(), 253);
+    assert!(DomainName::parse(&longest).is_ok());
+}
+
+#[test]
+fn what_is_not_a_name_says_why() {
+    for (text, error) in [
+        ("", NameError::Empty),
+        (".", NameError::Empty),
+        ("..", NameError::Label(String::new())),
+        ("a..b", NameError::Label(String::new())),
+        (".a", NameError::Label(String::new())),
+        ("a b", NameError::Character(' ')),
+        ("a*b.example", NameError::Character('*')),
+        ("a\0b.example", NameError::Character('\0')),
+        ("a@b.example", NameError::Character('@')),
+        ("-a.example", NameError::Hyphen("-a".to_owned())),
+        ("a-.example", NameError::Hyphen("a-".to_owned())),
+        ("bücher.example", NameError::NotAscii),
+        ("gıthub.com", NameError::NotAscii),
+        ("192.0.2.1", NameError::Address),
+        ("192.0.2.1.", NameError::Address),
+        ("2130706433", NameError::Address),
+        ("0x7f000001", NameError::Address),
+        ("0X7F.1", NameError::Address),
+        ("127.1", NameError::Address),
+        ("example.0", NameError::Address),
+        ("::1", NameError::Address),
+        ("[::1]", NameError::Address),
+        ("fe80::1%eth0", NameError::Address),
+    ] {
+        assert_eq!(DomainName::parse(text), Err(error), "{text:?}");
+    }
+    assert_eq!(DomainName::parse(&"a".repeat(64)), Err(NameError::Label("a".repeat(63))));
+    assert_eq!(DomainName::parse(&["a"; 128].join(".")), Err(NameError::TooLong));
+}
+
+#[test]
+fn names_travel_as_strings_and_are_checked_on_arrival() {
+    assert_eq!(serde_json::to_string(&name("A.example")).unwrap(), "\"a.example\"");
+    assert_eq!(serde_json::from_str::<DomainName>("\"A.example.\"").unwrap(), name("a.example"));
+    assert!(serde_json::from_str::<DomainName>("\"192.0.2.1\"").is_err());
+}
+
+#[test]
+fn patterns_match_at_the_borders_of_labels() {
+    let below = rule("*.example.org").pattern;
+    for (text, expected) in [
+        ("a.example.org", true),
+        ("a.b.c.example.org", true),
+        ("example.org", false),
+        ("aexample.org", false),
+        ("example.org.evil.example", false),
+        ("org", false),
+    ] {
+        assert_eq!(below.matches(&name(text)), expected, "{text}");
+    }
+    let exact = rule("example.org").pattern;
+    assert!(exact.matches(&name("EXAMPLE.org.")));
+    assert!(!exact.matches(&name("a.example.org")));
+}
+
+#[test]
+fn a_pattern_covers_what_it_wholly_contains() {
+    let covers = |one: &str, other: &str| rule(one).pattern.covers(&rule(other).pattern);
+    for (one, other, expected) in [
+        ("a.example", "a.example", true),
+        ("a.example", "*.a.example", false),
+        ("*.a.example", "a.example", false),
+        ("*.a.example", "b.a.example", true),
+        ("*.a.example", "*.a.example", true),
+        ("*.a.example", "*.b.a.example", true),
+        ("*.b.a.example", "*.a.example", false),
+        ("*.a.example", "*.ba.example", false),
+    ] {
+        assert_eq!(covers(one, other), expected, "{one} {other}");
+    }
+}
+
+#[test]
+fn rules_are_read_with_ports_and_options() {
+    let bare = rule("github.com");
+    assert_eq!(
+        (bare.deny, bare.ports.as_slice(), bare.options),
+        (false, [443].as_slice(), RuleOptions::default())
+    );
+    let full = rule("*.Corp.example:7999,443,443 private required telemetry by=broker");
+    assert_eq!(full.ports, [443, 7999]);
+    assert!(full.options.private && full.options.required && full.options.telemetry);
+    assert_eq!(full.options.by, Subject::Broker);
+    assert!(rule("!*.evil.example").deny);
+}
+
+#[test]
+fn what_is_shown_is_read_the_same() {
+    for text in [
+        "github.com",
+        "github.com:22,443",
+        "*.example.org",
+        "git.corp.example:7999 private",
+        "keys.example by=broker",
+        "boot.example private by=boot",
+        "!evil.example",
+        "!*.evil.example",
+    ] {
+        assert_eq!(rule(text).to_string(), text);
+    }
+}
+
+#[test]
+fn bad_rules_say_why() {
+    let not_name = |name: &str, why| RuleError::Name { name: name.to_owned(), why };
+    for (text, error) in [
+        ("*", RuleError::Everything("*".to_owned())),
+        ("*.", RuleError::Everything("*.".to_owned())),
+        ("*.*", RuleError::Everything("*.*".to_owned())),
+        ("!*", RuleError::Everything("*".to_owned())),
+        ("*:443", RuleError::Everything("*".to_owned())),
+        ("a.*.example", RuleError::Wildcard("a.*.example".to_owned())),
+        ("*a.example", RuleError::Wildcard("*a.example".to_owned())),
+        ("*.*.example", RuleError::Wildcard("*.*.example".to_owned())),
+        ("**.example", RuleError::Wildcard("**.example".to_owned())),
+        ("192.0.2.1", not_name("192.0.2.1", NameError::Address)),
+        ("192.0.2.1:443", not_name("192.0.2.1", NameError::Address)),
+        ("192.0.2.0/24", not_name("192.0.2.0/24", NameError::Address)),
+        ("2001:db8::/32", not_name("2001:db8::/32", NameError::Address)),
+        ("2001:db8::1", not_name("2001:db8::1", NameError::Address)),
+        ("[2001:db8::1]:443", not_name("[2001:db8::1]:443", NameError::Address)),
+        ("*.192.0.2.1", not_name("*.192.0.2.1", NameError::Address)),
+        ("a:443:80", not_name("a:443:80", NameError::Address)),
+        ("", not_name("", NameError::Empty)),
+        ("!", not_name("", NameError::Empty)),
+        ("! evil.example", not_name("", NameError::Empty)),
+        ("!!evil.example", not_name("!evil.example", NameError::Character('!'))),
+        (":443", not_name("", NameError::Empty)),
+        ("a.example:", RuleError::Port(String::new())),
+        ("a.example:0", RuleError::Port("0".to_owned())),
+        ("a.example:65536", RuleError::Port("65536".to_owned())),
+        ("a.example:+80", RuleError::Port("+80".to_owned())),
+        ("a.example:80,", RuleError::Port(String::new())),
+        ("a.example:80-90", RuleError::Port("80-90".to_owned())),
+        ("a.example:https", RuleError::Port("https".to_owned())),
+        ("a.example privat", RuleError::Option("privat".to_owned())),
+        ("a.example by=root", RuleError::Option("by=root".to_owned())),
+        ("a.example b.example", RuleError::Option("b.example".to_owned())),
+        ("!a.example:80", RuleError::DenyWithDetails),
+        ("!a.example private", RuleError::DenyWithDetails),
+        ("https://a.example", RuleError::Url("https://a.example".to_owned())),
+        ("a.example/path", RuleError::Url("a.example/path".to_owned())),
+    ] {
+        assert_eq!(rule_error(text), error, "{text:?}");
+    }
+}
+
+#[test]
+fn texts_tolerate_comments_crlf_and_a_byte_order_mark_and_report_every_line() {
+    let text = "\u{feff}# head\r\n\r\na.example # why\r\nb.example;c.example:80 ; ;\r\n*\r\nd.example:x; e.example\r\n";
+    let (rules, problems) = parse_rules(text, file);
+    let shown: Vec<String> = rules.iter().map(|rule| format!("{rule} ({})", rule.origin)).collect();
+    assert_eq!(shown, ["a.example (f:3)", "b.example (f:4)", "c.example:80 (f:4)", "e.example (f:6)"]);
+    let lines: Vec<usize> = problems.iter().map(|problem| problem.line).collect();
+    assert_eq!(lines, [5, 6]);
+    assert_eq!(parse_rules("", file), (vec![], vec![]));
+}
+
+#[test]
+fn verdicts_gather_ports_and_carry_their_reason() {
+    let list = list(
+        "github.com\ngithub.com:22\n*.example.org:80\na.example.org private\n!bad.example.org\nkeys.example by=broker\n!*.dark.example\nx.dark.example\n",
+    );
+    let ports = |text: &str| match list.verdict(&name(text)) {
+        Verdict::Allowed(allowed) => (allowed.ports, allowed.private),
+        Verdict::Denied(denied) => panic!("{text}: {denied}"),
+    };
+    assert_eq!(ports("github.com"), (vec![22, 443], false));
+    assert_eq!(ports("a.example.org"), (vec![80, 443], true));
+    assert_eq!(ports("b.c.example.org"), (vec![80], false));
+    let denied = |text: &str| match list.verdict(&name(text)) {
+        Verdict::Denied(denied) => denied.to_string(),
+        Verdict::Allowed(allowed) => panic!("{text}: {allowed:?}"),
+    };
+    assert_eq!(denied("example.org"), "not in the allowlist");
+    assert_eq!(denied("api.github.com"), "not in the allowlist");
+    assert_eq!(denied("bad.example.org"), "denied by the rule !bad.example.org (f:5)");
+    assert_eq!(denied("x.dark.example"), "denied by the rule !*.dark.example (f:7)");
+    assert_eq!(denied("keys.example"), "only for broker (f:6)");
+}
+
+#[test]
+fn a_deny_rule_wins_wherever_it_stands() {
+    for text in
+        ["a.example\n!a.example", "!a.example\na.example", "*.example\n!a.example", "!*.example\na.example"]
+    {
+        assert!(
+            matches!(list(text).verdict(&name("a.example")), Verdict::Denied(Denied::DenyRule(_))),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn exact_names_are_those_the_agent_may_use() {
+    let list =
+        list("b.example\na.example:80\na.example\n*.c.example\n!d.example\nd.example\ne.example by=boot\n");
+    assert_eq!(list.exact_names(), [name("a.example"), name("b.example")]);
+    assert_eq!(list.rules().len(), 7);
+}
+
+#[test]
+fn an_empty_list_denies() {
+    assert_eq!(Allowlist::default().verdict(&name("a.example")), Verdict::Denied(Denied::NotListed));
+}
+
+#[test]
+fn every_error_and_origin_is_shown() {
+    let names = [
+        NameError::Empty,
+        NameError::TooLong,
+        NameError::Label("x".to_owned()),
+        NameError::Character('$'),
+        NameError::Hyphen("-x".to_owned()),
+        NameError::NotAscii,
+        NameError::Address,
+    ];
+    assert!(names.iter().all(|error| error.to_string().len() > 10));
+    let rules = [
+        RuleError::Name { name: "x y".to_owned(), why: NameError::Character(' ') },
+        RuleError::Everything("*".to_owned()),
+        RuleError::Wildcard("a*".to_owned()),
+        RuleError::Port("x".to_owned()),
+        RuleError::Option("x".to_owned()),
+        RuleError::DenyWithDetails,
+        RuleError::Url("x/".to_owned()),
+    ];
+    assert!(rules.iter().all(|error| error.to_string().len() > 10));
+    assert_eq!(rules[0].to_string(), "\"x y\" is not a host name: the character ' ' can't be in a host name");
+    for (origin, text) in [
+        (file(3), "f:3"),
+        (Origin::Profile { name: "npm".to_owned(), line: 2 }, "network/profiles/npm.conf:2"),
+        (Origin::Setting { name: "X".to_owned() }, "X"),
+        (Origin::Repository { url: "u".to_owned() }, "repository u"),
+        (Origin::Operator, "operator"),
+    ] {
+        assert_eq!(origin.to_string(), text);
+    }
+    assert_eq!(
+        [Subject::Agent, Subject::Broker, Subject::Boot].map(|s| s.to_string()),
+        ["agent", "broker", "boot"]
+    );
+}

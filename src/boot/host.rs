@@ -1,0 +1,217 @@
+//! What the boot asks of the host, and what it tells the operator when the host says no.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use super::step::Trouble;
+use super::{agent_environment, agent_identity};
+use crate::config::provider::AgentValue;
+use crate::config::{ListenPort, OnExit, Transport};
+use crate::control::protocol::ClaudeStart;
+use crate::dns::keeper;
+use crate::dns::resolv_conf::{self, Upstreams};
+use crate::filesystem::{self, layout};
+use crate::firewall::ruleset::EngineDns;
+use crate::firewall::{self, nftables::NftablesError};
+use crate::innkeeper::Innkeeper;
+use crate::report::chain;
+use crate::session;
+use crate::status::Board;
+
+pub(super) const NEXT_FIREWALL: &str =
+    "somebody else changed the table inet innkeeper during the boot: find out who";
+pub(super) const NEXT_MOUNTS: &str = "add --cap-add SYS_ADMIN (where AppArmor is active also --security-opt \
+     apparmor=unconfined), or let the runtime make them: --tmpfs /run --tmpfs /tmp:exec,mode=1777 \
+     --tmpfs /workspace:exec --tmpfs /home/claude:exec";
+pub(super) const NEXT_SEAL: &str = "add --cap-add SYS_ADMIN (where AppArmor is active also --security-opt \
+     apparmor=unconfined), or --read-only and the mount read-only (-v …:ro); to give this up: \
+     INNKEEPER_BOOT_ACCEPT=rootfs";
+
+/// The remedy by the cause.
+pub(super) fn firewall_trouble(error: &firewall::FirewallError) -> Trouble {
+    let source = match error {
+        firewall::FirewallError::Open(source)
+        | firewall::FirewallError::Load(source)
+        | firewall::FirewallError::ReadBack(source) => Some(source),
+        firewall::FirewallError::Gone | firewall::FirewallError::Thread(_) => None,
+    };
+    match source {
+        Some(NftablesError::NotPermitted { .. }) => {
+            Trouble::unfit(chain(error), "add the capability: docker run --cap-add NET_ADMIN …")
+        }
+        Some(NftablesError::NoNfTables { .. }) => Trouble::unfit(
+            chain(error),
+            "run on a kernel with nf_tables (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET); the iptables backend is \
+             not in this version",
+        ),
+        Some(_) | None => Trouble::unfit(
+            chain(error),
+            "the kernel lacks a part of nf_tables: CONFIG_NFT_CT, NFT_NAT, NFT_REJECT_INET, NFT_LOG are needed",
+        ),
+    }
+}
+
+pub(super) fn mount_trouble(error: &filesystem::FilesystemError) -> Trouble {
+    match error {
+        filesystem::FilesystemError::Noexec { path } => {
+            let next = format!("mount it with exec: --tmpfs {}:exec", path.display());
+            Trouble::unfit(chain(error), next)
+        }
+        filesystem::FilesystemError::Mount { .. }
+        | filesystem::FilesystemError::Flags { .. }
+        | filesystem::FilesystemError::NotMounted { .. } => Trouble::unfit(chain(error), NEXT_MOUNTS),
+        filesystem::FilesystemError::Directory { .. } | filesystem::FilesystemError::Owner { .. } => {
+            Trouble::unfit(
+                chain(error),
+                "is the volume writable, and are the capabilities CHOWN, FOWNER and DAC_OVERRIDE there?",
+            )
+        }
+        filesystem::FilesystemError::Table(_) | filesystem::FilesystemError::Write { .. } => {
+            Trouble::internal(error)
+        }
+    }
+}
+
+/// The memory that the box may use: the cgroup's limit, else the machine's.
+pub(super) fn memory() -> u64 {
+    let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    let limit = limits.iter().find_map(|path| {
+        let text = std::fs::read_to_string(path).ok()?;
+        text.trim().parse::<u64>().ok()
+    });
+    let machine = <procfs::Meminfo as procfs::Current>::current().map_or(u64::MAX, |info| info.mem_total);
+    limit.map_or(machine, |limit| limit.min(machine))
+}
+
+/// Processes of the agent where the cgroup does not bound them. RLIMIT_NPROC counts a uid over all containers of the
+/// host, so the number is generous: it stops a bomb from taking the machine, not a large build.
+pub(super) fn process_limit() -> Option<u64> {
+    let bounded = ["/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max"]
+        .iter()
+        .any(|path| std::fs::read_to_string(path).is_ok_and(|text| text.trim().parse::<u64>().is_ok()));
+    let threads = std::fs::read_to_string("/proc/sys/kernel/threads-max");
+    let threads = threads.ok().and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(32_768);
+    (!bounded).then(|| (threads / 2).min(32_768))
+}
+
+/// Sockets that listen before ours: a pod's sidecar, the engine. Closed to the agent but for what the operator opened.
+pub(super) fn older_listeners(opened: &[ListenPort]) -> Vec<SocketAddr> {
+    let tcp =
+        procfs::net::tcp().unwrap_or_default().into_iter().chain(procfs::net::tcp6().unwrap_or_default());
+    let tcp = tcp.filter(|entry| entry.state == procfs::net::TcpState::Listen);
+    let udp =
+        procfs::net::udp().unwrap_or_default().into_iter().chain(procfs::net::udp6().unwrap_or_default());
+    let udp = udp.filter(|entry| entry.remote_address.port() == 0);
+    let tcp = tcp.map(|entry| (entry.local_address, Transport::Tcp));
+    let all = tcp.chain(udp.map(|entry| (entry.local_address, Transport::Udp)));
+    let mut listeners: Vec<SocketAddr> = all
+        .filter(|(address, transport)| {
+            !opened.iter().any(|open| open.port == address.port() && open.transport == *transport)
+        })
+        .map(|(address, _)| address)
+        // The engine's resolver has rules of its own, on every port.
+        .filter(|address| address.ip() != IpAddr::V4(resolv_conf::ENGINE))
+        .collect();
+    listeners.sort();
+    listeners.dedup();
+    listeners
+}
+
+/// Where it can't be written every packet to port 53 comes to us all the same.
+pub(super) fn write_resolv_conf(path: &Path, former: &Upstreams, board: &Board) {
+    let text = resolv_conf::render(IpAddr::V4(keeper::LISTEN_V4), former);
+    let written = OpenOptions::new()
+        .write(true)
+        .truncate(true)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(path)
+        .and_then(|mut file| file.write_all(text.as_bytes()));
+    if let Err(error) = written {
+        board.warn(format!(
+            "{} can't be written ({error}); programs that read it reach the box's resolver by redirection",
+            path.display()
+        ));
+    }
+}
+
+pub(super) fn list(addresses: &[SocketAddr]) -> String {
+    let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    if texts.is_empty() { "nobody".to_owned() } else { texts.join(", ") }
+}
+
+pub(super) fn engine_warning(engine: &EngineDns) -> String {
+    let whom = if engine.forwards_to.is_empty() {
+        "any resolver, since this engine does not say whom it asks".to_owned()
+    } else {
+        list(&engine.forwards_to)
+    };
+    format!(
+        "accepted: the engine's own resolver forwards from a uid-0 socket inside the box, so uid 0 may ask {whom} on \
+         port 53 (the agent may not)"
+    )
+}
+
+pub(super) fn sha256(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+const CLAUDE: &str = "/usr/local/bin/claude";
+
+/// Claude's own settings that an agent or a repository must not turn: seen with the real binary, a settings file
+/// that sets ANTHROPIC_BASE_URL or a proxy makes it send its token there, unless the host claims the provider.
+const CLAUDE_ENV: &[(&str, &str)] = &[
+    ("CLAUDE_CODE_PROVIDER_MANAGED_BY_HOST", "1"),
+    ("CLAUDE_CODE_SANDBOXED", "1"),
+    ("CLAUDE_CODE_DISABLE_OFFICIAL_MARKETPLACE_AUTOINSTALL", "1"),
+];
+
+/// The session: Claude Code, or what the operator put in its place.
+pub(super) fn session_plan(innkeeper: &Innkeeper, repository: Option<String>) -> session::Plan {
+    let config = &innkeeper.config;
+    let workdir = repository.unwrap_or_else(|| layout::WORKSPACE.to_owned());
+    let mut env: Vec<(String, String)> =
+        CLAUDE_ENV.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let mut oauth_token = None;
+    for variable in config.agent_variables() {
+        match variable.value {
+            AgentValue::Plain(value) => env.push((variable.name.to_owned(), value)),
+            AgentValue::Secret(secret) if variable.name == "CLAUDE_CODE_OAUTH_TOKEN" => {
+                oauth_token = Some(secret.expose().to_owned());
+            }
+            AgentValue::Secret(secret) | AgentValue::SecretFile(secret) => {
+                env.push((variable.name.to_owned(), secret.expose().to_owned()));
+            }
+        }
+    }
+    let (program, mut args) = match config.session.command.split_first() {
+        Some((program, args)) => (program.clone(), args.to_vec()),
+        None => (CLAUDE.to_owned(), vec!["--dangerously-skip-permissions".to_owned()]),
+    };
+    args.extend(config.session.args.iter().cloned());
+    let start = ClaudeStart {
+        program,
+        args,
+        env,
+        cwd: workdir.clone(),
+        prompt: config.session.prompt.as_ref().map(|prompt| prompt.as_str().to_owned()),
+        resume: false,
+        oauth_token,
+    };
+    let on_exit = match config.session.on_exit {
+        OnExit::Restart => session::OnExit::Restart,
+        OnExit::Shell => session::OnExit::Shell,
+        OnExit::Stop => session::OnExit::Stop,
+    };
+    session::Plan {
+        identity: agent_identity(innkeeper, &workdir),
+        env: agent_environment(innkeeper),
+        workdir,
+        start,
+        on_exit,
+    }
+}

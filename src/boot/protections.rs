@@ -1,0 +1,149 @@
+//! The protections by name, each with the look that proves it; the boot and `status` use the same.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use super::step::Trouble;
+use super::{agent_identity, sealed_directories};
+use crate::filesystem::{self, Sealed};
+use crate::firewall::Firewall;
+use crate::innkeeper::Innkeeper;
+use crate::readiness::{self, Attempt};
+use crate::status::report::SecretHeld;
+use crate::status::{Held, MAX_AGE, Verify};
+use crate::supervisor::Spawner;
+use crate::supervisor::run_as::Identity;
+
+/// When it was tried, and how it ended.
+type Tried = (Instant, Vec<Attempt>);
+
+/// The self-attack and its last result, shared by all protections that it proves.
+#[derive(Debug, Clone)]
+pub(super) struct Attack {
+    spawner: Spawner,
+    identity: Identity,
+    attack: readiness::Attack,
+    last: Arc<Mutex<Option<Tried>>>,
+}
+
+impl Attack {
+    pub(super) fn plan(innkeeper: &Innkeeper, sealed: &Sealed) -> Self {
+        let upstreams = innkeeper.board().update(|report| {
+            report.dns.upstreams.iter().filter_map(|upstream| upstream.address.parse().ok()).collect()
+        });
+        Self {
+            spawner: innkeeper.spawner.clone(),
+            identity: agent_identity(innkeeper, "/"),
+            attack: readiness::Attack {
+                supervisor: std::process::id(),
+                resolver: readiness::probe::resolver(),
+                upstreams,
+                sealed: sealed_directories(sealed.writable()),
+                doors: sealed.doors().to_vec(),
+                userns: innkeeper.config.agent.userns,
+            },
+            last: Arc::default(),
+        }
+    }
+
+    /// Attacks now.
+    pub(super) fn run(&self) -> Result<Vec<Attempt>, readiness::ReadinessError> {
+        let attempts = readiness::attack(&self.spawner, &self.identity, &self.attack)?;
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = Some((Instant::now(), attempts.clone()));
+        Ok(attempts)
+    }
+
+    /// The result of an attack that is not older than a proof may be.
+    fn recent(&self) -> Result<Vec<Attempt>, String> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match last {
+            Some((at, attempts)) if at.elapsed() < MAX_AGE => Ok(attempts),
+            Some(_) | None => self.run().map_err(|error| crate::report::chain(&error)),
+        }
+    }
+
+    /// What of it speaks about one protection.
+    fn judge(&self, protection: &'static str) -> Result<String, String> {
+        let attempts = self.recent()?;
+        let passed = readiness::passed(&attempts, Some(protection));
+        if passed.is_empty() {
+            Ok(readiness::summary(&attempts, Some(protection)))
+        } else {
+            Err(format!("the self-attack got through: {}", passed.join("; ")))
+        }
+    }
+}
+
+/// Registers every protection; the first that does not hold, and was not given up, stops the boot.
+pub(super) fn register(innkeeper: &Arc<Innkeeper>, attack: &Attack, sealed: &Sealed) -> Result<(), Trouble> {
+    let Some(firewall) = innkeeper.firewall.get() else {
+        return Err(Trouble::unfit("there is no firewall", "please report this"));
+    };
+    let checks: [(&'static str, Verify); 7] = [
+        ("egress-ipv4", egress(firewall, attack, "egress-ipv4")),
+        ("egress-ipv6", egress(firewall, attack, "egress-ipv6")),
+        ("dns", dns(innkeeper, attack)),
+        ("rootfs", rootfs(sealed, attack)),
+        ("host-doors", by_attack(attack, "host-doors", "covered by empty mounts")),
+        ("agent", by_attack(attack, "agent", "no capability, no_new_privs, seccomp, own uid")),
+        ("control", by_attack(attack, "control", "SO_PEERCRED for every request")),
+    ];
+    for (name, verify) in checks {
+        let accepted = innkeeper.config.boot.accepts(name);
+        innkeeper.board().protect(name, accepted, verify).map_err(|found| {
+            let next = format!(
+                "the box is not what it promises, so no agent was started; if you can live with that and the name is \
+                 one that may be given up: INNKEEPER_BOOT_ACCEPT={name}"
+            );
+            Trouble::unfit(format!("{name}: {found}"), next)
+        })?;
+    }
+    Ok(())
+}
+
+fn egress(firewall: &Firewall, attack: &Attack, name: &'static str) -> Verify {
+    let (firewall, attack) = (firewall.clone(), attack.clone());
+    Arc::new(move || {
+        let live = firewall.verify()?;
+        let tried = attack.judge(name)?;
+        Ok(Held::by("nftables").detail(format!("{live}; {tried}")))
+    })
+}
+
+fn dns(innkeeper: &Arc<Innkeeper>, attack: &Attack) -> Verify {
+    let (innkeeper, attack) = (Arc::clone(innkeeper), attack.clone());
+    Arc::new(move || {
+        let Some(keeper) = innkeeper.keeper.get() else { return Err("no resolver".to_owned()) };
+        let up = keeper.verify()?;
+        let tried = attack.judge("dns")?;
+        Ok(Held::by("allowlisting resolver").detail(format!("{up}; {tried}")))
+    })
+}
+
+fn rootfs(sealed: &Sealed, attack: &Attack) -> Verify {
+    let (sealed, attack) = (sealed.clone(), attack.clone());
+    Arc::new(move || {
+        filesystem::seal::verify(sealed.writable())?;
+        let tried = attack.judge("rootfs")?;
+        Ok(Held::by("read-only mounts").detail(tried))
+    })
+}
+
+fn by_attack(attack: &Attack, name: &'static str, how: &'static str) -> Verify {
+    let attack = attack.clone();
+    Arc::new(move || Ok(Held::by(how).detail(attack.judge(name)?)))
+}
+
+/// What the box holds, and what of it the agent can read: said, not hidden.
+pub(super) fn show_secrets(innkeeper: &Innkeeper) {
+    for credential in innkeeper.config.secrets.iter() {
+        innkeeper.board().secret(SecretHeld {
+            name: credential.name.as_str().to_owned(),
+            source: credential.source.as_str().to_owned(),
+            held_by: credential.held_by.as_str().to_owned(),
+            // The helper gives its value to whoever runs as the agent; until the broker holds it, that is reading it.
+            agent_can_read: credential.held_by != crate::secrets::Holder::Broker,
+        });
+    }
+}

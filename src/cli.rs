@@ -1,0 +1,204 @@
+//! The commands and their flags; each is one call into its room.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::Path;
+
+use clap::{Parser, Subcommand};
+
+use crate::control::client;
+use crate::control::protocol::{Request, Response};
+use crate::identity::{credential, home};
+use crate::init::Init;
+use crate::readiness;
+use crate::report::{self, exit};
+use crate::session::{attach, pane};
+use crate::status::command::StatusArgs;
+use crate::supervisor::run_as::{self, Identity};
+use crate::workspace::clone::{self, Clone};
+
+/// PID 1 of a box in which an autonomous coding agent works behind an allowlist.
+#[derive(Debug, Parser)]
+#[command(name = "innkeeper", version, about, after_help = AFTER_HELP, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+const AFTER_HELP: &str = "Examples:
+  docker run -it --cap-add NET_ADMIN --cap-add SYS_ADMIN \\
+      -e CLAUDE_CODE_OAUTH_TOKEN -e GH_TOKEN -e REPO_URL=https://github.com/you/repo innkeeper
+  docker exec -it BOX innkeeper attach        enter the session; Ctrl-b d leaves it
+  docker exec BOX innkeeper status            everything about the box on one screen
+  docker exec BOX innkeeper check pypi.org    may the agent reach this, and why
+
+`innkeeper settings` prints every variable and key. Exit status: 0 as asked, 64 usage, 70 a fault of
+innkeeper, 77 refused, 78 configuration or host unfit, 128+n after a stop by signal n.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Boot and supervise the box (what a bare `innkeeper` does as PID 1)
+    Init(Init),
+    /// Everything about the box on one screen
+    Status(StatusArgs),
+    /// Enter the session; until it is there, boot progress
+    Attach {
+        /// Look, but do not type
+        #[arg(long)]
+        read_only: bool,
+        #[arg(long, hide = true)]
+        console: bool,
+    },
+    /// The policy's verdict on a name or URL, and the rule that gives it
+    Check {
+        /// NAME, NAME:PORT or a URL
+        what: String,
+    },
+    /// Read the allowlist again: all of it takes effect, or nothing
+    Reload,
+    /// Every setting: key, default, variable
+    Settings,
+    /// The firewall's rules in the syntax of nft, each with its purpose
+    Rules,
+    #[command(hide = true)]
+    Dns,
+    #[command(hide = true)]
+    Pane,
+    #[command(hide = true)]
+    Probe { attack: String },
+    #[command(hide = true)]
+    Home(home::Home),
+    #[command(hide = true)]
+    Clone(Clone),
+    /// Git's credential helper
+    #[command(hide = true)]
+    Credential { operation: String },
+    #[command(hide = true)]
+    RunAs {
+        #[command(flatten)]
+        identity: Identity,
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
+}
+
+/// Runs what argv says; returns the exit status.
+#[must_use]
+pub fn run(args: Vec<OsString>) -> u8 {
+    let called = args.first().map(Path::new).and_then(Path::file_name).unwrap_or_default().to_os_string();
+    match called.to_str() {
+        // The image's links: gh asks the box for its token, the others are short forms.
+        Some("gh") => failed("gh", &credential::gh(args.get(1..).unwrap_or_default())),
+        Some(short @ ("status" | "attach")) => {
+            let mut long = vec![OsString::from("innkeeper"), short.into()];
+            long.extend(args.into_iter().skip(1));
+            parse(&long)
+        }
+        Some(_) | None => parse(&args),
+    }
+}
+
+fn parse(args: &[OsString]) -> u8 {
+    match Cli::try_parse_from(args) {
+        Ok(Cli { command: Some(command) }) => dispatch(command),
+        Ok(Cli { command: None }) if std::process::id() == 1 => crate::init::run(&Init::default()),
+        Ok(Cli { command: None }) => {
+            report::last_words("usage", "what is to be done? See innkeeper --help");
+            exit::USAGE
+        }
+        Err(error) => {
+            // clap chooses the stream: help goes to standard output and is no error.
+            drop(error.print());
+            if error.use_stderr() { exit::USAGE } else { exit::OK }
+        }
+    }
+}
+
+fn dispatch(command: Command) -> u8 {
+    match command {
+        Command::Init(init) => crate::init::run(&init),
+        Command::Status(args) => crate::status::command::run(&args),
+        Command::Attach { read_only, console } => {
+            done("attach", attach::run(attach::Attach { console, read_only }))
+        }
+        Command::Check { what } => ask(&Request::Check { what }),
+        Command::Reload => ask(&Request::Reload),
+        Command::Settings => print(&crate::config::settings::help()),
+        Command::Rules => ask(&Request::Rules),
+        Command::Dns => done("dns", crate::dns::run()),
+        Command::Pane => done("pane", pane::run()),
+        Command::Probe { attack } => probe(&attack),
+        Command::Home(home) => done("home", home::run(&home)),
+        Command::Clone(clone) => {
+            let outcome = clone::run(&clone);
+            print(&format!("{}\n", outcome.line));
+            u8::try_from(outcome.status).unwrap_or(exit::INTERNAL)
+        }
+        Command::Credential { operation } => answer_git(&operation),
+        Command::RunAs { identity, command } => failed("run-as", &run_as::run(&identity, &command)),
+    }
+}
+
+/// Standard output, whose reader may have gone.
+pub(crate) fn print(text: &str) -> u8 {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => exit::OK,
+        Err(_) => 1,
+    }
+}
+
+fn failed(what: &str, error: &dyn std::error::Error) -> u8 {
+    report::last_words(what, &report::chain(error));
+    exit::INTERNAL
+}
+
+fn done<E: std::error::Error>(what: &str, result: Result<(), E>) -> u8 {
+    result.map_or_else(|error| failed(what, &error), |()| exit::OK)
+}
+
+fn probe(attack: &str) -> u8 {
+    // The self-attack asks PID 1 and its neighbours; what it holds itself is nobody's business.
+    match serde_json::from_str::<readiness::Attack>(attack) {
+        Ok(attack) => {
+            let attempts = readiness::probe::run(&attack);
+            print(&serde_json::to_string(&attempts).unwrap_or_default())
+        }
+        Err(error) => failed("probe", &error),
+    }
+}
+
+fn answer_git(operation: &str) -> u8 {
+    match credential::helper(operation, std::io::stdin().lock()) {
+        Ok(Some(answer)) => print(&answer),
+        Ok(None) => exit::OK,
+        Err(error) => failed("credential", &error),
+    }
+}
+
+/// Asks the box and prints its answer in a line.
+fn ask(request: &Request) -> u8 {
+    match client::ask(request) {
+        Ok(Response::Verdict { allowed, explanation, .. }) => {
+            print(&format!("{explanation}\n"));
+            u8::from(!allowed)
+        }
+        Ok(Response::Rules { text }) => print(&text),
+        Ok(Response::Reloaded { generation, rules }) => {
+            print(&format!("policy generation {generation}: {rules} rules\n"))
+        }
+        Ok(Response::Refused { reason }) => {
+            report::last_words("refused", &reason);
+            exit::CEILING
+        }
+        Ok(Response::Failed { reason }) => {
+            report::last_words("failed", &reason);
+            exit::CONFIG
+        }
+        Ok(_) => {
+            report::last_words("control", "the box gave the answer to another question");
+            exit::INTERNAL
+        }
+        Err(error) => failed("control", &error),
+    }
+}

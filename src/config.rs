@@ -1,0 +1,253 @@
+//! The configuration of the box: every source read, every problem found, one typed value.
+//!
+//! Order of precedence: `INNKEEPER_SECTION_KEY`, a variable of other tools that means the same, `innkeeper.toml`, the
+//! default; of a secret `NAME`, `NAME_FILE`, `/run/secrets/NAME`. Nothing is applied here: what comes out is complete
+//! and consistent, or it is a report of all that is wrong.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::allowlist::{Ceiling, Rule};
+use crate::secrets::{Holder, SecretName, Secrets};
+
+mod build;
+mod credentials;
+pub mod environment;
+mod files;
+pub mod policy;
+pub mod problems;
+pub mod provider;
+mod raw;
+pub mod repository;
+pub mod settings;
+pub mod units;
+mod values;
+mod variables;
+
+pub use environment::Environment;
+pub use problems::{Cause, Problem, Problems};
+pub use provider::{AgentValue, AgentVariable, Model};
+pub use repository::{RepoUrl, Repository};
+pub use units::ByteSize;
+
+/// Where the configuration is looked for.
+#[derive(Debug)]
+pub struct Sources {
+    pub env: Environment,
+    pub toml_path: PathBuf,
+    pub allowlist_path: PathBuf,
+    pub profiles_dir: PathBuf,
+    pub ceiling_path: PathBuf,
+    pub secrets_dir: PathBuf,
+}
+
+impl Default for Sources {
+    /// The places of the design, and no environment.
+    fn default() -> Self {
+        Self {
+            env: Environment::default(),
+            toml_path: "/etc/innkeeper/innkeeper.toml".into(),
+            allowlist_path: "/etc/innkeeper/network/domains.conf".into(),
+            profiles_dir: "/etc/innkeeper/network/profiles".into(),
+            ceiling_path: "/etc/innkeeper/ceiling.conf".into(),
+            secrets_dir: "/run/secrets".into(),
+        }
+    }
+}
+
+/// The whole configuration.
+#[derive(Debug)]
+pub struct Config {
+    pub model: Model,
+    pub secrets: Secrets,
+    /// What `secrets.required` names.
+    pub required_secrets: Vec<SecretName>,
+    pub network: Network,
+    pub filesystem: Filesystem,
+    pub repositories: Vec<Repository>,
+    pub session: Session,
+    pub agent: AgentPermissions,
+    pub tls: Tls,
+    pub log: Log,
+    pub boot: Boot,
+    pub identity: Identity,
+    /// What is odd, but no reason not to start.
+    pub warnings: Vec<String>,
+}
+
+impl Config {
+    /// What the agent's environment gets by configuration: the provider's variables, and what `secrets.required`
+    /// names unless somebody else than the agent holds it.
+    #[must_use]
+    pub fn agent_variables(&self) -> Vec<AgentVariable<'_>> {
+        let mut variables = self.model.variables(&self.secrets);
+        for name in &self.required_secrets {
+            let held = self.secrets.credential(name.as_str()).filter(|one| one.held_by == Holder::Agent);
+            if let Some(credential) = held
+                && variables.iter().all(|variable| variable.name != name.as_str())
+            {
+                variables.push(AgentVariable::of_secret(credential));
+            }
+        }
+        variables
+    }
+}
+
+/// What the box may reach, and how that is enforced.
+#[derive(Debug)]
+pub struct Network {
+    /// Every effective rule with its origin, the repositories' hosts and the model's names included.
+    pub rules: Vec<Rule>,
+    pub ceiling: Ceiling,
+    pub profiles: Vec<String>,
+    /// DNS servers; those of the old resolv.conf if empty.
+    pub upstreams: Vec<SocketAddr>,
+    pub backend: Backend,
+    pub refresh: Duration,
+    pub boot_timeout: Duration,
+    pub inbound: Vec<ListenPort>,
+    pub loopback: Vec<ListenPort>,
+}
+
+/// What the firewall is made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    Auto,
+    Nftables,
+}
+
+/// A port and its transport.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ListenPort {
+    pub port: u16,
+    pub transport: Transport,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Transport {
+    Tcp,
+    Udp,
+}
+
+impl fmt::Display for ListenPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let transport = match self.transport {
+            Transport::Tcp => "tcp",
+            Transport::Udp => "udp",
+        };
+        write!(f, "{}/{transport}", self.port)
+    }
+}
+
+/// The sizes of the writable places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Filesystem {
+    pub workspace_size: ByteSize,
+    pub tmp_size: ByteSize,
+    pub home_size: ByteSize,
+}
+
+/// How the agent works, and when it ends.
+#[derive(Debug)]
+pub struct Session {
+    pub agent: Agent,
+    /// Further arguments of the agent.
+    pub args: Vec<String>,
+    /// What runs in the agent's place; the agent if empty.
+    pub command: Vec<String>,
+    pub prompt: Option<Prompt>,
+    pub on_exit: OnExit,
+    pub stop_timeout: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Agent {
+    Claude,
+}
+
+/// What happens when the agent exits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnExit {
+    Restart,
+    Shell,
+    Stop,
+}
+
+/// The task of the agent. It is nobody else's business: logs name its SHA-256 only.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Prompt(String);
+
+impl Prompt {
+    #[must_use]
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Prompt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Prompt({} octets)", self.0.len())
+    }
+}
+
+/// Kernel features that the agent is given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct AgentPermissions {
+    /// New user namespaces.
+    pub userns: bool,
+    pub ptrace: bool,
+}
+
+/// Trust beside every tool's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// A PEM file with at least one certificate.
+    pub ca_certs: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Log {
+    pub format: LogFormat,
+}
+
+/// How events are written to standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Boot {
+    /// Protections given up, by name.
+    pub accept: Vec<String>,
+}
+
+impl Boot {
+    #[must_use]
+    pub fn accepts(&self, protection: &str) -> bool {
+        self.accept.iter().any(|accepted| accepted == protection)
+    }
+}
+
+/// The author of the agent's commits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub name: String,
+    pub email: String,
+}
+
+/// Reads and checks everything. An error holds all problems, each once, without any secret.
+pub fn load(sources: &Sources) -> Result<Config, Problems> {
+    build::build(sources)
+}
+
+#[cfg(test)]
+mod tests;

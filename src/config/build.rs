@@ -1,0 +1,312 @@
+//! From what was typed to [`Config`].
+
+use std::path::Path;
+
+use super::credentials::{self, Credentials};
+use super::files::{CONFIG_LIMIT, read_text};
+use super::policy;
+use super::problems::{Problem, Problems};
+use super::provider::{GatewayUrl, Model, PROVIDER_SETTINGS, Provider, check_cloud_name};
+use super::raw::{Place, RawConfig, RawRepository, RawSettings, RawValue, read_toml};
+use super::repository::{Branch, DirectoryName, RepoUrl, Repository};
+use super::values::Values;
+use super::variables::{Variables, read_variables};
+use super::{
+    Agent, AgentPermissions, Backend, Boot, Config, Filesystem, Identity, Log, LogFormat, Network, OnExit,
+    Prompt, Session, Sources, Tls,
+};
+
+pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
+    let Variables { settings: variables, mut problems, mut warnings } = read_variables(&sources.env);
+    let (file, file_problems) = read_file(&sources.toml_path);
+    problems.extend(file_problems);
+
+    let repositories = merge_repositories(&variables, file.repositories, &mut problems, &mut warnings);
+    let mut settings = file.settings;
+    settings.extend(variables);
+    let mut values = Values::new(settings);
+    values.problems = problems;
+
+    let model = model(&mut values, &mut warnings);
+    let repositories = read_repositories(repositories, &mut values.problems);
+    let filesystem = filesystem(&mut values);
+    let session = session(&mut values);
+    let agent = agent(&mut values);
+    let tls = tls(&mut values);
+    let log = log(&mut values);
+    let boot = Boot { accept: values.words("boot.accept") };
+    let identity = identity(&mut values);
+    let network = network(sources, &mut values, &repositories, &model, &mut warnings);
+    let Credentials { secrets, required, seen } =
+        credentials::find(sources, &mut values, model.provider(), &mut warnings);
+
+    let problems = Problems(values.problems).redacted(&seen);
+    if !problems.0.is_empty() {
+        return Err(problems);
+    }
+    let warnings = warnings.iter().map(|warning| secrets.redact(warning)).collect();
+    Ok(Config {
+        model,
+        secrets,
+        required_secrets: required,
+        network,
+        filesystem,
+        repositories,
+        session,
+        agent,
+        tls,
+        log,
+        boot,
+        identity,
+        warnings,
+    })
+}
+
+fn read_file(path: &Path) -> (RawConfig, Vec<Problem>) {
+    match read_text(path, CONFIG_LIMIT) {
+        Ok(Some(text)) => read_toml(&text, &path.display().to_string()),
+        Ok(None) => (RawConfig::default(), Vec::new()),
+        Err(error) => {
+            let problem =
+                Problem::new(path.display().to_string(), error.sentence(), "make it a readable text file");
+            (RawConfig::default(), vec![problem])
+        }
+    }
+}
+
+fn model(values: &mut Values, warnings: &mut Vec<String>) -> Model {
+    let provider = values.choice(
+        "model.provider",
+        Provider::Anthropic,
+        &[
+            ("anthropic", Provider::Anthropic),
+            ("bedrock", Provider::Bedrock),
+            ("vertex", Provider::Vertex),
+            ("gateway", Provider::Gateway),
+        ],
+    );
+    for key in PROVIDER_SETTINGS.iter().filter(|key| !provider.settings().contains(key)) {
+        if values.is_set(key) {
+            let place = values.place(key);
+            warnings.push(format!("{place}: {key} is not used: model.provider is {}", provider.as_str()));
+        }
+    }
+    for key in provider.settings() {
+        if !values.is_set(key) {
+            missing(values, key, provider);
+        }
+    }
+    let model = match provider {
+        Provider::Anthropic => Some(Model::Anthropic),
+        Provider::Bedrock => cloud(values, "model.aws_region").map(|region| Model::Bedrock { region }),
+        Provider::Vertex => {
+            // Both are read before either is given up, so that both are reported.
+            let (region, project) =
+                (cloud(values, "model.vertex_region"), cloud(values, "model.vertex_project"));
+            region.zip(project).map(|(region, project)| Model::Vertex { region, project })
+        }
+        Provider::Gateway => gateway(values).map(|url| Model::Gateway { url }),
+    };
+    // A stand-in of the same provider, so that its credentials are still looked for.
+    model.unwrap_or_else(|| stand_in(provider))
+}
+
+fn missing(values: &mut Values, key: &str, provider: Provider) {
+    let variable = super::settings::setting(key).map_or_else(String::new, |setting| {
+        let alias = setting.aliases.first().map_or_else(|| setting.variable(), |alias| (*alias).to_owned());
+        format!("for example {alias}={}", setting.example)
+    });
+    let message = format!("is missing; model.provider = {} needs it", provider.as_str());
+    values.problems.push(Problem::new(key, message, variable));
+}
+
+fn stand_in(provider: Provider) -> Model {
+    let unknown = || "unknown".to_owned();
+    match provider {
+        Provider::Anthropic => Model::Anthropic,
+        Provider::Bedrock => Model::Bedrock { region: unknown() },
+        Provider::Vertex => Model::Vertex { region: unknown(), project: unknown() },
+        Provider::Gateway => GatewayUrl::parse("https://unknown.invalid")
+            .map_or(Model::Anthropic, |url| Model::Gateway { url }),
+    }
+}
+
+fn cloud(values: &mut Values, key: &'static str) -> Option<String> {
+    values.line(key, check_cloud_name)
+}
+
+fn gateway(values: &mut Values) -> Option<GatewayUrl> {
+    let found = values.one("model.base_url").filter(|found| !found.text.trim().is_empty())?;
+    GatewayUrl::parse(&found.text).map_err(|error| values.refuse_unseen(&found, error)).ok()
+}
+
+/// The variables describe one repository. With an address they replace the list of the file; without, they refine
+/// the only entry of it.
+fn merge_repositories(
+    variables: &RawSettings,
+    mut listed: Vec<RawRepository>,
+    problems: &mut Vec<Problem>,
+    warnings: &mut Vec<String>,
+) -> Vec<RawRepository> {
+    let blank = |value: &RawValue| matches!(value, RawValue::One(text) if text.trim().is_empty());
+    let given =
+        variables.iter().filter(|(key, given)| key.starts_with("repository.") && !blank(&given.value));
+    let given: RawSettings = given.map(|(key, given)| (*key, given.clone())).collect();
+    if let Some(url) = given.get("repository.url") {
+        if !listed.is_empty() {
+            warnings.push(format!("{} replaces the repositories of the file ({})", url.place, listed.len()));
+        }
+        return vec![RawRepository { place: url.place.clone(), settings: given }];
+    }
+    match listed.as_mut_slice() {
+        [only] => only.settings.extend(given),
+        [] | [_, _, ..] => problems.extend(given.values().map(|given| {
+            let message = "describes a repository, but which one is not said";
+            Problem::new(given.place.to_string(), message, "give INNKEEPER_REPOSITORY_URL too")
+        })),
+    }
+    listed
+}
+
+fn read_repositories(raw: Vec<RawRepository>, problems: &mut Vec<Problem>) -> Vec<Repository> {
+    let mut repositories: Vec<Repository> = Vec::new();
+    for RawRepository { place, settings } in raw {
+        let mut values = Values::new(settings);
+        let repository = read_repository(&mut values, &place);
+        problems.append(&mut values.problems);
+        let Some(repository) = repository else { continue };
+        if repositories.iter().any(|other| other.path == repository.path) {
+            let message = format!("two repositories have the path \"{}\"", repository.path);
+            problems.push(Problem::new(place.to_string(), message, "give each its own repository.path"));
+        }
+        repositories.push(repository);
+    }
+    repositories
+}
+
+fn read_repository(values: &mut Values, place: &Place) -> Option<Repository> {
+    values.later("repository.bundle");
+    let path = values.one("repository.path")?;
+    let path = DirectoryName::parse(path.text.trim()).map_err(|error| values.refuse(&path, error)).ok();
+    let branch = values.one("repository.branch").filter(|found| !found.text.is_empty());
+    let branch = branch
+        .and_then(|found| Branch::parse(&found.text).map_err(|error| values.refuse(&found, error)).ok());
+    let depth = values.number("repository.depth");
+    if !values.is_set("repository.url") {
+        if !values.is_set("repository.bundle") {
+            let next = "for example url = \"https://github.com/owner/repo\"";
+            values.problems.push(Problem::new(place.to_string(), "a repository has no url", next));
+        }
+        return None;
+    }
+    let found = values.one("repository.url")?;
+    match RepoUrl::parse(&found.text) {
+        Ok(url) => Some(Repository { url, path: path?, branch, depth }),
+        Err(error) => {
+            values.refuse_unseen(&found, error);
+            None
+        }
+    }
+}
+
+fn filesystem(values: &mut Values) -> Filesystem {
+    Filesystem {
+        workspace_size: values.size("filesystem.workspace_size"),
+        tmp_size: values.size("filesystem.tmp_size"),
+        home_size: values.size("filesystem.home_size"),
+    }
+}
+
+fn session(values: &mut Values) -> Session {
+    // One word each in this version; the others are refused by name.
+    values.choice("session.start", (), &[("boot", ())]);
+    values.choice("session.mode", (), &[("tmux", ())]);
+    values.choice("session.on_limit", (), &[("wait", ())]);
+    for key in ["session.until", "session.max_time", "session.max_cost"] {
+        values.later(key);
+    }
+    let prompt = values.one("session.prompt").filter(|found| !found.text.trim().is_empty());
+    if let Some(found) = prompt.as_ref().filter(|found| found.text.contains('\0')) {
+        values.refuse_unseen(found, "it holds a NUL");
+    }
+    let on_exit = [("restart", OnExit::Restart), ("shell", OnExit::Shell), ("stop", OnExit::Stop)];
+    Session {
+        agent: values.choice("session.agent", Agent::Claude, &[("claude", Agent::Claude)]),
+        args: values.arguments("session.args"),
+        command: values.arguments("session.command"),
+        prompt: prompt.map(|found| Prompt::new(found.text)),
+        on_exit: values.choice("session.on_exit", OnExit::Restart, &on_exit),
+        stop_timeout: values.duration("session.stop_timeout"),
+    }
+}
+
+fn agent(values: &mut Values) -> AgentPermissions {
+    let words = values.words("agent.allow");
+    let has = |wanted: &str| words.iter().any(|word| word == wanted);
+    AgentPermissions { userns: has("userns"), ptrace: has("ptrace") }
+}
+
+fn tls(values: &mut Values) -> Tls {
+    let ca_certs = values.path("tls.ca_certs");
+    if let (Some(path), Some(found)) = (&ca_certs, values.one("tls.ca_certs")) {
+        match read_text(path, 4 * CONFIG_LIMIT) {
+            Ok(Some(text)) if text.contains("PRIVATE KEY-----") => {
+                values.refuse(&found, "the file holds a private key; only certificates belong there");
+            }
+            Ok(Some(text)) if text.contains("-----BEGIN CERTIFICATE-----") => {}
+            Ok(Some(_)) => values.refuse(&found, "the file holds no PEM certificate"),
+            Ok(None) => values.refuse(&found, "there is no such file"),
+            Err(error) => values.refuse(&found, error.sentence()),
+        }
+    }
+    Tls { ca_certs }
+}
+
+fn log(values: &mut Values) -> Log {
+    values.later("log.file");
+    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+    Log { format: values.choice("log.format", LogFormat::Text, &formats) }
+}
+
+fn identity(values: &mut Values) -> Identity {
+    // git refuses or drops these (ident.c), so that a commit would fail much later.
+    let brackets = |text: &str| text.contains(['<', '>']).then_some("it holds \"<\" or \">\"");
+    let mail = |text: &str| {
+        let text = text.trim();
+        let good =
+            text.contains('@') && !text.contains(|c: char| c.is_whitespace() || matches!(c, '<' | '>'));
+        (!good).then_some("it is not a mail address")
+    };
+    let name = values.line("identity.name", brackets);
+    let email = values.line("identity.email", mail);
+    let default =
+        |key| super::settings::setting(key).map_or_else(String::new, |setting| setting.default.to_owned());
+    Identity {
+        name: name.unwrap_or_else(|| default("identity.name")),
+        email: email.unwrap_or_else(|| default("identity.email")),
+    }
+}
+
+fn network(
+    sources: &Sources,
+    values: &mut Values,
+    repositories: &[Repository],
+    model: &Model,
+    warnings: &mut Vec<String>,
+) -> Network {
+    values.choice("network.requests", (), &[("deny", ())]);
+    let backends = [("auto", Backend::Auto), ("nftables", Backend::Nftables)];
+    let backend = values.choice("network.backend", Backend::Auto, &backends);
+    let (policy, profiles) = policy::gather(sources, values, repositories, model, warnings);
+    Network {
+        rules: policy.rules,
+        ceiling: policy.ceiling,
+        profiles,
+        upstreams: values.addresses("network.upstreams", 53),
+        backend,
+        refresh: values.duration("network.refresh"),
+        boot_timeout: values.duration("network.boot_timeout"),
+        inbound: values.ports("network.inbound"),
+        loopback: values.ports("network.loopback"),
+    }
+}

@@ -1,0 +1,175 @@
+//! The rows of the table.  (pure)
+
+use super::{Kind, Setting, Word, later, word};
+
+const DAY: u64 = 86_400;
+
+const PROVIDERS: &[Word] = &[word("anthropic"), word("bedrock"), word("vertex"), word("gateway")];
+const BACKENDS: &[Word] = &[word("auto"), word("nftables"), later("iptables")];
+const SWITCHES: &[Word] = &[word("userns"), word("ptrace")];
+
+/// The protections that `boot.accept` can give up, by the names that `status` shows.
+const PROTECTIONS: &[Word] =
+    &[word("egress-ipv6"), word("host-doors"), word("rootfs"), word("shared-network")];
+
+const fn row(key: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Setting {
+    Setting { key, kind, default, example: default, help, aliases: &[] }
+}
+
+impl Setting {
+    const fn example(self, example: &'static str) -> Self {
+        Self { example, ..self }
+    }
+
+    const fn also(self, aliases: &'static [&'static str]) -> Self {
+        Self { aliases, ..self }
+    }
+}
+
+/// Every setting there is, section by section.
+pub const SETTINGS: &[Setting] = &[
+    row(
+        "model.provider",
+        Kind::Choice(PROVIDERS),
+        "anthropic",
+        "who serves the model: decides the required secrets and the model's names",
+    ),
+    row("model.aws_region", Kind::Line, "", "region of Amazon Bedrock")
+        .example("eu-central-1")
+        .also(&["AWS_REGION"]),
+    row("model.vertex_region", Kind::Line, "", "region of Google Vertex AI")
+        .example("europe-west1")
+        .also(&["CLOUD_ML_REGION"]),
+    row("model.vertex_project", Kind::Line, "", "project of Google Vertex AI")
+        .example("my-project")
+        .also(&["ANTHROPIC_VERTEX_PROJECT_ID"]),
+    row("model.base_url", Kind::Url, "", "address of the gateway to the model")
+        .example("https://gateway.example.org")
+        .also(&["ANTHROPIC_BASE_URL"]),
+    row(
+        "secrets.required",
+        Kind::Names,
+        "",
+        "further secrets without which the box does not start; handed to the agent",
+    )
+    .example("NPM_TOKEN"),
+    row(
+        "network.allow",
+        Kind::Rules,
+        "",
+        "names that the agent may reach, beside those of the allowlist and the profiles",
+    )
+    .example("docs.example.org; git.corp.example:443,7999 private"),
+    row(
+        "network.profiles",
+        Kind::Names,
+        "claude,github,npm,pypi,crates,go,debian",
+        "ready-made lists of names, by ecosystem",
+    ),
+    row("network.upstreams", Kind::Addresses, "", "DNS servers to ask; those of the old resolv.conf if none")
+        .example("192.0.2.53, [2001:db8::53]:5353"),
+    row("network.backend", Kind::Choice(BACKENDS), "auto", "what the firewall is made with"),
+    row(
+        "network.refresh",
+        Kind::Duration { min: 10, max: DAY },
+        "300s",
+        "time between two looks at the addresses of every exact name",
+    ),
+    row(
+        "network.boot_timeout",
+        Kind::Duration { min: 0, max: 300 },
+        "3s",
+        "time that the boot waits for the exact names to be answered",
+    ),
+    row("network.inbound", Kind::Ports, "", "ports of the box that are open from outside").example("8080"),
+    row("network.loopback", Kind::Ports, "", "ports of neighbours on the loopback that the agent may reach")
+        .example("5432"),
+    row(
+        "network.requests",
+        Kind::Choice(&[word("deny"), later("queue")]),
+        "deny",
+        "what happens when the agent asks for a name",
+    ),
+    row("filesystem.workspace_size", Kind::Size, "512M", "size of /workspace"),
+    row("filesystem.tmp_size", Kind::Size, "512M", "size of /tmp"),
+    row("filesystem.home_size", Kind::Size, "1G", "size of the agent's home"),
+    row("repository.url", Kind::Url, "", "address of a repository to clone, or git@HOST:PATH")
+        .example("https://github.com/owner/repo")
+        .also(&["REPO_URL"]),
+    row("repository.bundle", Kind::Later, "", "a git bundle to clone"),
+    row("repository.path", Kind::Line, "repo", "its directory below /workspace"),
+    row("repository.branch", Kind::Line, "", "its branch; the remote's own choice if none").example("main"),
+    row("repository.depth", Kind::Number { max: 1_000_000 }, "0", "commits to fetch; 0 fetches all"),
+    row(
+        "session.start",
+        Kind::Choice(&[word("boot"), later("wait")]),
+        "boot",
+        "whether the session begins with the boot or waits for its task",
+    ),
+    row(
+        "session.mode",
+        Kind::Choice(&[word("tmux"), later("headless")]),
+        "tmux",
+        "whether the agent works in a terminal",
+    ),
+    row("session.agent", Kind::Choice(&[word("claude")]), "claude", "the agent that works in the box"),
+    row("session.args", Kind::Arguments, "", "further arguments of the agent").example("--model\nopus"),
+    row("session.command", Kind::Arguments, "", "program and arguments to run in place of the agent")
+        .example("bash\n-l"),
+    row("session.prompt", Kind::Text, "", "what the agent is told to do first; only its SHA-256 is logged")
+        .example("Fix the failing test")
+        .also(&["CLAUDE_PROMPT"]),
+    row(
+        "session.on_exit",
+        Kind::Choice(&[word("restart"), word("shell"), word("stop")]),
+        "restart",
+        "what happens when the agent exits",
+    ),
+    row(
+        "session.on_limit",
+        Kind::Choice(&[word("wait"), later("stop")]),
+        "wait",
+        "what happens at a usage limit",
+    ),
+    row(
+        "session.stop_timeout",
+        Kind::Duration { min: 1, max: 3600 },
+        "8s",
+        "time that the session is given to end",
+    ),
+    row("session.until", Kind::Later, "", "when the session ends"),
+    row("session.max_time", Kind::Later, "", "how long the session lasts"),
+    row("session.max_cost", Kind::Later, "", "what the session may cost"),
+    row(
+        "agent.allow",
+        Kind::Words(SWITCHES),
+        "",
+        "kernel features that the agent is given back, at a price that status shows",
+    )
+    .example("userns"),
+    row("tls.ca_certs", Kind::Path, "", "PEM file of certificates that every tool trusts beside its own")
+        .example("/etc/innkeeper/corp-ca.pem")
+        .also(&["NODE_EXTRA_CA_CERTS"]),
+    row(
+        "log.format",
+        Kind::Choice(&[word("text"), word("json")]),
+        "text",
+        "how events are written to standard error",
+    ),
+    row("log.file", Kind::Later, "", "the audit log on a volume"),
+    row(
+        "boot.accept",
+        Kind::Words(PROTECTIONS),
+        "",
+        "protections given up by name where the host can't give them",
+    )
+    .example("egress-ipv6"),
+    row("identity.name", Kind::Line, "innkeeper", "the author's name in git").also(&["GIT_USER_NAME"]),
+    row(
+        "identity.email",
+        Kind::Line,
+        "innkeeper@users.noreply.github.com",
+        "the author's mail address in git",
+    )
+    .also(&["GIT_USER_EMAIL"]),
+];

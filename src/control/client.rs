@@ -1,0 +1,46 @@
+//! Asks PID 1 a question on the control socket.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use super::protocol::{MAX_RESPONSE, Request, Response, SOCKET};
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("no box answers at {SOCKET}")]
+    Connect(#[source] std::io::Error),
+    #[error("the box did not answer")]
+    Exchange(#[source] std::io::Error),
+    #[error("the box gave an answer that this client does not understand")]
+    Answer(#[source] serde_json::Error),
+}
+
+/// PID 1 answers in milliseconds; a status that verifies everything again may take a second.
+const ANSWER_LIMIT: Duration = Duration::from_secs(15);
+
+/// Connects; the stream is for one request, or for a pane's life.
+pub fn connect() -> Result<UnixStream, ClientError> {
+    let stream = UnixStream::connect(SOCKET).map_err(ClientError::Connect)?;
+    stream.set_read_timeout(Some(ANSWER_LIMIT)).map_err(ClientError::Exchange)?;
+    stream.set_write_timeout(Some(ANSWER_LIMIT)).map_err(ClientError::Exchange)?;
+    Ok(stream)
+}
+
+pub fn send(stream: &mut UnixStream, request: &Request) -> Result<(), ClientError> {
+    let mut line = serde_json::to_vec(request).map_err(ClientError::Answer)?;
+    line.push(b'\n');
+    stream.write_all(&line).map_err(ClientError::Exchange)
+}
+
+/// One question, one answer.
+pub fn ask(request: &Request) -> Result<Response, ClientError> {
+    let mut stream = connect()?;
+    send(&mut stream, request)?;
+    let mut line = String::new();
+    BufReader::new(stream).take(MAX_RESPONSE).read_line(&mut line).map_err(ClientError::Exchange)?;
+    if line.is_empty() {
+        return Err(ClientError::Exchange(std::io::ErrorKind::UnexpectedEof.into()));
+    }
+    serde_json::from_str(&line).map_err(ClientError::Answer)
+}

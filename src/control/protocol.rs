@@ -1,0 +1,190 @@
+//! What clients and PID 1 say on the control socket: one line of JSON each way, and who may say what. (pure)
+
+use serde::{Deserialize, Serialize};
+
+use crate::status::report::{Phase, Report, Session, Step};
+
+/// Where PID 1 listens. The directory is root's, so nobody else can put a socket there.
+pub const SOCKET: &str = "/run/innkeeper/control.sock";
+
+/// The longest request: a name, a host, an exit status. The agent may send them too.
+pub const MAX_REQUEST: usize = 4096;
+/// The longest answer that a client takes: a status with a large allowlist.
+pub const MAX_RESPONSE: u64 = 16 << 20;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "op", deny_unknown_fields)]
+pub enum Request {
+    /// Everything about the box.
+    Status,
+    /// How far the boot is, for `attach`.
+    Progress,
+    /// The policy's verdict on a name or URL.
+    Check { what: String },
+    /// Read the policy again.
+    Reload,
+    /// The rule set that was loaded, as text.
+    Rules,
+    /// The credential for a forge's host.
+    Credential { host: String },
+    /// This connection is the pane in which Claude runs; PID 1 sends orders on it.
+    Pane,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "is")]
+pub enum Response {
+    Status {
+        report: Box<Report>,
+    },
+    Progress {
+        phase: Phase,
+        steps: Vec<Step>,
+        session: Session,
+    },
+    Verdict {
+        allowed: bool,
+        name: String,
+        /// One line: the rule and where it is written, or why not and what would allow it.
+        explanation: String,
+    },
+    Rules {
+        text: String,
+    },
+    Reloaded {
+        generation: u64,
+        rules: usize,
+    },
+    Credential {
+        username: String,
+        password: String,
+    },
+    /// The request is not for this uid.
+    Refused {
+        reason: String,
+    },
+    /// The request could not be done.
+    Failed {
+        reason: String,
+    },
+}
+
+/// PID 1's orders to the pane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "order")]
+pub enum PaneOrder {
+    Start(Box<ClaudeStart>),
+    /// Tell the person who looks at the pane something, and wait.
+    Say {
+        text: String,
+    },
+    /// Become a shell: `on_exit = "shell"`.
+    Shell,
+    /// The session is over.
+    End,
+}
+
+/// How Claude is to be started.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaudeStart {
+    pub program: String,
+    pub args: Vec<String>,
+    pub env: Vec<(String, String)>,
+    pub cwd: String,
+    /// The first prompt, not yet worked on.
+    pub prompt: Option<String>,
+    /// Continue the last conversation if there is one.
+    pub resume: bool,
+    /// Given to Claude on a descriptor, and to nobody else.
+    pub oauth_token: Option<String>,
+}
+
+impl std::fmt::Debug for ClaudeStart {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // No field that may hold a secret.
+        f.debug_struct("ClaudeStart")
+            .field("program", &self.program)
+            .field("cwd", &self.cwd)
+            .field("resume", &self.resume)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the pane tells PID 1: hearsay, since it runs as the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "news", deny_unknown_fields)]
+pub enum PaneNews {
+    Started { pid: i32 },
+    Exited { code: Option<i32>, signal: Option<i32> },
+    Failed { cause: String },
+}
+
+/// Who asks, by uid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asker {
+    Operator,
+    Agent,
+    Other(u32),
+}
+
+impl Asker {
+    #[must_use]
+    pub fn new(uid: u32, agent: u32) -> Self {
+        match uid {
+            0 => Self::Operator,
+            uid if uid == agent => Self::Agent,
+            uid => Self::Other(uid),
+        }
+    }
+
+    /// Whether this asker may make this request; the reason if not.
+    pub fn may(self, request: &Request) -> Result<(), String> {
+        let allowed = match (self, request) {
+            // A pane runs in the agent's session and nowhere else.
+            (Self::Operator, Request::Pane) => false,
+            (Self::Operator, _) => true,
+            (
+                Self::Agent,
+                Request::Status
+                | Request::Progress
+                | Request::Check { .. }
+                | Request::Credential { .. }
+                | Request::Pane,
+            ) => true,
+            (Self::Agent, Request::Reload | Request::Rules) | (Self::Other(_), _) => false,
+        };
+        if allowed { Ok(()) } else { Err(self.refusal()) }
+    }
+
+    fn refusal(self) -> String {
+        match self {
+            Self::Operator => "this request is the session's own".to_owned(),
+            Self::Agent => "only the operator may do this: run it as root, outside of the session".to_owned(),
+            Self::Other(uid) => format!("uid {uid} has no business with the control socket"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Asker, Request};
+
+    #[test]
+    fn operator_requests_are_for_uid_0_alone() {
+        let reload = Request::Reload;
+        assert!(Asker::new(0, 1000).may(&reload).is_ok());
+        assert!(Asker::new(1000, 1000).may(&reload).is_err());
+        assert!(Asker::new(901, 1000).may(&reload).is_err());
+        assert!(Asker::new(901, 1000).may(&Request::Status).is_err());
+        assert!(Asker::new(0, 1000).may(&Request::Pane).is_err());
+        assert!(Asker::new(1000, 1000).may(&Request::Credential { host: "github.com".into() }).is_ok());
+    }
+
+    #[test]
+    fn unknown_and_padded_requests_are_refused() {
+        for text in ["{}", r#"{"op":"shutdown"}"#, r#"{"op":"status","as":"root"}"#, "[]", "null", ""] {
+            assert!(serde_json::from_str::<Request>(text).is_err(), "{text}");
+        }
+        assert!(serde_json::from_str::<Request>(r#"{"op":"reload"}"#).is_ok());
+    }
+}

@@ -1,0 +1,137 @@
+//! PID 1's side of the control socket: bounded in threads, time and size, whoever knocks.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use super::protocol::{Asker, MAX_REQUEST, Request, Response};
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    #[error("cannot make the control socket {path}")]
+    Bind { path: String, source: std::io::Error },
+}
+
+/// Does what requests ask. `stream` is given up to `pane`, which lives as long as the pane.
+pub trait Desk: Send + Sync + 'static {
+    fn answer(&self, asker: Asker, request: Request) -> Response;
+    fn pane(&self, stream: UnixStream);
+}
+
+/// A request is one short line: who needs longer to write it is not a client of ours.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Connections at a time: the agent's can't use up the operator's.
+const MAX_CONNECTIONS: usize = 16;
+
+/// Listens; every connection is served on a thread of its own.
+pub fn serve(path: &Path, agent: u32, desk: Arc<dyn Desk>) -> Result<(), ServerError> {
+    let failed = |source| ServerError::Bind { path: path.display().to_string(), source };
+    match std::fs::remove_file(path) {
+        // A socket of the box's former life, in a directory that is root's.
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).map_err(failed)?;
+    std::thread::Builder::new()
+        .name("control".into())
+        .spawn(move || accept(&listener, agent, &desk))
+        .map_err(failed)?;
+    Ok(())
+}
+
+fn accept(listener: &UnixListener, agent: u32, desk: &Arc<dyn Desk>) {
+    let operators = Arc::new(AtomicUsize::new(0));
+    let others = Arc::new(AtomicUsize::new(0));
+    for stream in listener.incoming() {
+        let Ok(stream) = stream else { continue };
+        let Ok(peer) = rustix::net::sockopt::socket_peercred(&stream) else { continue };
+        let asker = Asker::new(peer.uid.as_raw(), agent);
+        let class = if asker == Asker::Operator { &operators } else { &others };
+        let Some(place) = Place::take(class) else {
+            refuse(stream, "too many connections; try again");
+            continue;
+        };
+        let desk = Arc::clone(desk);
+        let serve = move || {
+            let _place = place;
+            converse(stream, asker, desk.as_ref());
+        };
+        if let Err(error) = std::thread::Builder::new().name("request".into()).spawn(serve) {
+            crate::report::event("control", &format!("cannot serve a request: {error}"));
+        }
+    }
+}
+
+/// One of a bounded number of places; given back when dropped.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(count: &Arc<AtomicUsize>) -> Option<Self> {
+        let place = Self(Arc::clone(count));
+        (count.fetch_add(1, Ordering::Relaxed) < MAX_CONNECTIONS).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn refuse(mut stream: UnixStream, reason: &str) {
+    if stream.set_write_timeout(Some(PATIENCE)).is_ok() {
+        write(&mut stream, &Response::Refused { reason: reason.to_owned() });
+    }
+}
+
+fn converse(mut stream: UnixStream, asker: Asker, desk: &dyn Desk) {
+    let limits = stream.set_read_timeout(Some(PATIENCE)).and(stream.set_write_timeout(Some(PATIENCE)));
+    if limits.is_err() {
+        return;
+    }
+    let Some(line) = read_line(&mut stream) else { return };
+    let response = match serde_json::from_str::<Request>(&line) {
+        Err(error) => Response::Failed { reason: format!("no request of this version: {error}") },
+        Ok(request) => match asker.may(&request) {
+            Err(reason) => Response::Refused { reason },
+            Ok(()) if request == Request::Pane => return desk.pane(stream),
+            Ok(()) => desk.answer(asker, request),
+        },
+    };
+    write(&mut stream, &response);
+}
+
+/// A line within the limits of size and time, else nothing. The time limit is for the line as a whole.
+fn read_line(stream: &mut UnixStream) -> Option<String> {
+    let limit = u64::try_from(MAX_REQUEST).unwrap_or(u64::MAX);
+    let started = std::time::Instant::now();
+    let mut line = Vec::new();
+    let mut reader = BufReader::with_capacity(MAX_REQUEST, stream.take(limit));
+    loop {
+        let before = line.len();
+        let chunk = reader.fill_buf().ok()?;
+        let end = chunk.iter().position(|byte| *byte == b'\n');
+        line.extend_from_slice(chunk.get(..end.unwrap_or(chunk.len()))?);
+        let used = line.len() - before + usize::from(end.is_some());
+        reader.consume(used);
+        if end.is_some() {
+            return String::from_utf8(line).ok();
+        }
+        if used == 0 || started.elapsed() > PATIENCE {
+            return None;
+        }
+    }
+}
+
+fn write(stream: &mut UnixStream, response: &Response) {
+    let mut line = serde_json::to_vec(response).unwrap_or_default();
+    line.push(b'\n');
+    // A client that went away has no use for the answer.
+    drop(stream.write_all(&line));
+}

@@ -1,0 +1,288 @@
+//! PID 1's side of the worker `dns`: holds its sockets, starts it again when it dies, and answers its requests.
+//!
+//! The listening sockets belong to PID 1, so a question that arrives while no worker lives waits in the socket's
+//! queue for the next one.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::channel::{self, ChannelError};
+use super::protocol::{Admitted, DnsDenial, FromWorker, Health, Policy, Setup, SocketKind, ToWorker};
+use crate::firewall::Firewall;
+use crate::report::{bounded, inert};
+use crate::status::Board;
+use crate::status::report::{Denial, FailingName, Upstream};
+use crate::supervisor::backoff::Backoff;
+use crate::supervisor::run_as::Identity;
+use crate::supervisor::{Child, Launch, Spawner, Stream};
+
+/// Where the box's resolver listens. Not 127.0.0.1: that is the agent's to use.
+pub const LISTEN_V4: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 53);
+pub const PORT: u16 = 53;
+
+#[derive(Debug, thiserror::Error)]
+pub enum KeeperError {
+    #[error("cannot listen on {address}")]
+    Listen { address: SocketAddr, source: std::io::Error },
+    #[error("cannot make the worker's channel")]
+    Channel(#[source] std::io::Error),
+    #[error("cannot start the worker")]
+    Spawn(#[source] crate::supervisor::SupervisorError),
+    #[error("cannot hand the sockets to the worker")]
+    Setup(#[source] ChannelError),
+}
+
+/// The sockets on which questions arrive.
+#[derive(Debug)]
+pub struct Sockets {
+    kinds: Vec<SocketKind>,
+    fds: Vec<OwnedFd>,
+    /// Whether ::1 exists here.
+    pub v6: bool,
+}
+
+impl Sockets {
+    /// Opens 127.0.0.53 and, where the host has it, ::1; UDP and TCP.
+    pub fn open() -> Result<Self, KeeperError> {
+        let mut sockets = Self { kinds: Vec::new(), fds: Vec::new(), v6: false };
+        sockets.listen(SocketAddr::from((LISTEN_V4, PORT)))?;
+        match sockets.listen(SocketAddr::from((Ipv6Addr::LOCALHOST, PORT))) {
+            Ok(()) => sockets.v6 = true,
+            Err(KeeperError::Listen { source, .. })
+                if matches!(
+                    source.raw_os_error(),
+                    Some(nix::libc::EADDRNOTAVAIL | nix::libc::EAFNOSUPPORT)
+                ) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(sockets)
+    }
+
+    fn listen(&mut self, address: SocketAddr) -> Result<(), KeeperError> {
+        let failed = |source| KeeperError::Listen { address, source };
+        let udp = UdpSocket::bind(address).map_err(failed)?;
+        let tcp = TcpListener::bind(address).map_err(failed)?;
+        udp.set_nonblocking(true).and_then(|()| tcp.set_nonblocking(true)).map_err(failed)?;
+        self.kinds.extend([SocketKind::Udp, SocketKind::Tcp]);
+        self.fds.extend([OwnedFd::from(udp), OwnedFd::from(tcp)]);
+        Ok(())
+    }
+}
+
+/// What the worker needs beside sockets and policy.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub identity: Identity,
+    pub upstreams: Vec<SocketAddr>,
+    pub refresh: Duration,
+    /// Whether names may have IPv6 addresses here.
+    pub ipv6: bool,
+}
+
+/// The worker, kept alive.
+#[derive(Debug, Clone)]
+pub struct Keeper {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    plan: Plan,
+    sockets: Sockets,
+    spawner: Spawner,
+    board: Arc<Board>,
+    firewall: Firewall,
+    policy: Mutex<Policy>,
+    /// The living worker's channel; none while it is away.
+    link: Mutex<Option<UnixStream>>,
+    serving: Mutex<Option<Instant>>,
+}
+
+/// PID 1 and the worker are on one machine: a worker that does not take its setup in this time is broken.
+const SETUP_LIMIT: Duration = Duration::from_secs(5);
+/// A worker that dies is back within a second; one that keeps dying is given up to half a minute.
+const BACKOFF: Backoff =
+    Backoff::new(Duration::from_millis(100), Duration::from_secs(30), Duration::from_secs(10));
+
+impl Keeper {
+    /// Starts the worker and keeps it. The receiver hears when all exact names have been answered once.
+    pub fn start(
+        plan: Plan,
+        sockets: Sockets,
+        policy: Policy,
+        spawner: Spawner,
+        board: Arc<Board>,
+        firewall: Firewall,
+    ) -> Result<(Self, Receiver<u64>), KeeperError> {
+        let shared = Arc::new(Shared {
+            plan,
+            sockets,
+            spawner,
+            board,
+            firewall,
+            policy: Mutex::new(policy),
+            link: Mutex::new(None),
+            serving: Mutex::new(None),
+        });
+        let (primed, receiver) = mpsc::sync_channel(4);
+        let first = shared.begin()?;
+        let keep = Arc::clone(&shared);
+        std::thread::Builder::new()
+            .name("dns-keeper".into())
+            .spawn(move || keep.keep(first, &primed))
+            .map_err(KeeperError::Channel)?;
+        Ok((Self { shared }, receiver))
+    }
+
+    /// Gives the worker another policy; one that is away gets it when it comes back.
+    pub fn policy(&self, policy: &Policy) {
+        *lock(&self.shared.policy) = policy.clone();
+        self.shared.send(&ToWorker::Policy(policy.clone()));
+    }
+
+    /// Whether the worker serves now.
+    pub fn verify(&self) -> Result<String, String> {
+        match *lock(&self.shared.serving) {
+            Some(since) => Ok(format!("worker up for {} s", since.elapsed().as_secs())),
+            None => Err("the worker is away; names do not resolve and nothing is opened".to_owned()),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn begin(&self) -> Result<(Child, UnixStream), KeeperError> {
+        let (ours, theirs) = UnixStream::pair().map_err(KeeperError::Channel)?;
+        let mut launch = Launch::own("dns", Some(self.plan.identity.clone()));
+        launch.stdin = Stream::Fd(OwnedFd::from(theirs));
+        let child = self.spawner.spawn(launch).map_err(KeeperError::Spawn)?;
+        ours.set_write_timeout(Some(SETUP_LIMIT)).map_err(KeeperError::Channel)?;
+        let setup = Setup {
+            sockets: self.sockets.kinds.clone(),
+            upstreams: self.plan.upstreams.clone(),
+            policy: lock(&self.policy).clone(),
+            refresh_s: self.plan.refresh.as_secs().max(1),
+            ipv6: self.plan.ipv6,
+        };
+        let fds: Vec<BorrowedFd<'_>> = self.sockets.fds.iter().map(AsFd::as_fd).collect();
+        channel::send_setup(&ours, &setup, &fds).map_err(KeeperError::Setup)?;
+        *lock(&self.link) = Some(ours.try_clone().map_err(KeeperError::Channel)?);
+        let pid = child.pid();
+        self.board.worker("dns", |worker| worker.pid = Some(pid));
+        Ok((child, ours))
+    }
+
+    fn keep(&self, first: (Child, UnixStream), primed: &SyncSender<u64>) {
+        let mut backoff = BACKOFF;
+        let mut life = Some(first);
+        loop {
+            let started = Instant::now();
+            if let Some((mut child, stream)) = life.take() {
+                self.converse(&stream, primed);
+                *lock(&self.link) = None;
+                *lock(&self.serving) = None;
+                // Its channel is closed or broken: whatever it still does, it serves nobody.
+                child.signal(nix::sys::signal::Signal::SIGKILL);
+                let end = child.wait_for(SETUP_LIMIT);
+                let how = end.map_or_else(|| "did not end".to_owned(), |exit| exit.to_string());
+                crate::report::event("dns", &format!("the worker ended ({how}); starting it again"));
+            }
+            self.board.worker("dns", |worker| {
+                worker.pid = None;
+                worker.restarts += 1;
+            });
+            crate::supervisor::backoff::pause(backoff.after(started.elapsed()));
+            match self.begin() {
+                Ok(next) => life = Some(next),
+                Err(KeeperError::Spawn(crate::supervisor::SupervisorError::Stopping)) => return,
+                Err(error) => crate::report::event("dns", &crate::report::chain(&error)),
+            }
+        }
+    }
+
+    /// Serves one life of the worker; returns when its channel closes or it says something impossible.
+    fn converse(&self, stream: &UnixStream, primed: &SyncSender<u64>) {
+        loop {
+            let message = match channel::receive(stream) {
+                Ok(Some(message)) => message,
+                Ok(None) => return,
+                Err(error) => {
+                    return crate::report::event("dns", &crate::report::chain(&error));
+                }
+            };
+            match message {
+                FromWorker::Serving => *lock(&self.serving) = Some(Instant::now()),
+                FromWorker::Learned(learned) => {
+                    self.resolved(&learned.name.to_string(), None);
+                    let id = learned.id;
+                    let addresses: Vec<IpAddr> = self.firewall.admit(learned);
+                    self.send(&ToWorker::Admitted(Admitted { id, addresses }));
+                }
+                FromWorker::Primed { generation } => drop(primed.try_send(generation)),
+                FromWorker::Failed { name, cause } => self.resolved(&name.to_string(), Some(&cause)),
+                FromWorker::Denied(denial) => self.denied(&denial),
+                FromWorker::Health(health) => self.health(&health),
+            }
+        }
+    }
+
+    fn send(&self, message: &ToWorker) {
+        let mut link = lock(&self.link);
+        if let Some(stream) = link.as_mut()
+            && let Err(error) = channel::send(stream, message)
+        {
+            // It can't be told what is open, so it must not answer: a new one begins with the whole truth.
+            crate::report::event("dns", &crate::report::chain(&error));
+            drop(stream.shutdown(std::net::Shutdown::Both));
+            *link = None;
+        }
+    }
+
+    fn resolved(&self, name: &str, failure: Option<&str>) {
+        self.board.update(|report| {
+            report.dns.failing.retain(|failing| failing.name != name);
+            if let Some(cause) = failure
+                && report.dns.failing.len() < MAX_FAILING
+            {
+                let cause = inert(&bounded(cause, 200));
+                report.dns.failing.push(FailingName { name: name.to_owned(), cause });
+            }
+        });
+    }
+
+    fn denied(&self, denial: &DnsDenial) {
+        let what = inert(&bounded(&denial.what, 260));
+        self.board.deny(Denial {
+            time: crate::report::time(SystemTime::now()),
+            layer: "dns".to_owned(),
+            allow: format!("innkeeper allow {what}"),
+            what,
+            uid: denial.uid,
+            process: None,
+            reason: inert(&bounded(&denial.reason, 200)),
+            count: denial.count,
+        });
+    }
+
+    fn health(&self, health: &Health) {
+        self.board.update(|report| {
+            (report.dns.queries, report.dns.allowed, report.dns.denied) =
+                (health.queries, health.allowed, health.denied);
+            report.dns.upstreams = health
+                .upstreams
+                .iter()
+                .map(|upstream| Upstream { address: upstream.address.to_string(), healthy: upstream.healthy })
+                .collect();
+        });
+    }
+}
+
+/// Failing names kept for `status`.
+const MAX_FAILING: usize = 200;

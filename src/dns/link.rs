@@ -1,0 +1,151 @@
+//! The worker's end of the channel once its runtime runs: one reader, one writer, and who waits for which admission.
+//!
+//! Nothing here decides. Denials and health have a queue of their own that drops when PID 1 is slow; questions to PID 1
+//! wait for room in theirs.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use super::channel::{ChannelError, announced_length, decode, encode};
+use super::protocol::{Admitted, FromWorker, Learned, MAX_FROM_WORKER, MAX_TO_WORKER, Policy, ToWorker};
+use crate::allowlist::DomainName;
+
+/// How long PID 1 may take to open addresses. Its answer takes microseconds; this is for a stopped machine.
+pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(2);
+const QUESTIONS: usize = 256;
+const REPORTS: usize = 32;
+
+/// PID 1 did not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the firewall did not confirm the addresses in time")]
+pub struct NotAdmitted;
+
+/// What the rest of the worker sees of PID 1.
+#[derive(Debug)]
+pub struct Link {
+    questions: mpsc::Sender<FromWorker>,
+    reports: mpsc::Sender<FromWorker>,
+    waiting: Mutex<HashMap<u64, oneshot::Sender<Vec<IpAddr>>>>,
+    next_id: AtomicU64,
+}
+
+/// The queues' other ends, for [`write_frames`].
+#[derive(Debug)]
+pub struct Outbox {
+    questions: mpsc::Receiver<FromWorker>,
+    reports: mpsc::Receiver<FromWorker>,
+}
+
+impl Link {
+    #[must_use]
+    pub fn new() -> (Self, Outbox) {
+        let (questions, question_queue) = mpsc::channel(QUESTIONS);
+        let (reports, report_queue) = mpsc::channel(REPORTS);
+        let link = Self { questions, reports, waiting: Mutex::default(), next_id: AtomicU64::new(1) };
+        (link, Outbox { questions: question_queue, reports: report_queue })
+    }
+
+    /// Asks PID 1 to open `addresses` for `name`, and waits until it says which of them are open.
+    pub async fn admit(
+        &self,
+        name: &DomainName,
+        addresses: Vec<IpAddr>,
+        ttl_s: u32,
+        stale: bool,
+    ) -> Result<Vec<IpAddr>, NotAdmitted> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (sender, answer) = oneshot::channel();
+        let _forget = Forget { link: self, id };
+        self.waiting().insert(id, sender);
+        let learned = Learned { id, name: name.clone(), addresses: addresses.clone(), ttl_s, stale };
+        let exchange = async {
+            self.questions.send(FromWorker::Learned(learned)).await.ok()?;
+            answer.await.ok()
+        };
+        let admitted = timeout(ADMISSION_TIMEOUT, exchange).await.ok().flatten().ok_or(NotAdmitted)?;
+        // Never more than was asked for, whatever comes back.
+        Ok(addresses.into_iter().filter(|address| admitted.contains(address)).collect())
+    }
+
+    /// Tells PID 1 what it must know; waits for room.
+    pub async fn tell(&self, frame: FromWorker) {
+        // The writer is gone only when the worker ends.
+        self.questions.send(frame).await.ok();
+    }
+
+    /// Tells PID 1 if there is room now; says whether there was.
+    #[must_use]
+    pub fn try_report(&self, frame: FromWorker) -> bool {
+        self.reports.try_send(frame).is_ok()
+    }
+
+    /// Hands PID 1's answer to who waits for it.
+    pub fn admitted(&self, admitted: Admitted) {
+        if let Some(sender) = self.waiting().remove(&admitted.id) {
+            // Who asked may have stopped waiting.
+            sender.send(admitted.addresses).ok();
+        }
+    }
+
+    fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<Vec<IpAddr>>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Forget<'a> {
+    link: &'a Link,
+    id: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.link.waiting().remove(&self.id);
+    }
+}
+
+/// Reads PID 1's frames until it closes the channel. Policies go to `on_policy`.
+pub async fn read_frames(
+    mut stream: OwnedReadHalf,
+    link: &Link,
+    on_policy: impl Fn(Policy),
+) -> Result<(), ChannelError> {
+    loop {
+        let mut header = [0; 4];
+        match stream.read_exact(&mut header).await {
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return Ok(()),
+            Err(error) => return Err(ChannelError::Read(error)),
+        }
+        let mut body = vec![0; announced_length(header, MAX_TO_WORKER)?];
+        stream.read_exact(&mut body).await.map_err(ChannelError::Read)?;
+        match decode(&body)? {
+            ToWorker::Admitted(admitted) => link.admitted(admitted),
+            ToWorker::Policy(policy) => on_policy(policy),
+            // A second setup would bring sockets that nobody takes.
+            ToWorker::Setup(_) => return Err(ChannelError::NotSetup),
+        }
+    }
+}
+
+/// Writes frames to PID 1, those that somebody waits for first.
+pub async fn write_frames(mut stream: OwnedWriteHalf, mut outbox: Outbox) -> Result<(), ChannelError> {
+    loop {
+        let frame = tokio::select! {
+            biased;
+            Some(frame) = outbox.questions.recv() => frame,
+            Some(frame) = outbox.reports.recv() => frame,
+            else => return Ok(()),
+        };
+        let bytes = encode(&frame, MAX_FROM_WORKER)?;
+        stream.write_all(&bytes).await.map_err(ChannelError::Write)?;
+    }
+}

@@ -1,0 +1,289 @@
+//! What becomes of a question: answered here, resolved upstream, or refused and why. (pure)
+//!
+//! The decision sees the question's name, type, class and opcode and nothing else of the client's packet, and what
+//! goes upstream is rebuilt from [`DomainName`], which is lower case.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use hickory_server::proto::op::{OpCode, ResponseCode};
+use hickory_server::proto::rr::{DNSClass, Name, RecordType};
+
+use super::answer::Family;
+use crate::allowlist::{Allowlist, Denied, DomainName, Verdict};
+
+/// RFC 8914: the operator's own policy.
+pub const EDE_BLOCKED: u16 = 15;
+
+/// A client's question, as it was parsed.
+#[derive(Debug, Clone, Copy)]
+pub struct Query<'a> {
+    pub opcode: OpCode,
+    /// How many questions the message has.
+    pub questions: usize,
+    /// The first of them; none if there is none.
+    pub question: Option<Question<'a>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'a> {
+    pub name: &'a Name,
+    pub kind: RecordType,
+    pub class: DNSClass,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    Answer(Local),
+    Resolve { name: DomainName, family: Family },
+    Refuse(Why),
+}
+
+/// An answer that needs nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Local {
+    /// RFC 6761 §6.3.
+    Localhost(IpAddr),
+    /// The name may be used, but has no such record for the box.
+    Empty,
+}
+
+/// Why a question is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Why {
+    /// RFC 1035: only QUERY is implemented.
+    OpCode,
+    /// RFC 9619: exactly one question.
+    QuestionCount,
+    /// Another class than IN.
+    Class,
+    /// The root, or a reverse look-up: no agent needs it, and programs ask without being told to. Not worth a denial.
+    Unserved,
+    /// The policy says no. `what` is the name in inert ASCII, `advice` what the operator can do.
+    Denied { what: String, reason: String, advice: Option<String> },
+}
+
+impl Why {
+    #[must_use]
+    pub fn response_code(&self) -> ResponseCode {
+        match self {
+            Self::OpCode => ResponseCode::NotImp,
+            Self::QuestionCount => ResponseCode::FormErr,
+            Self::Class => ResponseCode::Refused,
+            Self::Unserved | Self::Denied { .. } => ResponseCode::NXDomain,
+        }
+    }
+
+    /// The text of the Extended DNS Error (RFC 8914), where there is one to tell.
+    #[must_use]
+    pub fn explanation(&self) -> Option<String> {
+        match self {
+            Self::OpCode | Self::QuestionCount | Self::Class | Self::Unserved => None,
+            Self::Denied { what, reason, advice: Some(advice) } => {
+                Some(format!("{what} is {reason}; operator: {advice}"))
+            }
+            Self::Denied { what, reason, advice: None } => Some(format!("{what} is {reason}")),
+        }
+    }
+}
+
+/// The whole decision. `ipv6`: whether the box can reach IPv6 at all.
+#[must_use]
+pub fn decide(query: Query<'_>, allowlist: &Allowlist, ipv6: bool) -> Decision {
+    if query.opcode != OpCode::Query {
+        return Decision::Refuse(Why::OpCode);
+    }
+    let question = match query.question {
+        Some(question) if query.questions == 1 => question,
+        Some(_) | None => return Decision::Refuse(Why::QuestionCount),
+    };
+    if question.class != DNSClass::IN {
+        return Decision::Refuse(Why::Class);
+    }
+    if is_unserved(question.name) {
+        return Decision::Refuse(Why::Unserved);
+    }
+    let Some(name) = domain_name(question.name) else {
+        let what = question.name.to_ascii().trim_end_matches('.').to_owned();
+        return Decision::Refuse(Why::Denied { what, reason: "not a host name".to_owned(), advice: None });
+    };
+    if name.as_str() == "localhost" || name.as_str().ends_with(".localhost") {
+        return Decision::Answer(localhost(question.kind));
+    }
+    match allowlist.verdict(&name) {
+        Verdict::Denied(denied) => Decision::Refuse(explain(&name, &denied)),
+        Verdict::Allowed(_) => match family_of(question.kind) {
+            Some(Family::V6) if !ipv6 => Decision::Answer(Local::Empty),
+            Some(family) => Decision::Resolve { name, family },
+            None => Decision::Answer(Local::Empty),
+        },
+    }
+}
+
+/// Only addresses go upstream. HTTPS and SVCB stay here too, so that no ECH key ever reaches the box.
+fn family_of(kind: RecordType) -> Option<Family> {
+    if kind == RecordType::A {
+        Some(Family::V4)
+    } else if kind == RecordType::AAAA {
+        Some(Family::V6)
+    } else {
+        None
+    }
+}
+
+fn localhost(kind: RecordType) -> Local {
+    match family_of(kind) {
+        Some(Family::V4) => Local::Localhost(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        Some(Family::V6) => Local::Localhost(IpAddr::V6(Ipv6Addr::LOCALHOST)),
+        None => Local::Empty,
+    }
+}
+
+fn explain(name: &DomainName, denied: &Denied<'_>) -> Why {
+    let advice = match denied {
+        Denied::NotListed => Some(format!("innkeeper allow {name}")),
+        Denied::DenyRule(rule) => Some(format!("innkeeper revoke {rule}")),
+        Denied::OtherSubject(_) => None,
+    };
+    Why::Denied { what: name.to_string(), reason: denied.to_string(), advice }
+}
+
+/// Label by label, since a label may hold any octet: a dot inside one must not become a border between two.
+fn domain_name(name: &Name) -> Option<DomainName> {
+    let mut text = String::new();
+    for label in name.iter() {
+        if !label.iter().all(|octet| octet.is_ascii_alphanumeric() || matches!(octet, b'-' | b'_')) {
+            return None;
+        }
+        if !text.is_empty() {
+            text.push('.');
+        }
+        text.extend(label.iter().map(|octet| char::from(octet.to_ascii_lowercase())));
+    }
+    DomainName::parse(&text).ok()
+}
+
+fn is_unserved(name: &Name) -> bool {
+    let mut labels: Vec<&[u8]> = name.iter().collect();
+    labels.reverse();
+    let begins = |suffix: &[&[u8]]| {
+        labels.len() >= suffix.len() && labels.iter().zip(suffix).all(|(a, b)| a.eq_ignore_ascii_case(b))
+    };
+    labels.is_empty()
+        || begins(&[b"arpa", b"in-addr"])
+        || begins(&[b"arpa", b"ip6"])
+        || begins(&[b"arpa", b"resolver"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::allowlist::{Origin, parse_rules};
+
+    fn allowlist() -> Allowlist {
+        let text = "ok.test\n*.wild.test\n!bad.wild.test\nkeys.test by=broker";
+        let (rules, problems) = parse_rules(text, |line| Origin::Setting { name: format!("test:{line}") });
+        assert!(problems.is_empty());
+        Allowlist::new(rules)
+    }
+
+    fn ask(name: &Name, kind: RecordType) -> Decision {
+        let question = Question { name, kind, class: DNSClass::IN };
+        let query = Query { opcode: OpCode::Query, questions: 1, question: Some(question) };
+        decide(query, &allowlist(), true)
+    }
+
+    fn ask_a(name: &str) -> Decision {
+        ask(&Name::from_ascii(name).unwrap(), RecordType::A)
+    }
+
+    fn resolves(name: &str) -> Decision {
+        Decision::Resolve { name: DomainName::parse(name).unwrap(), family: Family::V4 }
+    }
+
+    fn is_denied(decision: &Decision) -> bool {
+        matches!(decision, Decision::Refuse(Why::Denied { .. }))
+    }
+
+    #[test]
+    fn listed_names_resolve_in_any_case() {
+        assert_eq!(ask_a("ok.test."), resolves("ok.test"));
+        assert_eq!(ask_a("oK.TEsT."), resolves("ok.test"));
+        assert_eq!(ask_a("a.b.wild.test."), resolves("a.b.wild.test"));
+    }
+
+    #[test]
+    fn neighbours_are_denied() {
+        for name in
+            ["notok.test.", "ok.test.evil.test.", "x.ok.test.", "wild.test.", "test.", "bad.wild.test."]
+        {
+            assert!(is_denied(&ask_a(name)), "{name}");
+        }
+        assert!(is_denied(&ask_a("keys.test.")));
+        assert!(is_denied(&ask_a("10.0.0.1.")));
+    }
+
+    #[test]
+    fn a_dot_inside_a_label_is_no_border() {
+        let hidden = Name::from_labels([b"ok.test".as_slice()]).unwrap();
+        assert!(is_denied(&ask(&hidden, RecordType::A)));
+        let below = Name::from_labels([b"x.wild".as_slice(), b"test"]).unwrap();
+        assert!(is_denied(&ask(&below, RecordType::A)));
+        let binary = Name::from_labels([b"\0\x1b[2J".as_slice(), b"wild", b"test"]).unwrap();
+        let Decision::Refuse(Why::Denied { what, .. }) = ask(&binary, RecordType::A) else {
+            panic!("not denied")
+        };
+        assert!(what.chars().all(|c| c.is_ascii_graphic()), "{what}");
+    }
+
+    #[test]
+    fn only_addresses_go_upstream() {
+        let name = Name::from_ascii("ok.test.").unwrap();
+        for kind in [16, 10, 255, 2, 15, 33, 5, 64, 65, 65280, 252, 251, 0] {
+            assert_eq!(ask(&name, RecordType::from(kind)), Decision::Answer(Local::Empty), "type {kind}");
+        }
+        let evil = Name::from_ascii("evil.test.").unwrap();
+        assert!(is_denied(&ask(&evil, RecordType::TXT)));
+    }
+
+    #[test]
+    fn aaaa_is_empty_without_ipv6() {
+        let name = Name::from_ascii("ok.test.").unwrap();
+        let question = Question { name: &name, kind: RecordType::AAAA, class: DNSClass::IN };
+        let query = Query { opcode: OpCode::Query, questions: 1, question: Some(question) };
+        assert_eq!(decide(query, &allowlist(), false), Decision::Answer(Local::Empty));
+        assert!(matches!(decide(query, &allowlist(), true), Decision::Resolve { family: Family::V6, .. }));
+    }
+
+    #[test]
+    fn other_opcodes_classes_and_counts_are_refused() {
+        let name = Name::from_ascii("ok.test.").unwrap();
+        let question = Question { name: &name, kind: RecordType::A, class: DNSClass::IN };
+        let decided =
+            |opcode, questions, question| decide(Query { opcode, questions, question }, &allowlist(), true);
+        for opcode in [OpCode::Status, OpCode::Notify, OpCode::Update] {
+            assert_eq!(decided(opcode, 1, Some(question)), Decision::Refuse(Why::OpCode));
+        }
+        assert_eq!(decided(OpCode::Query, 0, None), Decision::Refuse(Why::QuestionCount));
+        assert_eq!(decided(OpCode::Query, 2, Some(question)), Decision::Refuse(Why::QuestionCount));
+        let chaos = Question { class: DNSClass::CH, ..question };
+        assert_eq!(decided(OpCode::Query, 1, Some(chaos)), Decision::Refuse(Why::Class));
+    }
+
+    #[test]
+    fn localhost_and_reverse_lookups_stay_here() {
+        assert_eq!(ask_a("LOCALHOST."), Decision::Answer(Local::Localhost(IpAddr::V4(Ipv4Addr::LOCALHOST))));
+        assert!(matches!(ask_a("x.localhost."), Decision::Answer(Local::Localhost(_))));
+        for name in ["1.0.0.127.in-addr.arpa.", "1.ip6.ARPA.", "_dns.resolver.arpa.", "."] {
+            assert_eq!(ask_a(name), Decision::Refuse(Why::Unserved), "{name}");
+        }
+        assert!(is_denied(&ask_a("evil.arpa.")));
+    }
+
+    #[test]
+    fn a_denial_says_what_would_change_it() {
+        let Decision::Refuse(why) = ask_a("Evil.example.") else { panic!("not refused") };
+        let text = "evil.example is not in the allowlist; operator: innkeeper allow evil.example";
+        assert_eq!(why.explanation().as_deref(), Some(text));
+        assert_eq!(why.response_code(), ResponseCode::NXDomain);
+    }
+}

@@ -1,0 +1,283 @@
+//! Keeps the exact names fresh: all of them at once after a policy came, then each before its TTL ends.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::sleep_until;
+
+use super::answer::Family;
+use super::cache::{Key, Known};
+use super::link::Link;
+use super::lookup::{Lookups, Outcome};
+use super::protocol::FromWorker;
+use crate::allowlist::DomainName;
+
+/// Names that are refreshed at a time.
+const AT_ONCE: usize = 64;
+/// Names with a shorter TTL aren't refreshed more often: PID 1's grace bridges what is left, and a client that asks
+/// gets a fresh answer anyway.
+const SHORTEST: Duration = Duration::from_secs(30);
+const FIRST_RETRY: Duration = Duration::from_secs(2);
+
+/// When each exact name is due. (pure: time and chance are parameters)
+#[derive(Debug, Default)]
+pub struct Schedule {
+    due: BTreeSet<(Instant, DomainName)>,
+    entries: HashMap<DomainName, Entry>,
+    unprimed: HashSet<DomainName>,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    due: Option<Instant>,
+    failures: u32,
+}
+
+impl Schedule {
+    /// The names of a new policy. Those that are not `fresh` are due now, and the policy is primed after them.
+    pub fn replace(
+        &mut self,
+        names: &HashSet<DomainName>,
+        fresh: impl Fn(&DomainName) -> bool,
+        now: Instant,
+    ) {
+        let gone: Vec<DomainName> =
+            self.entries.keys().filter(|name| !names.contains(*name)).cloned().collect();
+        for name in gone {
+            self.unschedule(&name);
+            self.entries.remove(&name);
+        }
+        self.unprimed.clear();
+        for name in names {
+            let is_scheduled = self.entries.get(name).is_some_and(|entry| entry.due.is_some());
+            if !(is_scheduled && fresh(name)) {
+                self.schedule(name, now);
+                self.unprimed.insert(name.clone());
+            }
+        }
+    }
+
+    #[must_use]
+    pub fn is_primed(&self) -> bool {
+        self.unprimed.is_empty()
+    }
+
+    #[must_use]
+    pub fn next_due(&self) -> Option<Instant> {
+        self.due.first().map(|(due, _)| *due)
+    }
+
+    /// A name whose time has come. It is not due again before it is reported done.
+    pub fn take_due(&mut self, now: Instant) -> Option<DomainName> {
+        if self.next_due()? > now {
+            return None;
+        }
+        let (_, name) = self.due.pop_first()?;
+        if let Some(entry) = self.entries.get_mut(&name) {
+            entry.due = None;
+        }
+        Some(name)
+    }
+
+    /// The name was asked for. `valid`: how long its answer holds, none if there was none. `chance` is in 0..=255.
+    pub fn done(
+        &mut self,
+        name: &DomainName,
+        valid: Option<Duration>,
+        longest: Duration,
+        chance: u8,
+        now: Instant,
+    ) {
+        self.unprimed.remove(name);
+        let Some(entry) = self.entries.get_mut(name) else { return };
+        entry.failures = if valid.is_some() { 0 } else { entry.failures.saturating_add(1) };
+        let wait = match valid {
+            Some(valid) => valid.max(SHORTEST),
+            None => FIRST_RETRY * 2u32.saturating_pow(entry.failures.saturating_sub(1).min(16)),
+        };
+        // 75 to 95 % of it: before the end, and not all names together.
+        let share = 75 + u32::from(chance) * 20 / 255;
+        let wait = wait.min(longest) * share / 100;
+        // A new policy may have made it due already.
+        if entry.due.is_none() {
+            self.schedule(name, now + wait);
+        }
+    }
+
+    fn schedule(&mut self, name: &DomainName, due: Instant) {
+        self.unschedule(name);
+        self.entries.entry(name.clone()).or_default().due = Some(due);
+        self.due.insert((due, name.clone()));
+    }
+
+    fn unschedule(&mut self, name: &DomainName) {
+        if let Some(due) = self.entries.get_mut(name).and_then(|entry| entry.due.take()) {
+            self.due.remove(&(due, name.clone()));
+        }
+    }
+}
+
+/// Runs the schedule for ever. `policies` changes with every policy that is in force.
+pub async fn keep_fresh(
+    lookups: Arc<Lookups>,
+    link: Arc<Link>,
+    mut policies: watch::Receiver<u64>,
+    longest: Duration,
+    ipv6: bool,
+) {
+    let families: &'static [Family] = if ipv6 { &[Family::V4, Family::V6] } else { &[Family::V4] };
+    let chances = RandomState::new();
+    let mut schedule = Schedule::default();
+    let mut running = JoinSet::new();
+    let mut announced = None;
+    policies.mark_changed();
+    loop {
+        while running.len() < AT_ONCE
+            && let Some(name) = schedule.take_due(Instant::now())
+        {
+            running.spawn(refresh(lookups.clone(), link.clone(), name, families));
+        }
+        let generation = *policies.borrow();
+        if schedule.is_primed() && announced != Some(generation) && !policies.has_changed().unwrap_or(true) {
+            link.tell(FromWorker::Primed { generation }).await;
+            announced = Some(generation);
+        }
+        let next = schedule.next_due().filter(|_| running.len() < AT_ONCE);
+        tokio::select! {
+            changed = policies.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let rules = lookups.rules();
+                let fresh = |name: &DomainName| families.iter().all(|family| {
+                    lookups.is_fresh(&Key { name: name.clone(), family: *family })
+                });
+                schedule.replace(rules.exact_names(), fresh, Instant::now());
+            }
+            Some(Ok(done)) = running.join_next() => {
+                let Done { generation, name, valid } = done;
+                let chance = chances.hash_one((&name, Instant::now())).to_le_bytes()[0];
+                if generation == *policies.borrow() {
+                    schedule.done(&name, valid, longest, chance, Instant::now());
+                }
+            }
+            () = sleep_until(next.unwrap_or_else(Instant::now).into()), if next.is_some() => {}
+        }
+    }
+}
+
+struct Done {
+    generation: u64,
+    name: DomainName,
+    valid: Option<Duration>,
+}
+
+async fn refresh(
+    lookups: Arc<Lookups>,
+    link: Arc<Link>,
+    name: DomainName,
+    families: &'static [Family],
+) -> Done {
+    let generation = lookups.rules().generation;
+    let mut asked = JoinSet::new();
+    for family in families {
+        let (lookups, key) = (lookups.clone(), Key { name: name.clone(), family: *family });
+        asked.spawn(async move { lookups.refresh(key).await });
+    }
+    let mut valid: Option<u32> = None;
+    let mut cause = None;
+    for Outcome { known, ttl_s } in asked.join_all().await {
+        match known {
+            Known::Addresses { stale: false, .. } => {
+                valid = Some(valid.map_or(ttl_s, |least| least.min(ttl_s)));
+            }
+            Known::Addresses { stale: true, .. } => {
+                cause = Some("the upstreams fail; the last good addresses stay in use".to_owned());
+            }
+            Known::Empty => cause = cause.or_else(|| Some("the name has no addresses".to_owned())),
+            Known::NxDomain => cause = cause.or_else(|| Some("the name does not exist".to_owned())),
+            Known::NoneAdmitted => cause = Some("the address policy admits none of its addresses".to_owned()),
+            Known::Failed(failure) => cause = Some(failure.text),
+        }
+    }
+    if let (None, Some(cause)) = (valid, cause) {
+        link.tell(FromWorker::Failed { name: name.clone(), cause }).await;
+    }
+    Done { generation, name, valid: valid.map(|ttl_s| Duration::from_secs(ttl_s.into())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONGEST: Duration = Duration::from_secs(300);
+
+    fn names(list: &[&str]) -> HashSet<DomainName> {
+        list.iter().map(|name| DomainName::parse(name).unwrap()).collect()
+    }
+
+    fn drain(schedule: &mut Schedule, now: Instant) -> Vec<String> {
+        std::iter::from_fn(|| schedule.take_due(now)).map(String::from).collect()
+    }
+
+    #[test]
+    fn every_name_is_asked_once_and_then_the_policy_is_primed() {
+        let now = Instant::now();
+        let mut schedule = Schedule::default();
+        schedule.replace(&names(&["a.test", "b.test"]), |_| false, now);
+        assert_eq!(drain(&mut schedule, now), ["a.test", "b.test"]);
+        assert!(!schedule.is_primed());
+        let [a, b] = ["a.test", "b.test"].map(|name| DomainName::parse(name).unwrap());
+        schedule.done(&a, Some(Duration::from_secs(60)), LONGEST, 255, now);
+        assert!(!schedule.is_primed());
+        schedule.done(&b, None, LONGEST, 0, now);
+        assert!(schedule.is_primed());
+        assert_eq!(drain(&mut schedule, now + Duration::from_secs(2)), ["b.test"]);
+        assert_eq!(drain(&mut schedule, now + Duration::from_secs(57)), ["a.test"]);
+    }
+
+    #[test]
+    fn waits_are_bounded_both_ways() {
+        let now = Instant::now();
+        let mut schedule = Schedule::default();
+        schedule.replace(&names(&["a.test"]), |_| false, now);
+        let a = DomainName::parse("a.test").unwrap();
+        for (valid, chance, after) in [(0, 0, 22_500), (86_400, 255, 285_000)] {
+            schedule.take_due(now + LONGEST);
+            schedule.done(&a, Some(Duration::from_secs(valid)), LONGEST, chance, now);
+            assert_eq!(schedule.next_due(), Some(now + Duration::from_millis(after)));
+        }
+        for _ in 0..40 {
+            schedule.take_due(now + LONGEST);
+            schedule.done(&a, None, LONGEST, 255, now);
+        }
+        assert_eq!(schedule.next_due(), Some(now + Duration::from_secs(285)));
+    }
+
+    #[test]
+    fn a_new_policy_asks_for_what_is_new() {
+        let now = Instant::now();
+        let mut schedule = Schedule::default();
+        schedule.replace(&names(&["a.test", "b.test"]), |_| false, now);
+        for name in ["a.test", "b.test"] {
+            let name = schedule.take_due(now).filter(|taken| taken.as_str() == name).unwrap();
+            schedule.done(&name, Some(LONGEST), LONGEST, 0, now);
+        }
+        schedule.replace(&names(&["a.test", "c.test"]), |_| true, now);
+        assert!(!schedule.is_primed());
+        assert_eq!(drain(&mut schedule, now), ["c.test"]);
+        assert_eq!(drain(&mut schedule, now + LONGEST), ["a.test"]);
+    }
+
+    #[test]
+    fn no_names_are_primed_at_once() {
+        let mut schedule = Schedule::default();
+        schedule.replace(&names(&[]), |_| false, Instant::now());
+        assert!(schedule.is_primed());
+        assert_eq!(schedule.next_due(), None);
+    }
+}

@@ -1,0 +1,157 @@
+//! Who owns a local port, by the kernel's tables in `/proc/net`. The parser is pure; reading is bounded.
+//!
+//! Best effort: a socket may be gone, shared or reused by the time it is looked up.
+
+use std::fs::File;
+use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+/// So much of a table is read: some 6,500 sockets. More would take milliseconds that other clients wait for.
+const MAX_TABLE: u64 = 1 << 20;
+
+/// Whom a socket belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    pub uid: u32,
+    pub inode: u64,
+}
+
+/// Where the tables are: `/proc/net` outside tests.
+#[derive(Debug, Clone)]
+pub struct SocketTables {
+    directory: PathBuf,
+}
+
+/// Which tables a client's socket is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    Udp,
+    Tcp,
+}
+
+impl SocketTables {
+    #[must_use]
+    pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Self { directory: directory.into() }
+    }
+
+    /// The owner of the socket that sent from `client`.
+    #[must_use]
+    pub fn owner(&self, client: SocketAddr, protocol: Protocol) -> Option<Owner> {
+        // An IPv4 client may use an IPv6 socket (::ffff:a.b.c.d); the other way round there is nothing.
+        let tables: &[&str] = match (protocol, client) {
+            (Protocol::Udp, SocketAddr::V4(_)) => &["udp", "udp6"],
+            (Protocol::Udp, SocketAddr::V6(_)) => &["udp6"],
+            (Protocol::Tcp, SocketAddr::V4(_)) => &["tcp", "tcp6"],
+            (Protocol::Tcp, SocketAddr::V6(_)) => &["tcp6"],
+        };
+        tables.iter().find_map(|table| find_owner(&read(&self.directory.join(table)), client))
+    }
+}
+
+fn read(path: &Path) -> String {
+    let mut text = String::new();
+    // An unreadable table (no IPv6, hidepid) means: owner unknown. The cut may fall into a line; it doesn't parse then.
+    if let Ok(file) = File::open(path) {
+        file.take(MAX_TABLE).read_to_string(&mut text).ok();
+    }
+    text
+}
+
+/// Finds the line whose local address is `client`, or failing that the port on the unspecified address.
+#[must_use]
+pub fn find_owner(table: &str, client: SocketAddr) -> Option<Owner> {
+    let mut unbound = None;
+    for (local, owner) in table.lines().skip(1).filter_map(parse_line) {
+        if local.port() != client.port() {
+            continue;
+        }
+        if local.ip().to_canonical() == client.ip().to_canonical() {
+            return Some(owner);
+        }
+        if local.ip().to_canonical().is_unspecified() {
+            unbound = unbound.or(Some(owner));
+        }
+    }
+    unbound
+}
+
+/// `sl local_address rem_address st tx:rx tr:when retrnsmt uid timeout inode …`
+fn parse_line(line: &str) -> Option<(SocketAddr, Owner)> {
+    let mut fields = line.split_ascii_whitespace();
+    let local = parse_address(fields.nth(1)?)?;
+    let uid = fields.nth(5)?.parse().ok()?;
+    let inode = fields.nth(1)?.parse().ok()?;
+    // Inode 0: the socket is in TIME_WAIT or not accepted yet, and its uid is that of nobody in particular.
+    (inode != 0).then_some((local, Owner { uid, inode }))
+}
+
+/// Addresses are printed as 32-bit words in the machine's own order.
+fn parse_address(text: &str) -> Option<SocketAddr> {
+    let (address, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let mut octets = Vec::with_capacity(16);
+    for word in address.as_bytes().chunks(8) {
+        let word = u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok()?;
+        octets.extend(word.to_ne_bytes());
+    }
+    let ip = match octets.len() {
+        4 => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(octets).ok()?)),
+        16 => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(octets).ok()?)),
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &str =
+        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n";
+
+    fn find(lines: &str, client: &str) -> Option<Owner> {
+        find_owner(&format!("{HEAD}{lines}"), client.parse().unwrap())
+    }
+
+    #[test]
+    fn the_exact_address_wins_over_the_unspecified_one() {
+        let lines = "  10: 00000000:A1B2 00000000:0000 07 00000000:00000000 00:00000000 00000000  1001        0 111 2 0 0\n\
+                     \x20 11: 0100007F:A1B2 3500007F:0035 01 00000000:00000000 00:00000000 00000000  1000        0 222 2 0 0\n";
+        assert_eq!(find(lines, "127.0.0.1:41394"), Some(Owner { uid: 1000, inode: 222 }));
+        assert_eq!(find(lines, "127.0.0.2:41394"), Some(Owner { uid: 1001, inode: 111 }));
+        assert_eq!(find(lines, "127.0.0.1:41395"), None);
+    }
+
+    #[test]
+    fn mapped_and_real_ipv6_addresses_are_found() {
+        let mapped = "  1: 0000000000000000FFFF00000100007F:0400 0:0 01 0:0 00:0 0  7 0 333 1\n";
+        assert_eq!(find(mapped, "127.0.0.1:1024"), Some(Owner { uid: 7, inode: 333 }));
+        let loopback = "  1: 00000000000000000000000001000000:0400 0:0 01 0:0 00:0 0  8 0 444 1\n";
+        assert_eq!(find(loopback, "[::1]:1024"), Some(Owner { uid: 8, inode: 444 }));
+    }
+
+    #[test]
+    fn odd_lines_and_sockets_without_inode_are_nobody() {
+        let gone = "  1: 0100007F:0400 3500007F:0035 06 00000000:00000000 00:00000000 00000000     0        0 0 3 0\n";
+        assert_eq!(find(gone, "127.0.0.1:1024"), None);
+        for odd in [
+            "",
+            "x",
+            "1: zz:0400",
+            "1: 0100007F 0",
+            "1: 01:0400 0 0 0 0 0 1 0 1",
+            "1: é:0400 0 0 0 0 0 1 0 1",
+        ] {
+            assert_eq!(find(odd, "127.0.0.1:1024"), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn our_own_socket_is_found_in_the_real_tables() {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let owner = SocketTables::new("/proc/net").owner(socket.local_addr().unwrap(), Protocol::Udp);
+        assert_eq!(owner.map(|owner| owner.uid), Some(rustix::process::getuid().as_raw()));
+    }
+}

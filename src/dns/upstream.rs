@@ -1,0 +1,347 @@
+//! Asks the upstreams: several of them, by UDP and TCP, within a bounded time; knows which of them answer.
+//!
+//! hickory-resolver's name server pools speak the protocol (retransmission, truncation to TCP). Everything that would
+//! read this machine (resolv.conf, hosts, search domains) and hickory's own cache are out of the path.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverOpts};
+use hickory_resolver::net::xfer::FirstAnswer;
+use hickory_resolver::net::{DnsError, DnsHandle, NetError, NoRecords};
+use hickory_resolver::proto::op::{DnsRequest, DnsRequestOptions, DnsResponse, Edns, Query, ResponseCode};
+use hickory_resolver::proto::rr::{Name, Record, RecordType};
+use hickory_resolver::{NameServerPool, PoolContext, TlsConfig};
+use tokio::task::JoinSet;
+use tokio::time::{sleep_until, timeout_at};
+
+use super::connected::Connected;
+use super::loop_mark::LoopMark;
+use super::protocol::UpstreamHealth;
+
+/// The whole of one question, with every retry and every upstream: glibc's resolver gives up after five seconds.
+pub const BUDGET: Duration = Duration::from_secs(4);
+/// When no answer came by then, the next upstream is asked as well.
+const HEDGE: Duration = Duration::from_millis(400);
+/// TCP is tried only after UDP had this long: for upstreams that speak TCP alone.
+const TCP_AFTER: Duration = Duration::from_millis(1200);
+/// So many questions in a row without an answer, and the upstream counts as down.
+const FAILURES: u32 = 3;
+/// What fits everywhere without fragments (DNS flag day 2020).
+const MAX_UDP_PAYLOAD: u16 = 1232;
+/// An upstream that is down is asked first again after this.
+const RECHECK: Duration = Duration::from_secs(2);
+
+/// What an upstream said, as far as it matters here.
+#[derive(Debug, Clone)]
+pub enum Response {
+    Records(Vec<Record>),
+    /// No such record, or no such name. The time is from the SOA (RFC 2308), if there was one.
+    Nothing {
+        nxdomain: bool,
+        ttl_s: Option<u32>,
+    },
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UpstreamError {
+    #[error("no upstream DNS server is configured")]
+    None,
+    #[error("no upstream DNS server answered in time")]
+    Timeout,
+    #[error("no upstream DNS server can be reached")]
+    Unreachable,
+    #[error("the upstream DNS server's answer is unusable: {0}")]
+    Unusable(String),
+    #[error(
+        "the upstream DNS server sends our own questions back to us: its traffic to port 53 is redirected here"
+    )]
+    Loop,
+    #[error("the upstream DNS server answered {0}")]
+    Code(ResponseCode),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Transport {
+    Udp,
+    Tcp,
+}
+
+struct Endpoint {
+    address: SocketAddr,
+    transport: Transport,
+    pool: NameServerPool<Connected>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    failures: u32,
+    down_since: Option<Instant>,
+    answered: bool,
+}
+
+impl Endpoint {
+    fn record(&self, answered: Answered) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match answered {
+            Answered::Yes => *state = State { failures: 0, down_since: None, answered: true },
+            Answered::No => {
+                state.failures = state.failures.saturating_add(1);
+                if state.failures >= FAILURES {
+                    state.down_since = Some(Instant::now());
+                }
+            }
+            Answered::Unreachable => state.down_since = Some(Instant::now()),
+        }
+    }
+
+    /// TCP is asked seldom, so that only its success says something.
+    fn is_healthy(&self) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.down_since.is_none() && (state.answered || self.transport == Transport::Udp)
+    }
+
+    fn is_due_for_recheck(&self) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.down_since.is_some_and(|since| since.elapsed() >= RECHECK)
+    }
+
+    fn rank(&self) -> u8 {
+        if self.is_healthy() || (self.transport == Transport::Udp && self.is_due_for_recheck()) {
+            0
+        } else {
+            1
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Answered {
+    Yes,
+    No,
+    Unreachable,
+}
+
+/// The upstreams of the setup.
+pub struct Upstreams {
+    endpoints: Vec<Arc<Endpoint>>,
+    mark: Arc<LoopMark>,
+}
+
+impl std::fmt::Debug for Upstreams {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.health()).finish()
+    }
+}
+
+impl Upstreams {
+    pub fn new(addresses: &[SocketAddr]) -> Result<Self, NetError> {
+        let mut endpoints = Vec::new();
+        for transport in [Transport::Udp, Transport::Tcp] {
+            for address in addresses {
+                endpoints.push(Arc::new(endpoint(*address, transport)?));
+            }
+        }
+        Ok(Self { endpoints, mark: Arc::default() })
+    }
+
+    #[must_use]
+    pub fn health(&self) -> Vec<UpstreamHealth> {
+        let of = |transport| self.endpoints.iter().filter(move |endpoint| endpoint.transport == transport);
+        of(Transport::Udp)
+            .zip(of(Transport::Tcp))
+            .map(|(udp, tcp)| UpstreamHealth {
+                address: udp.address,
+                healthy: udp.is_healthy() || tcp.is_healthy(),
+            })
+            .collect()
+    }
+
+    /// Whether asking now would only wait: nothing answered lately, by any transport.
+    #[must_use]
+    pub fn all_down(&self) -> bool {
+        !self.endpoints.iter().any(|endpoint| endpoint.is_healthy() || endpoint.is_due_for_recheck())
+    }
+
+    /// What our questions to a resolver on loopback carry.
+    #[must_use]
+    pub fn mark(&self) -> &LoopMark {
+        &self.mark
+    }
+
+    /// Asks until somebody answers or `budget` has passed. A failing or slow upstream brings in the next one.
+    pub async fn ask(
+        &self,
+        name: &Name,
+        kind: RecordType,
+        budget: Duration,
+    ) -> Result<Response, UpstreamError> {
+        let before = self.mark.seen();
+        let result = self.race(name, kind, budget).await;
+        // A question that came back explains every other failure.
+        result.map_err(|error| if self.mark.seen() == before { error } else { UpstreamError::Loop })
+    }
+
+    async fn race(&self, name: &Name, kind: RecordType, budget: Duration) -> Result<Response, UpstreamError> {
+        let start = tokio::time::Instant::now();
+        let mut waiting = self.in_order();
+        let mut asked: Vec<(tokio::time::Instant, Arc<Endpoint>)> = Vec::new();
+        let mut running = JoinSet::new();
+        let mut worst = UpstreamError::None;
+        let mut next_at = start;
+        loop {
+            let due = waiting.last().map(|endpoint| match endpoint.transport {
+                Transport::Udp => next_at,
+                Transport::Tcp if asked.is_empty() || running.is_empty() => next_at,
+                Transport::Tcp => next_at.max(start + TCP_AFTER),
+            });
+            if due.is_none() && running.is_empty() {
+                return Err(worst);
+            }
+            let step = async {
+                tokio::select! {
+                    Some(done) = running.join_next() => Step::Done(done),
+                    () = sleep_until(due.unwrap_or(start)), if due.is_some() => Step::AskNext,
+                }
+            };
+            match timeout_at(start + budget, step).await {
+                Ok(Step::AskNext) => {
+                    if let Some(endpoint) = waiting.pop() {
+                        asked.push((tokio::time::Instant::now(), endpoint.clone()));
+                        running.spawn(ask_one(endpoint, self.mark.clone(), name.clone(), kind));
+                        next_at = tokio::time::Instant::now() + HEDGE;
+                    }
+                }
+                Ok(Step::Done(Ok((endpoint, result)))) => {
+                    asked.retain(|(_, other)| !Arc::ptr_eq(other, &endpoint));
+                    match result {
+                        Ok(response) => {
+                            blame_silent(&asked);
+                            return Ok(response);
+                        }
+                        Err(error) => worst = error,
+                    }
+                    next_at = tokio::time::Instant::now();
+                }
+                Ok(Step::Done(Err(_panicked_or_cancelled))) => next_at = tokio::time::Instant::now(),
+                Err(_elapsed) => {
+                    blame_silent(&asked);
+                    return Err(UpstreamError::Timeout);
+                }
+            }
+        }
+    }
+
+    /// Last is asked first: those that answer, UDP before TCP, in the configured order.
+    fn in_order(&self) -> Vec<Arc<Endpoint>> {
+        let mut endpoints = self.endpoints.clone();
+        endpoints.sort_by_key(|endpoint| endpoint.rank());
+        endpoints.reverse();
+        endpoints
+    }
+}
+
+/// Those that had their time and said nothing. A slow name alone doesn't make an upstream sick: it answers others.
+fn blame_silent(asked: &[(tokio::time::Instant, Arc<Endpoint>)]) {
+    let silent = asked.iter().filter(|(since, _)| since.elapsed() >= HEDGE);
+    silent.for_each(|(_, endpoint)| endpoint.record(Answered::No));
+}
+
+enum Step<T> {
+    Done(T),
+    AskNext,
+}
+
+async fn ask_one(
+    endpoint: Arc<Endpoint>,
+    mark: Arc<LoopMark>,
+    name: Name,
+    kind: RecordType,
+) -> (Arc<Endpoint>, Result<Response, UpstreamError>) {
+    let mut edns = Edns::new();
+    edns.set_max_payload(MAX_UDP_PAYLOAD);
+    if LoopMark::concerns(endpoint.address.ip()) {
+        mark.put_on(&mut edns);
+    }
+    let (mut answered, mut result) = exchange(&endpoint, &name, kind, Some(edns)).await;
+    // RFC 6891 §7: a server from before EDNS.
+    if let Err(UpstreamError::Code(ResponseCode::FormErr | ResponseCode::NotImp)) = result {
+        (answered, result) = exchange(&endpoint, &name, kind, None).await;
+    }
+    endpoint.record(answered);
+    (endpoint, result)
+}
+
+async fn exchange(
+    endpoint: &Endpoint,
+    name: &Name,
+    kind: RecordType,
+    edns: Option<Edns>,
+) -> (Answered, Result<Response, UpstreamError>) {
+    let mut options = DnsRequestOptions::default();
+    options.use_edns = edns.is_some();
+    options.recursion_desired = true;
+    let mut request = DnsRequest::from_query(Query::query(name.clone(), kind), options);
+    if edns.is_some() {
+        let (mut message, options) = request.into_parts();
+        message.edns = edns;
+        request = DnsRequest::new(message, options);
+    }
+    match endpoint.pool.send(request).first_answer().await {
+        Ok(response) => (Answered::Yes, understood(response)),
+        Err(error) => failure(error),
+    }
+}
+
+fn understood(response: DnsResponse) -> Result<Response, UpstreamError> {
+    let code = response.response_code;
+    if code == ResponseCode::NXDomain {
+        return Ok(Response::Nothing { nxdomain: true, ttl_s: response.negative_ttl() });
+    }
+    if code != ResponseCode::NoError {
+        return Err(UpstreamError::Code(code));
+    }
+    Ok(Response::Records(response.into_message().answers))
+}
+
+/// What hickory reports as errors are also answers: "no such name" and SERVFAIL came from a living server.
+fn failure(error: NetError) -> (Answered, Result<Response, UpstreamError>) {
+    match error {
+        NetError::Dns(DnsError::NoRecordsFound(NoRecords { response_code, negative_ttl, .. })) => {
+            let nxdomain = response_code == ResponseCode::NXDomain;
+            (Answered::Yes, Ok(Response::Nothing { nxdomain, ttl_s: negative_ttl }))
+        }
+        NetError::Dns(DnsError::ResponseCode(code)) => (Answered::Yes, Err(UpstreamError::Code(code))),
+        NetError::Timeout => (Answered::No, Err(UpstreamError::Timeout)),
+        // The pool's word for every error of a socket, a refused connection among them.
+        NetError::NoConnections => (Answered::Unreachable, Err(UpstreamError::Unreachable)),
+        other => (Answered::No, Err(UpstreamError::Unusable(other.to_string()))),
+    }
+}
+
+fn endpoint(address: SocketAddr, transport: Transport) -> Result<Endpoint, NetError> {
+    let connection = |mut connection: ConnectionConfig| {
+        connection.port = address.port();
+        connection
+    };
+    let connections = match transport {
+        // UDP's pool has TCP as well: a truncated answer is asked for again there.
+        Transport::Udp => vec![connection(ConnectionConfig::udp()), connection(ConnectionConfig::tcp())],
+        Transport::Tcp => vec![connection(ConnectionConfig::tcp())],
+    };
+    let server = NameServerConfig::new(address.ip(), true, connections);
+    let context = Arc::new(PoolContext::new(options(), TlsConfig::new()?));
+    let pool = NameServerPool::from_config([server], context, Connected::default());
+    Ok(Endpoint { address, transport, pool, state: Mutex::default() })
+}
+
+fn options() -> ResolverOpts {
+    let mut options = ResolverOpts::default();
+    options.timeout = BUDGET;
+    options.cache_size = 0;
+    options.num_concurrent_reqs = 1;
+    options
+}

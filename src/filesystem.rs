@@ -1,0 +1,195 @@
+//! The box's mounts: tmpfs where the agent may write, everything else read-only, host doors covered.
+//!
+//! Looks at mountinfo, never at who mounted: a tmpfs or a read-only root that the runtime made is as good as ours.
+
+pub mod layout;
+pub mod mountinfo;
+pub mod seal;
+pub mod surfaces;
+
+use std::fs::{File, OpenOptions, Permissions};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MsFlags, mount};
+
+use layout::{Mount, Owner};
+use mountinfo::{MountEntry, MountTable};
+
+#[derive(Debug, thiserror::Error)]
+pub enum FilesystemError {
+    #[error("cannot read the mount table")]
+    Table(#[source] mountinfo::MountTableError),
+    #[error("cannot make the directory {path}")]
+    Directory { path: PathBuf, source: std::io::Error },
+    #[error("cannot mount a tmpfs on {path}")]
+    Mount { path: PathBuf, source: nix::errno::Errno },
+    #[error("{path} is mounted noexec: builds and scripts can't run there")]
+    Noexec { path: PathBuf },
+    #[error("{path} allows {what}, and a remount to forbid it is refused")]
+    Flags { path: PathBuf, what: &'static str, source: nix::errno::Errno },
+    #[error("{path} is not a file system of its own, and none could be mounted")]
+    NotMounted { path: PathBuf },
+    #[error("cannot give {path} to its owner")]
+    Owner { path: PathBuf, source: std::io::Error },
+    #[error("cannot write {path}")]
+    Write { path: PathBuf, source: std::io::Error },
+}
+
+/// The proof that the box was sealed: what is writable, and which doors of the host were covered.
+#[derive(Debug, Clone)]
+pub struct Sealed {
+    writable: seal::Writable,
+    doors: Vec<PathBuf>,
+}
+
+impl Sealed {
+    /// Only the boot makes it, from what the verification found.
+    #[must_use]
+    pub(crate) fn new(writable: seal::Writable, doors: Vec<PathBuf>) -> Self {
+        Self { writable, doors }
+    }
+
+    #[must_use]
+    pub fn writable(&self) -> &seal::Writable {
+        &self.writable
+    }
+
+    #[must_use]
+    pub fn doors(&self) -> &[PathBuf] {
+        &self.doors
+    }
+}
+
+/// Makes every place of the layout that is not there yet.
+pub fn apply(layout: &[Mount]) -> Result<(), FilesystemError> {
+    for place in layout {
+        let table = MountTable::read().map_err(FilesystemError::Table)?;
+        match table.at(&place.path) {
+            Some(entry) => keep(place, entry)?,
+            None => provide(place, &table)?,
+        }
+    }
+    Ok(())
+}
+
+/// A volume, or a tmpfs of the runtime's: kept with all that is in it.
+fn keep(place: &Mount, entry: &MountEntry) -> Result<(), FilesystemError> {
+    if entry.has("noexec") && place.exec {
+        return Err(FilesystemError::Noexec { path: place.path.clone() });
+    }
+    if !(entry.has("nosuid") && entry.has("nodev")) {
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
+        mount(None::<&str>, &place.path, None::<&str>, flags | entry.flags(), None::<&str>).map_err(
+            |source| FilesystemError::Flags {
+                path: place.path.clone(),
+                what: "setuid files or devices",
+                source,
+            },
+        )?;
+    }
+    own(place)
+}
+
+fn provide(place: &Mount, table: &MountTable) -> Result<(), FilesystemError> {
+    make_directory(&place.path)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    match mount(Some("tmpfs"), &place.path, Some("tmpfs"), flags, Some(place.tmpfs_options().as_str())) {
+        Ok(()) => Ok(()),
+        // Without CAP_SYS_ADMIN a directory on a tmpfs of the runtime's will do where only we decide what is in it.
+        Err(nix::errno::Errno::EPERM | nix::errno::Errno::EACCES)
+            if !place.exec && table.covering(&place.path).is_some_and(|entry| entry.is_tmpfs()) =>
+        {
+            own(place)
+        }
+        Err(source) => Err(FilesystemError::Mount { path: place.path.clone(), source }),
+    }
+}
+
+fn make_directory(path: &Path) -> Result<(), FilesystemError> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder
+        .recursive(true)
+        .mode(0o755)
+        .create(path)
+        .map_err(|source| FilesystemError::Directory { path: path.to_owned(), source })
+}
+
+/// Opens the directory itself, never through a link in its last step.
+fn open_directory(path: &Path) -> Result<File, std::io::Error> {
+    let flags = nix::libc::O_DIRECTORY | nix::libc::O_NOFOLLOW;
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
+/// A fresh volume belongs to root: the mount point itself, and nothing in it, is given to the owner.
+fn own(place: &Mount) -> Result<(), FilesystemError> {
+    let failed = |source| FilesystemError::Owner { path: place.path.clone(), source };
+    let directory = open_directory(&place.path).map_err(failed)?;
+    let metadata = directory.metadata().map_err(failed)?;
+    let Owner { uid, gid } = place.owner;
+    if (metadata.uid(), metadata.gid()) != (uid, gid) {
+        let change = |fd: &OwnedFd| std::os::unix::fs::fchown(fd, Some(uid), Some(gid));
+        change(&OwnedFd::from(directory.try_clone().map_err(failed)?)).map_err(failed)?;
+    }
+    if metadata.mode() & 0o7777 != place.mode {
+        directory.set_permissions(Permissions::from_mode(place.mode)).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Looks at the outcome: mounted, with the flags, owner and mode that were asked for.
+pub fn verify(layout: &[Mount]) -> Result<String, String> {
+    let table = MountTable::read().map_err(|error| crate::report::chain(&error))?;
+    let mut seen = Vec::new();
+    for place in layout {
+        let path = place.path.display();
+        let entry = match table.at(&place.path) {
+            Some(entry) => entry,
+            None if !place.exec => {
+                let covering = table.covering(&place.path).filter(|entry| entry.is_tmpfs());
+                covering.ok_or_else(|| format!("{path} is not on a tmpfs"))?
+            }
+            None => return Err(format!("{path} is not a file system of its own")),
+        };
+        for flag in ["nosuid", "nodev"] {
+            if !entry.has(flag) {
+                return Err(format!("{path} is mounted without {flag}"));
+            }
+        }
+        let metadata = std::fs::symlink_metadata(&place.path).map_err(|error| format!("{path}: {error}"))?;
+        if !metadata.is_dir() || metadata.uid() != place.owner.uid || metadata.mode() & 0o7777 != place.mode {
+            return Err(format!("{path} has another owner or mode than it should"));
+        }
+        seen.push(format!("{path} ({})", entry.fs_type));
+    }
+    Ok(seen.join(", "))
+}
+
+/// Makes a directory of root's below a directory that only root can write.
+pub fn private_directory(path: &Path, mode: u32) -> Result<(), FilesystemError> {
+    make_directory(path)?;
+    std::fs::set_permissions(path, Permissions::from_mode(mode))
+        .map_err(|source| FilesystemError::Directory { path: path.to_owned(), source })
+}
+
+/// Writes a file of root's in a directory of root's, replacing what the box's former life left.
+pub fn write_root_file(path: &Path, content: &[u8], mode: u32) -> Result<(), FilesystemError> {
+    use std::io::Write;
+    let failed = |source| FilesystemError::Write { path: path.to_owned(), source };
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(source) => return Err(failed(source)),
+    }
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(path)
+        .map_err(failed)?;
+    file.write_all(content).map_err(failed)?;
+    // The umask of whoever started us must not decide.
+    file.set_permissions(Permissions::from_mode(mode)).map_err(failed)
+}

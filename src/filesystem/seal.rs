@@ -1,0 +1,135 @@
+//! Nothing is writable for the agent but a fixed list: every other mount becomes read-only.
+//!
+//! Remounts are per mount (MS_BIND|MS_REMOUNT|MS_RDONLY): the superblock of an overlay can't be remounted from
+//! inside, and the superblock of a volume is the host's.
+
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+
+use super::mountinfo::{self, MountEntry, MountTable};
+
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    #[error("cannot read the mount table")]
+    Table(#[source] mountinfo::MountTableError),
+    #[error("cannot make {path} read-only")]
+    Remount { path: PathBuf, source: Errno },
+}
+
+/// Kernel file systems whose files decide for themselves who may write; their dangerous parts are surfaces
+/// (`surfaces.rs`), and a read-only /proc would break what processes write about themselves.
+const SELF_GOVERNED: &[&str] = &["proc", "devpts", "mqueue"];
+
+/// Mounts that stay writable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Writable(Vec<PathBuf>);
+
+impl Writable {
+    /// The layout's places, and the shared memory of POSIX.
+    #[must_use]
+    pub fn new(layout: &[super::layout::Mount]) -> Self {
+        let mut paths: Vec<PathBuf> = layout.iter().map(|place| place.path.clone()).collect();
+        paths.extend(["/dev/shm", "/dev/mqueue", "/dev/pts"].map(PathBuf::from));
+        Self(paths)
+    }
+
+    /// The mounts that must become read-only and are not.
+    #[must_use]
+    pub fn others(&self, table: &MountTable) -> Vec<MountEntry> {
+        table
+            .visible()
+            .filter(|entry| !self.0.contains(&entry.path) && !entry.read_only())
+            .filter(|entry| !SELF_GOVERNED.contains(&entry.fs_type.as_str()))
+            .filter(|entry| !self.holds_state(entry))
+            .cloned()
+            .collect()
+    }
+
+    /// /run as the runtime's tmpfs holds our own state: PID 1 goes on writing there, and nobody else can.
+    fn holds_state(&self, entry: &MountEntry) -> bool {
+        let holds = self.0.iter().any(|own| own.starts_with(&entry.path));
+        entry.is_tmpfs() && entry.path != Path::new("/") && holds
+    }
+
+    /// The mount points that are sealed now, for the attack.
+    #[must_use]
+    pub fn sealed_mounts(&self) -> Vec<PathBuf> {
+        let Ok(table) = MountTable::read() else { return Vec::new() };
+        let sealed = |entry: &&MountEntry| {
+            !self.0.contains(&entry.path) && !SELF_GOVERNED.contains(&entry.fs_type.as_str())
+        };
+        table.visible().filter(sealed).map(|entry| entry.path.clone()).collect()
+    }
+}
+
+/// Makes every other mount read-only. Goes on after a failure, so that as much as possible is closed.
+pub fn apply(writable: &Writable) -> Result<(), SealError> {
+    let table = MountTable::read().map_err(SealError::Table)?;
+    let mut failed = None;
+    for entry in writable.others(&table) {
+        // nosuid too: no setuid file or file capability of the image has an effect any more, for anybody.
+        let flags =
+            entry.flags() | MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID;
+        if let Err(source) = mount(None::<&str>, &entry.path, None::<&str>, flags, None::<&str>) {
+            failed = failed.or(Some(SealError::Remount { path: entry.path, source }));
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// Looks at the mount table: what is still writable beside the list, by name.
+pub fn verify(writable: &Writable) -> Result<(), String> {
+    let table = MountTable::read().map_err(|error| crate::report::chain(&error))?;
+    let open = writable.others(&table);
+    if open.is_empty() {
+        return Ok(());
+    }
+    let paths: Vec<String> = open.iter().map(|entry| entry.path.display().to_string()).collect();
+    Err(format!("still writable: {}", paths.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::layout::{Owner, Sizes, plan};
+    use super::{MountEntry, MountTable, Writable};
+
+    fn entry(path: &str, fs_type: &str, option: &str) -> MountEntry {
+        MountEntry {
+            path: path.into(),
+            fs_type: fs_type.into(),
+            options: vec![option.to_owned()],
+            super_options: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn everything_but_the_list_is_to_be_sealed() {
+        let sizes = Sizes { workspace: 1, tmp: 1, home: 1 };
+        let writable = Writable::new(&plan(Owner { uid: 1000, gid: 1000 }, "/home/claude", sizes));
+        let table = MountTable::new(vec![
+            entry("/", "overlay", "rw"),
+            entry("/proc", "proc", "rw"),
+            entry("/sys", "sysfs", "ro"),
+            entry("/dev", "tmpfs", "rw"),
+            entry("/dev/shm", "tmpfs", "rw"),
+            entry("/workspace", "ext4", "rw"),
+            entry("/data", "ext4", "rw"),
+            entry("/etc/hosts", "ext4", "rw"),
+            entry("/run", "tmpfs", "rw"),
+            entry("/home/claude", "tmpfs", "rw"),
+        ]);
+        let paths: Vec<String> =
+            writable.others(&table).iter().map(|e| e.path.display().to_string()).collect();
+        assert_eq!(paths, ["/", "/dev", "/data", "/etc/hosts"]);
+    }
+
+    #[test]
+    fn a_root_that_is_a_tmpfs_is_sealed_too() {
+        let sizes = Sizes { workspace: 1, tmp: 1, home: 1 };
+        let writable = Writable::new(&plan(Owner { uid: 1000, gid: 1000 }, "/home/claude", sizes));
+        let table = MountTable::new(vec![entry("/", "tmpfs", "rw")]);
+        assert_eq!(writable.others(&table).len(), 1);
+    }
+}

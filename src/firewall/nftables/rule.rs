@@ -1,0 +1,286 @@
+//! Rule sets as nf_tables messages: tables, sets, chains, and rules as expressions of the kernel's register machine.
+//!
+//! Numbers that `netlink-packet-netfilter` doesn't name are those of linux/netfilter/nf_tables.h.
+
+use std::net::{IpAddr, SocketAddr};
+
+use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
+use netlink_packet_netfilter::nftables::Bitwise;
+use netlink_packet_netfilter::nftables::{
+    Cmp, DataAttribute, ExpressionAttribute, Expressions, Immediate, ListAttribute, Lookup, Meta, MetaKey,
+    Operator, Payload, Register, RuleAttribute, RuleMessage, Verdict, VerdictAttribute,
+};
+
+use crate::firewall::ruleset::{
+    Action, Chain, Family, Match, Protocol, Rule, SNAPLEN, State, TABLE, Transport,
+};
+
+/// Index of `lo` in every network namespace (`LOOPBACK_IFINDEX`).
+const LOOPBACK: u32 = 1;
+const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
+const IPPROTO_ICMP: u8 = 1;
+const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
+const IPPROTO_ICMPV6: u8 = 58;
+
+const NETWORK_HEADER: u32 = 1;
+const TRANSPORT_HEADER: u32 = 2;
+
+/// `NFTNL_UDATA_RULE_COMMENT`: how `nft(8)` marks a comment in a rule's user data.
+const UDATA_COMMENT: u8 = 0;
+
+type Expression = ListAttribute<ExpressionAttribute>;
+
+/// The message that appends one rule.
+pub(super) fn message(chain: &Chain, rule: &Rule) -> RuleMessage {
+    let mut machine = Machine::default();
+    for condition in &rule.matches {
+        machine.condition(*condition);
+    }
+    for action in &rule.actions {
+        machine.action(*action);
+    }
+    RuleMessage {
+        attributes: vec![
+            RuleAttribute::Table(TABLE.to_owned()),
+            RuleAttribute::Chain(chain.name.to_owned()),
+            RuleAttribute::Expressions(machine.expressions),
+            RuleAttribute::UserData(comment(rule.comment)),
+        ],
+    }
+}
+
+/// Type, length, text with its final zero byte. `nft(8)` shows at most 127 characters.
+fn comment(text: &str) -> Vec<u8> {
+    let text = text.as_bytes().get(..text.len().min(127)).unwrap_or_default();
+    let length = u8::try_from(text.len().saturating_add(1)).unwrap_or(u8::MAX);
+    [&[UDATA_COMMENT, length], text, &[0]].concat()
+}
+
+/// Collects the expressions of one rule, and what they presuppose only once.
+#[derive(Default)]
+struct Machine {
+    expressions: Vec<Expression>,
+    family: Option<Family>,
+    protocol: Option<u8>,
+}
+
+impl Machine {
+    fn push(&mut self, expressions: Expressions) {
+        self.expressions.push(expressions.into());
+    }
+
+    fn condition(&mut self, condition: Match) {
+        match condition {
+            Match::InLoopback => self.meta(MetaKey::Iif, Operator::Equal, &LOOPBACK.to_ne_bytes()),
+            Match::OutLoopback => self.meta(MetaKey::Oif, Operator::Equal, &LOOPBACK.to_ne_bytes()),
+            Match::OutNotLoopback => self.meta(MetaKey::Oif, Operator::NotEqual, &LOOPBACK.to_ne_bytes()),
+            Match::Uid(uid) => self.meta(MetaKey::SocketUserId, Operator::Equal, &uid.to_ne_bytes()),
+            Match::Family(family) => self.family(family),
+            Match::Protocol(Protocol::Tcp) => self.protocol(IPPROTO_TCP),
+            Match::Protocol(Protocol::Icmp) => self.protocol(IPPROTO_ICMP),
+            Match::Protocol(Protocol::Icmp6) => self.protocol(IPPROTO_ICMPV6),
+            Match::Destination(address) => {
+                self.load_destination(Family::of(address));
+                match address {
+                    IpAddr::V4(address) => self.compare(Operator::Equal, &address.octets()),
+                    IpAddr::V6(address) => self.compare(Operator::Equal, &address.octets()),
+                }
+            }
+            Match::DestinationLoopback4 => {
+                self.family(Family::V4);
+                self.load(NETWORK_HEADER, 16, 1, Register::Reg1);
+                self.compare(Operator::Equal, &[127]);
+            }
+            Match::SourcePort(transport, port) => self.port(transport, 0, port),
+            Match::DestinationPort(transport, port) => self.port(transport, 2, port),
+            Match::DestinationIn(family, transport, set) => self.destination_in(family, transport, set),
+            Match::State(State::Established) => self.conntrack(CT_STATE, 1 << 1),
+            Match::State(State::Related) => self.conntrack(CT_STATE, 1 << 2),
+            Match::State(State::New) => self.conntrack(CT_STATE, 1 << 3),
+            Match::Redirected => self.conntrack(CT_STATUS, IPS_DST_NAT),
+            Match::Icmp6(kind) => {
+                self.protocol(IPPROTO_ICMPV6);
+                self.load(TRANSPORT_HEADER, 0, 1, Register::Reg1);
+                self.compare(Operator::Equal, &[kind.number()]);
+            }
+            Match::HopLimit(limit) => {
+                self.family(Family::V6);
+                self.load(NETWORK_HEADER, 7, 1, Register::Reg1);
+                self.compare(Operator::Equal, &[limit]);
+            }
+        }
+    }
+
+    fn action(&mut self, action: Action) {
+        match action {
+            Action::Accept => self.verdict(Verdict::Other(1), None),
+            Action::Drop => self.verdict(Verdict::Other(0), None),
+            Action::Goto(chain) => self.verdict(Verdict::Goto, Some(chain)),
+            Action::Count(name) => self.other("objref", vec![number(1, 1), string(2, name)]),
+            Action::Log(group) => self.other(
+                "log",
+                vec![
+                    DefaultNla::new(1, group.to_be_bytes().into()),
+                    number(3, SNAPLEN),
+                    DefaultNla::new(4, 1u16.to_be_bytes().into()),
+                ],
+            ),
+            Action::Dnat(to) => self.dnat(to),
+            Action::RejectReset => {
+                self.protocol(IPPROTO_TCP);
+                self.other("reject", vec![number(1, 1)]);
+            }
+            Action::RejectProhibited => {
+                self.other("reject", vec![number(1, 2), DefaultNla::new(2, vec![3])]);
+            }
+        }
+    }
+
+    fn meta(&mut self, key: MetaKey, operator: Operator, value: &[u8]) {
+        self.push(Expressions::Meta(vec![Meta::Key(key), Meta::DestinationRegister(Register::Reg1)]));
+        self.compare(operator, value);
+    }
+
+    /// In an `inet` table every look into a header presupposes its family.
+    fn family(&mut self, family: Family) {
+        if self.family == Some(family) {
+            return;
+        }
+        self.family = Some(family);
+        let value = match family {
+            Family::V4 => NFPROTO_IPV4,
+            Family::V6 => NFPROTO_IPV6,
+        };
+        self.meta(MetaKey::Nfproto, Operator::Equal, &[value]);
+    }
+
+    fn protocol(&mut self, protocol: u8) {
+        if self.protocol == Some(protocol) {
+            return;
+        }
+        self.protocol = Some(protocol);
+        self.meta(MetaKey::L4Proto, Operator::Equal, &[protocol]);
+    }
+
+    fn transport(&mut self, transport: Transport) {
+        self.protocol(match transport {
+            Transport::Tcp => IPPROTO_TCP,
+            Transport::Udp => IPPROTO_UDP,
+        });
+    }
+
+    fn compare(&mut self, operator: Operator, value: &[u8]) {
+        self.push(Expressions::Cmp(vec![
+            Cmp::SourceRegister(Register::Reg1),
+            Cmp::Op(operator),
+            Cmp::Data(DataAttribute::Value(value.to_vec())),
+        ]));
+    }
+
+    fn load(&mut self, base: u32, offset: u32, length: u32, register: Register) {
+        self.push(Expressions::Payload(vec![
+            Payload::DestinationRegister(register),
+            Payload::Base(base),
+            Payload::Offset(offset),
+            Payload::Len(length),
+        ]));
+    }
+
+    fn load_destination(&mut self, family: Family) {
+        self.family(family);
+        match family {
+            Family::V4 => self.load(NETWORK_HEADER, 16, 4, Register::Reg1),
+            Family::V6 => self.load(NETWORK_HEADER, 24, 16, Register::Reg1),
+        }
+    }
+
+    fn port(&mut self, transport: Transport, offset: u32, port: u16) {
+        self.transport(transport);
+        self.load(TRANSPORT_HEADER, offset, 2, Register::Reg1);
+        self.compare(Operator::Equal, &port.to_be_bytes());
+    }
+
+    /// The port goes into the 4-byte register behind the address: together they are the key.
+    fn destination_in(&mut self, family: Family, transport: Transport, set: &str) {
+        self.family(family);
+        self.transport(transport);
+        self.load_destination(family);
+        let behind = match family {
+            Family::V4 => Register::Reg32_01,
+            Family::V6 => Register::Reg2,
+        };
+        self.load(TRANSPORT_HEADER, 2, 2, behind);
+        self.push(Expressions::Lookup(vec![
+            Lookup::Set(set.to_owned()),
+            Lookup::SourceRegister(Register::Reg1),
+        ]));
+    }
+
+    /// One of the bits must be set.
+    fn conntrack(&mut self, key: u32, bits: u32) {
+        self.other("ct", vec![number(2, key), number(1, Register::Reg1.into())]);
+        self.push(Expressions::Bitwise(vec![
+            Bitwise::SourceRegister(Register::Reg1),
+            Bitwise::DestinationRegister(Register::Reg1),
+            Bitwise::Length(4),
+            Bitwise::Mask(DataAttribute::Value(bits.to_ne_bytes().into())),
+            Bitwise::Xor(DataAttribute::Value(vec![0; 4])),
+        ]));
+        self.compare(Operator::NotEqual, &[0; 4]);
+    }
+
+    fn verdict(&mut self, code: Verdict, chain: Option<&str>) {
+        let mut verdict = vec![VerdictAttribute::Code(code)];
+        verdict.extend(chain.map(|name| VerdictAttribute::Chain(name.to_owned())));
+        self.push(Expressions::Immediate(vec![
+            Immediate::DestinationRegister(Register::Verdict),
+            Immediate::Data(DataAttribute::Verdict(verdict)),
+        ]));
+    }
+
+    fn dnat(&mut self, to: SocketAddr) {
+        let (family, address) = match to.ip() {
+            IpAddr::V4(address) => (NFPROTO_IPV4, address.octets().to_vec()),
+            IpAddr::V6(address) => (NFPROTO_IPV6, address.octets().to_vec()),
+        };
+        for (register, value) in [(Register::Reg1, address), (Register::Reg2, to.port().to_be_bytes().into())]
+        {
+            self.push(Expressions::Immediate(vec![
+                Immediate::DestinationRegister(register),
+                Immediate::Data(DataAttribute::Value(value)),
+            ]));
+        }
+        self.other(
+            "nat",
+            vec![
+                number(1, 1),
+                number(2, family.into()),
+                number(3, Register::Reg1.into()),
+                number(5, Register::Reg2.into()),
+            ],
+        );
+    }
+
+    fn other(&mut self, name: &str, attributes: Vec<DefaultNla>) {
+        self.push(Expressions::Other { expression_type: name.to_owned(), attributes });
+    }
+}
+
+/// `NFT_CT_STATE`, `NFT_CT_STATUS`, and the status bit of a rewritten destination.
+const CT_STATE: u32 = 0;
+const CT_STATUS: u32 = 2;
+const IPS_DST_NAT: u32 = 1 << 5;
+
+pub(super) fn number(kind: u16, value: u32) -> DefaultNla {
+    DefaultNla::new(kind, value.to_be_bytes().into())
+}
+
+pub(super) fn string(kind: u16, text: &str) -> DefaultNla {
+    DefaultNla::new(kind, [text.as_bytes(), &[0]].concat())
+}
+
+pub(super) fn nested(kind: u16, content: Vec<u8>) -> DefaultNla {
+    DefaultNla::new(kind | NLA_F_NESTED, content)
+}

@@ -1,0 +1,198 @@
+//! Rule sets as values (pure): what is matched, what happens, and one comment a rule saying what it is for.
+//!
+//! [`lockdown`] closes everything; [`skeleton`] is the complete policy around two sets of open addresses, which are
+//! filled while the box lives. `Display` is the syntax of `nft(8)`, as `nft list table` prints it: goldens,
+//! `--print-rules` and the comparison with the kernel use it. Nothing here talks to the kernel.
+
+mod plan;
+mod text;
+
+use std::net::{IpAddr, SocketAddr};
+
+pub use plan::{EngineDns, FirewallPlan, lockdown, skeleton};
+
+/// The only table that Innkeeper touches; Docker's, Kubernetes' and the operator's own stay as they are.
+pub const TABLE: &str = "innkeeper";
+/// Open (address, port) pairs of IPv4, with a lifetime each.
+pub const OPEN4: &str = "open4";
+/// Open (address, port) pairs of IPv6, with a lifetime each.
+pub const OPEN6: &str = "open6";
+/// Counts refused outgoing IPv4 packets.
+pub const DENIED4: &str = "denied4";
+/// Counts refused outgoing IPv6 packets.
+pub const DENIED6: &str = "denied6";
+/// Counts dropped incoming packets. It is no denial of the agent's: neighbours broadcast all the time.
+pub const INBOUND: &str = "inbound";
+
+/// One complete `inet` table, loaded at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ruleset {
+    pub counters: Vec<&'static str>,
+    pub sets: Vec<Set>,
+    pub chains: Vec<Chain>,
+}
+
+/// A set of (address, port) pairs of one address family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Set {
+    pub name: &'static str,
+    pub family: Family,
+    pub content: Content,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// Filled and renewed at run time; every element has its own lifetime.
+    Timed,
+    /// Fixed when the table is loaded; the kernel refuses changes.
+    Constant(Vec<SocketAddr>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+/// A chain; without a hook it is reached by [`Action::Goto`] only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    pub name: &'static str,
+    pub base: Option<Base>,
+    pub rules: Vec<Rule>,
+}
+
+/// Where in the kernel a chain is attached, and what happens to a packet that no rule decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Base {
+    pub kind: Kind,
+    pub hook: Hook,
+    pub priority: i32,
+    pub policy: Policy,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Filter,
+    Nat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    Input,
+    Forward,
+    Output,
+    Postrouting,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    Accept,
+    Drop,
+}
+
+/// Conditions that must all hold, then actions in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    pub matches: Vec<Match>,
+    pub actions: Vec<Action>,
+    pub comment: &'static str,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Match {
+    InLoopback,
+    OutLoopback,
+    OutNotLoopback,
+    /// The uid of the sending socket; packets without a socket never match.
+    Uid(u32),
+    Family(Family),
+    Protocol(Protocol),
+    Destination(IpAddr),
+    /// 127.0.0.0/8: no single address can name it.
+    DestinationLoopback4,
+    SourcePort(Transport, u16),
+    DestinationPort(Transport, u16),
+    /// `ip daddr . tcp dport @set`
+    DestinationIn(Family, Transport, &'static str),
+    State(State),
+    /// Connection tracking says that the destination was rewritten.
+    Redirected,
+    Icmp6(Icmp6),
+    HopLimit(u8),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    Tcp,
+    Udp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    Tcp,
+    Icmp,
+    Icmp6,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    New,
+    Established,
+    Related,
+}
+
+/// The ICMPv6 types that IPv6 itself needs on a link (RFC 4861, RFC 2710, RFC 9777).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Icmp6 {
+    ListenerQuery,
+    ListenerReport,
+    ListenerDone,
+    RouterSolicit,
+    RouterAdvert,
+    NeighbourSolicit,
+    NeighbourAdvert,
+    ListenerReport2,
+}
+
+impl Icmp6 {
+    /// The number in the packet.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::ListenerQuery => 130,
+            Self::ListenerReport => 131,
+            Self::ListenerDone => 132,
+            Self::RouterSolicit => 133,
+            Self::RouterAdvert => 134,
+            Self::NeighbourSolicit => 135,
+            Self::NeighbourAdvert => 136,
+            Self::ListenerReport2 => 143,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    Accept,
+    Drop,
+    Goto(&'static str),
+    Count(&'static str),
+    /// One datagram per packet (threshold 1) to this NFLOG group, cut after [`SNAPLEN`] bytes.
+    Log(u16),
+    /// Rewrites the destination; the packet is routed anew.
+    Dnat(SocketAddr),
+    RejectReset,
+    RejectProhibited,
+}
+
+/// Enough for IPv6 and TCP headers with options; what the agent put behind them has no place in a log.
+pub const SNAPLEN: u32 = 128;

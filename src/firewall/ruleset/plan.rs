@@ -1,0 +1,375 @@
+//! What the rules are (pure): from the facts of this box to the complete table. Read it from top to bottom as a
+//! packet does.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+
+use super::{
+    Action, Base, Chain, Content, DENIED4, DENIED6, Family, Hook, INBOUND, Icmp6, Kind, Match, OPEN4, OPEN6,
+    Policy, Protocol, Rule, Ruleset, Set, State, Transport,
+};
+
+/// Docker's embedded resolver. It listens on a random port too (`/proc/net/udp` shows it), so every port counts.
+const ENGINE_RESOLVER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11));
+/// Before Docker's own nat hooks at -100 (`NF_IP_PRI_NAT_DST`), which rewrite 127.0.0.11:53 to its real port.
+const BEFORE_DOCKER: i32 = -110;
+const DNS: u16 = 53;
+const ROOT: u32 = 0;
+const TRANSPORTS: [Transport; 2] = [Transport::Udp, Transport::Tcp];
+
+const UPSTREAM4: &str = "upstream4";
+const UPSTREAM6: &str = "upstream6";
+const ENGINE4: &str = "engine4";
+const ENGINE6: &str = "engine6";
+/// Where every refused packet ends: counted, logged, answered.
+const DENY: &str = "deny";
+
+/// The facts of this box that the rules depend on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FirewallPlan {
+    /// The uid of the DNS worker, shared with nobody.
+    pub dns_uid: u32,
+    /// Where the DNS worker listens.
+    pub dns_v4: SocketAddrV4,
+    /// Where it listens on IPv6; `None` where the host has no ::1.
+    pub dns_v6: Option<SocketAddrV6>,
+    /// The resolvers that the DNS worker alone may ask.
+    pub upstreams: Vec<SocketAddr>,
+    /// Set where Docker's embedded resolver works inside the box's network namespace.
+    pub engine_dns: Option<EngineDns>,
+    /// TCP ports that the operator opened to the outside.
+    pub inbound: Vec<u16>,
+    /// Listeners older than Innkeeper's own: a pod's sidecar, the engine. Closed to everybody.
+    pub closed_loopback: Vec<SocketAddr>,
+    /// The NFLOG group that the watch worker reads.
+    pub nflog_group: u16,
+    /// Innkeeper owns the kernel, so nobody else renews the DHCP lease.
+    pub vm: bool,
+}
+
+/// Docker's resolver forwards from a uid-0 socket inside the box's namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineDns {
+    /// Where it forwards to; empty where nobody could tell, and then uid 0 may ask any resolver.
+    pub forwards_to: Vec<SocketAddr>,
+}
+
+/// Nothing in, nothing out, nothing through; not even loopback.
+pub fn lockdown() -> Ruleset {
+    Ruleset {
+        counters: Vec::new(),
+        sets: Vec::new(),
+        chains: vec![
+            filter("input", Hook::Input, Policy::Drop, Vec::new()),
+            filter("output", Hook::Output, Policy::Drop, Vec::new()),
+            filter("forward", Hook::Forward, Policy::Drop, Vec::new()),
+        ],
+    }
+}
+
+/// The complete policy; open addresses come and go as elements of [`OPEN4`] and [`OPEN6`].
+pub fn skeleton(plan: &FirewallPlan) -> Ruleset {
+    Ruleset {
+        counters: vec![DENIED4, DENIED6, INBOUND],
+        sets: sets(plan),
+        chains: vec![
+            Chain { name: DENY, base: None, rules: deny(plan) },
+            Chain {
+                name: "resolver",
+                base: Some(Base {
+                    kind: Kind::Nat,
+                    hook: Hook::Output,
+                    priority: BEFORE_DOCKER,
+                    policy: Policy::Accept,
+                }),
+                rules: resolver(plan),
+            },
+            filter("output", Hook::Output, Policy::Drop, output(plan)),
+            filter("postrouting", Hook::Postrouting, Policy::Accept, postrouting()),
+            filter("input", Hook::Input, Policy::Drop, input(plan)),
+            filter("forward", Hook::Forward, Policy::Drop, Vec::new()),
+        ],
+    }
+}
+
+fn filter(name: &'static str, hook: Hook, policy: Policy, rules: Vec<Rule>) -> Chain {
+    Chain { name, base: Some(Base { kind: Kind::Filter, hook, priority: 0, policy }), rules }
+}
+
+fn rule(matches: Vec<Match>, action: Action, comment: &'static str) -> Rule {
+    Rule { matches, actions: vec![action], comment }
+}
+
+fn accept(matches: Vec<Match>, comment: &'static str) -> Rule {
+    rule(matches, Action::Accept, comment)
+}
+
+fn refuse(matches: Vec<Match>, comment: &'static str) -> Rule {
+    rule(matches, Action::Goto(DENY), comment)
+}
+
+fn sets(plan: &FirewallPlan) -> Vec<Set> {
+    let mut sets = vec![
+        Set { name: OPEN4, family: Family::V4, content: Content::Timed },
+        Set { name: OPEN6, family: Family::V6, content: Content::Timed },
+    ];
+    let forwards_to = plan.engine_dns.as_ref().map_or(&[][..], |engine| &engine.forwards_to);
+    for (name, family, pairs) in [
+        (UPSTREAM4, Family::V4, &plan.upstreams[..]),
+        (UPSTREAM6, Family::V6, &plan.upstreams),
+        (ENGINE4, Family::V4, forwards_to),
+        (ENGINE6, Family::V6, forwards_to),
+    ] {
+        let mut pairs: Vec<_> = pairs.iter().copied().filter(|p| Family::of(p.ip()) == family).collect();
+        pairs.sort_unstable();
+        pairs.dedup();
+        if !pairs.is_empty() {
+            sets.push(Set { name, family, content: Content::Constant(pairs) });
+        }
+    }
+    sets
+}
+
+/// The constant sets of this kind that exist, with their families.
+fn destinations(plan: &FirewallPlan, names: [&'static str; 2]) -> Vec<(Family, &'static str)> {
+    sets(plan).iter().filter(|set| names.contains(&set.name)).map(|set| (set.family, set.name)).collect()
+}
+
+fn deny(plan: &FirewallPlan) -> Vec<Rule> {
+    let count = |family, name, comment| rule(vec![Match::Family(family)], Action::Count(name), comment);
+    vec![
+        count(Family::V4, DENIED4, "refused IPv4 packets"),
+        count(Family::V6, DENIED6, "refused IPv6 packets"),
+        rule(vec![], Action::Log(plan.nflog_group), "headers for the watch worker, one by one"),
+        rule(
+            vec![Match::Protocol(Protocol::Tcp)],
+            Action::RejectReset,
+            "a refused connection fails at once, not after a time-out",
+        ),
+        rule(vec![], Action::RejectProhibited, "so does everything else"),
+    ]
+}
+
+/// Every question about a name goes to the DNS worker, whatever resolver the program has in mind. `dnat`, since
+/// `redirect` would go to 127.0.0.1, where the agent could listen.
+fn resolver(plan: &FirewallPlan) -> Vec<Rule> {
+    let mut rules = vec![accept(vec![Match::Uid(plan.dns_uid)], "the DNS worker asks its upstreams itself")];
+    rules.extend(engine(plan, "the engine's resolver forwards from inside the box"));
+    let workers =
+        [(Family::V4, Some(SocketAddr::V4(plan.dns_v4))), (Family::V6, plan.dns_v6.map(SocketAddr::V6))];
+    for (family, worker) in workers.into_iter().filter_map(|(f, w)| Some((f, w?))) {
+        for transport in TRANSPORTS {
+            rules.push(accept(
+                vec![Match::Destination(worker.ip()), Match::DestinationPort(transport, worker.port())],
+                "already on its way to the DNS worker",
+            ));
+            rules.push(rule(
+                vec![Match::Family(family), Match::DestinationPort(transport, DNS)],
+                Action::Dnat(worker),
+                "hard-coded resolvers meet the DNS worker",
+            ));
+        }
+    }
+    rules
+}
+
+/// uid 0 may ask where the engine forwards to; only where there is such an engine.
+fn engine(plan: &FirewallPlan, comment: &'static str) -> Vec<Rule> {
+    let Some(engine) = &plan.engine_dns else { return Vec::new() };
+    let root = |to| accept(vec![Match::Uid(ROOT), to], comment);
+    if engine.forwards_to.is_empty() {
+        return TRANSPORTS.map(|transport| root(Match::DestinationPort(transport, DNS))).into();
+    }
+    in_sets(plan, [ENGINE4, ENGINE6]).into_iter().map(root).collect()
+}
+
+fn in_sets(plan: &FirewallPlan, names: [&'static str; 2]) -> Vec<Match> {
+    destinations(plan, names)
+        .into_iter()
+        .flat_map(|(family, set)| TRANSPORTS.map(|transport| Match::DestinationIn(family, transport, set)))
+        .collect()
+}
+
+fn output(plan: &FirewallPlan) -> Vec<Rule> {
+    let mut rules = to_worker(plan);
+    rules.extend(questions(plan));
+    rules.extend(closed_listeners(plan));
+    if plan.vm {
+        rules.extend(dhcp_out());
+    }
+    rules.extend([
+        accept(vec![Match::State(State::Established)], "packets of flows that were let in or out before"),
+        accept(
+            vec![Match::Protocol(Protocol::Icmp), Match::State(State::Related)],
+            "ICMP errors about such flows (path MTU)",
+        ),
+        accept(
+            vec![Match::Protocol(Protocol::Icmp6), Match::State(State::Related)],
+            "ICMPv6 errors about such flows (path MTU)",
+        ),
+        refuse(vec![Match::Uid(plan.dns_uid)], "the DNS worker has no other business"),
+        accept(vec![Match::OutLoopback], "the box talks to itself, on its own addresses too"),
+        accept(
+            vec![Match::DestinationIn(Family::V4, Transport::Tcp, OPEN4)],
+            "IPv4 addresses of allowlisted names",
+        ),
+        accept(
+            vec![Match::DestinationIn(Family::V6, Transport::Tcp, OPEN6)],
+            "IPv6 addresses of allowlisted names",
+        ),
+    ]);
+    rules.extend(link_upkeep_out());
+    rules.push(refuse(vec![], "everything else"));
+    rules
+}
+
+/// A redirected packet meets this chain with its new destination but its *old* interface, so `oif lo` can't let it
+/// pass; that it really leaves over loopback is seen to in `postrouting`.
+fn to_worker(plan: &FirewallPlan) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    let v6 = plan.dns_v6.map(SocketAddr::V6);
+    for worker in [Some(SocketAddr::V4(plan.dns_v4)), v6].into_iter().flatten() {
+        for transport in TRANSPORTS {
+            let to = [Match::Destination(worker.ip()), Match::DestinationPort(transport, worker.port())];
+            let with = |how| [&[how][..], &to].concat();
+            rules.push(accept(with(Match::Redirected), "redirected questions to the DNS worker"));
+            rules.push(accept(with(Match::OutLoopback), "direct questions to the DNS worker"));
+        }
+    }
+    rules
+}
+
+/// Who may ask which resolver. All this comes *before* `ct state established`: for as long as conntrack remembers a
+/// UDP exchange of the DNS worker, any process that binds the same source port would inherit its permission.
+fn questions(plan: &FirewallPlan) -> Vec<Rule> {
+    let upstreams = in_sets(plan, [UPSTREAM4, UPSTREAM6]);
+    let mut rules = vec![
+        accept(
+            vec![Match::Destination(ENGINE_RESOLVER), Match::Uid(plan.dns_uid)],
+            "the engine's resolver serves the DNS worker",
+        ),
+        refuse(
+            vec![Match::Destination(ENGINE_RESOLVER)],
+            "and nobody else, on any port: its real one is no secret",
+        ),
+    ];
+    for to in &upstreams {
+        rules.push(accept(vec![*to, Match::Uid(plan.dns_uid)], "upstreams serve the DNS worker"));
+    }
+    rules.extend(engine(plan, "the engine's resolver forwards from inside the box"));
+    for to in upstreams {
+        rules.push(refuse(vec![to], "upstreams serve nobody else, not even by a remembered flow"));
+    }
+    for transport in TRANSPORTS {
+        rules.push(refuse(
+            vec![Match::DestinationPort(transport, DNS)],
+            "no other resolver, not even by a remembered flow",
+        ));
+    }
+    rules
+}
+
+/// Listeners that were there before the box closed. One bound to a wildcard answers on every address of the box.
+fn closed_listeners(plan: &FirewallPlan) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for listener in &plan.closed_loopback {
+        let place = if listener.ip().is_unspecified() {
+            Match::OutLoopback
+        } else {
+            Match::Destination(listener.ip())
+        };
+        for transport in TRANSPORTS {
+            rules.push(refuse(
+                vec![place, Match::DestinationPort(transport, listener.port())],
+                "a listener older than the box: not the agent's",
+            ));
+        }
+    }
+    rules
+}
+
+/// What IPv6 needs on a link. Only the kernel can send these: they take a raw socket. No echo: its payload is free.
+/// A listener report names the groups that the box joined, and joining takes no privilege: 112 bits a time for a
+/// neighbour who listens. The agent's seccomp filter must refuse it the joining; rules can't tell whose group it is.
+fn link_upkeep_out() -> Vec<Rule> {
+    let discovery = [Icmp6::RouterSolicit, Icmp6::NeighbourSolicit, Icmp6::NeighbourAdvert];
+    let groups = [Icmp6::ListenerReport, Icmp6::ListenerDone, Icmp6::ListenerReport2];
+    let discovery = discovery.map(|kind| {
+        let matches = vec![Match::HopLimit(255), Match::Icmp6(kind)];
+        accept(matches, "neighbour discovery, from this link only (RFC 4861)")
+    });
+    let groups = groups.map(|kind| {
+        let matches = vec![Match::HopLimit(1), Match::Icmp6(kind)];
+        accept(matches, "multicast groups of this link (RFC 2710, RFC 9777)")
+    });
+    discovery.into_iter().chain(groups).collect()
+}
+
+/// Where nobody else renews the lease. Before `ct state established` for the reason given at [`questions`]: where
+/// low ports are free, the agent could bind the client's port.
+fn dhcp_out() -> Vec<Rule> {
+    let ports =
+        |from, to| [Match::SourcePort(Transport::Udp, from), Match::DestinationPort(Transport::Udp, to)];
+    let root = |from, to| [&[Match::Uid(ROOT)][..], &ports(from, to)].concat();
+    vec![
+        accept(root(68, 67), "renewal of the DHCP lease"),
+        accept(root(546, 547), "renewal of the DHCPv6 lease"),
+        refuse(vec![Match::DestinationPort(Transport::Udp, 67)], "by root alone"),
+        refuse(vec![Match::DestinationPort(Transport::Udp, 547)], "by root alone"),
+    ]
+}
+
+/// A socket bound to a device (`SO_BINDTODEVICE` asks for no privilege) takes a redirected packet out over that
+/// device, with a loopback destination and the agent's bytes: whoever listens on the link would get them.
+fn postrouting() -> Vec<Rule> {
+    let drop = |to, name| Rule {
+        matches: vec![Match::OutNotLoopback, to],
+        actions: vec![Action::Count(name), Action::Drop],
+        comment: "loopback stays in the box, also from a socket bound to a device",
+    };
+    vec![
+        drop(Match::DestinationLoopback4, DENIED4),
+        drop(Match::Destination(IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)), DENIED6),
+    ]
+}
+
+fn input(plan: &FirewallPlan) -> Vec<Rule> {
+    let mut rules = vec![
+        accept(vec![Match::InLoopback], "the box talks to itself"),
+        accept(vec![Match::State(State::Established)], "answers to what was let out"),
+        accept(
+            vec![Match::Protocol(Protocol::Icmp), Match::State(State::Related)],
+            "ICMP errors about it (path MTU)",
+        ),
+        accept(
+            vec![Match::Protocol(Protocol::Icmp6), Match::State(State::Related)],
+            "ICMPv6 errors about it (path MTU)",
+        ),
+    ];
+    rules.extend([Icmp6::RouterAdvert, Icmp6::NeighbourSolicit, Icmp6::NeighbourAdvert].map(|kind| {
+        let matches = vec![Match::HopLimit(255), Match::Icmp6(kind)];
+        accept(matches, "neighbour discovery, from this link only (RFC 4861)")
+    }));
+    rules.push(accept(
+        vec![Match::HopLimit(1), Match::Icmp6(Icmp6::ListenerQuery)],
+        "a router asks for multicast groups (RFC 2710, RFC 9777)",
+    ));
+    for port in &plan.inbound {
+        rules.push(accept(
+            vec![Match::DestinationPort(Transport::Tcp, *port), Match::State(State::New)],
+            "opened by the operator (network.inbound)",
+        ));
+    }
+    if plan.vm {
+        rules.extend(
+            [(67, 68, "answer about the DHCP lease"), (547, 546, "answer about the DHCPv6 lease")].map(
+                |(from, to, comment)| {
+                    let ports =
+                        [Match::SourcePort(Transport::Udp, from), Match::DestinationPort(Transport::Udp, to)];
+                    accept(ports.into(), comment)
+                },
+            ),
+        );
+    }
+    rules.push(rule(vec![], Action::Count(INBOUND), "everything else from outside is dropped"));
+    rules
+}

@@ -1,0 +1,349 @@
+//! The box as a whole, as PID 1's threads share it: what was configured, what runs, and what requests and signals do.
+
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sha2::{Digest, Sha256};
+
+use crate::account::Accounts;
+use crate::allowlist::{Allowlist, DomainName, Rule, Verdict};
+use crate::config::{self, Config, Sources};
+use crate::control::protocol::{Asker, Request, Response};
+use crate::control::server::Desk;
+use crate::dns::keeper::Keeper;
+use crate::dns::protocol::Policy;
+use crate::firewall::Firewall;
+use crate::report::{chain, event};
+use crate::session::Session;
+use crate::status::report::{Phase, PolicyRule, SessionState};
+use crate::status::{Board, MAX_AGE};
+use crate::supervisor::{Conduct, Spawner};
+
+/// The box.
+#[derive(Debug)]
+pub struct Innkeeper {
+    pub config: Config,
+    sources: Sources,
+    pub accounts: Accounts,
+    board: Arc<Board>,
+    pub spawner: Spawner,
+    pub began: u64,
+    policy: Mutex<Arc<Allowlist>>,
+    generation: AtomicU64,
+    pub firewall: OnceLock<Firewall>,
+    pub keeper: OnceLock<Keeper>,
+    pub session: OnceLock<Session>,
+    /// The rule set that was loaded, as text.
+    pub rules: OnceLock<String>,
+    /// One change of policy at a time.
+    changing: Mutex<()>,
+    started: Mutex<Vec<(String, Instant)>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Innkeeper {
+    #[must_use]
+    pub fn new(
+        config: Config,
+        sources: Sources,
+        accounts: Accounts,
+        board: Arc<Board>,
+        spawner: Spawner,
+        began: u64,
+    ) -> Self {
+        let innkeeper = Self {
+            policy: Mutex::new(Arc::new(Allowlist::new(config.network.rules.clone()))),
+            config,
+            sources,
+            accounts,
+            board,
+            spawner,
+            began,
+            generation: AtomicU64::new(1),
+            firewall: OnceLock::new(),
+            keeper: OnceLock::new(),
+            session: OnceLock::new(),
+            rules: OnceLock::new(),
+            changing: Mutex::new(()),
+            started: Mutex::new(Vec::new()),
+        };
+        innkeeper.show_policy();
+        innkeeper
+    }
+
+    /// The same box, for a thread that answers requests.
+    #[must_use]
+    pub fn shared(self: &Arc<Self>) -> Arc<dyn Desk> {
+        Arc::<Self>::clone(self)
+    }
+
+    #[must_use]
+    pub fn board(&self) -> &Arc<Board> {
+        &self.board
+    }
+
+    /// A variable that the operator gave.
+    #[must_use]
+    pub fn given(&self, name: &str) -> Option<&str> {
+        self.sources.env.text(name)
+    }
+
+    #[must_use]
+    pub fn allowlist(&self) -> Arc<Allowlist> {
+        Arc::clone(&lock(&self.policy))
+    }
+
+    /// The policy as the worker reads it.
+    #[must_use]
+    pub fn worker_policy(&self) -> Policy {
+        let rules = self.allowlist().rules().iter().map(ToString::to_string).collect();
+        Policy { generation: self.generation.load(Ordering::Relaxed), rules }
+    }
+
+    fn show_policy(&self) {
+        let allowlist = self.allowlist();
+        let shown = |rule: &Rule| PolicyRule {
+            rule: rule.to_string(),
+            by: rule.options.by.to_string(),
+            origin: rule.origin.to_string(),
+            expires_at: None,
+        };
+        let rules: Vec<PolicyRule> = allowlist.rules().iter().map(shown).collect();
+        let mut text: Vec<&str> = rules.iter().map(|rule| rule.rule.as_str()).collect();
+        text.sort_unstable();
+        let digest = Sha256::digest(text.join("\n").as_bytes());
+        let generation = self.generation.load(Ordering::Relaxed);
+        self.board.update(|report| {
+            report.policy.generation = generation;
+            report.policy.rules = rules;
+            report.box_.policy_sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        });
+    }
+
+    /// Reads every source of the policy again; all of it takes effect or nothing.
+    fn reload_policy(&self) -> Result<(u64, usize), String> {
+        let _one = lock(&self.changing);
+        let config = config::load(&self.sources).map_err(|problems| problems.to_string())?;
+        let allowlist = Allowlist::new(config.network.rules);
+        let (Some(firewall), Some(keeper)) = (self.firewall.get(), self.keeper.get()) else {
+            return Err("the box is still booting".to_owned());
+        };
+        let count = allowlist.rules().len();
+        // The firewall first: what is no longer allowed is closed before a name could open it again.
+        firewall.policy(allowlist.clone()).map_err(|error| chain(&error))?;
+        *lock(&self.policy) = Arc::new(allowlist);
+        let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
+        keeper.policy(&self.worker_policy());
+        self.show_policy();
+        event("policy", &format!("generation {generation}: {count} rules"));
+        Ok((generation, count))
+    }
+
+    fn status(&self, asker: Asker) -> Response {
+        // Looking again costs a few children; the agent gets the last look and can't make us busy.
+        let max_age = (asker == Asker::Operator).then_some(MAX_AGE);
+        let mut report = self.board.report(max_age);
+        if let Some(firewall) = self.firewall.get() {
+            report.firewall = firewall.report();
+        }
+        for worker in &mut report.workers {
+            let mut started = lock(&self.started);
+            let key = format!("{}:{}", worker.name, worker.pid.unwrap_or_default());
+            let since = match started.iter().find(|(known, _)| *known == key) {
+                Some((_, since)) => *since,
+                None => {
+                    started.retain(|(known, _)| !known.starts_with(&format!("{}:", worker.name)));
+                    started.push((key, Instant::now()));
+                    Instant::now()
+                }
+            };
+            worker.uptime_s = since.elapsed().as_secs_f64().round();
+        }
+        Response::Status { report: Box::new(report) }
+    }
+
+    fn check(&self, what: &str) -> Response {
+        let (name, port) = match split_target(what) {
+            Ok(target) => target,
+            Err(reason) => return Response::Failed { reason },
+        };
+        let allowlist = self.allowlist();
+        let (allowed, explanation) = explain(&allowlist, &name, port);
+        Response::Verdict { allowed, name: name.to_string(), explanation }
+    }
+
+    fn credential(&self, host: &str) -> Response {
+        let secret = self.config.secrets.get("GH_TOKEN").filter(|_| CREDENTIAL_HOSTS.contains(&host));
+        match secret {
+            Some(secret) => Response::Credential {
+                username: "x-access-token".to_owned(),
+                password: secret.expose().to_owned(),
+            },
+            None => Response::Failed { reason: "the box holds no credential for this host".to_owned() },
+        }
+    }
+
+    fn progress(&self) -> Response {
+        self.board.update(|report| Response::Progress {
+            phase: report.phase,
+            steps: report.boot.steps.clone(),
+            session: report.session.clone(),
+        })
+    }
+}
+
+/// Where GH_TOKEN is a git credential.
+pub const CREDENTIAL_HOSTS: &[&str] = &["github.com", "gist.github.com"];
+
+/// The name and port of `NAME`, `NAME:PORT` or a URL.
+fn split_target(what: &str) -> Result<(DomainName, u16), String> {
+    let (scheme, rest) = what.split_once("://").unwrap_or(("https", what));
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let authority = authority.rsplit('@').next().unwrap_or_default();
+    let (name, port) = match authority.rsplit_once(':') {
+        Some((name, port)) => (name, port.parse::<u16>().map_err(|_| format!("\"{port}\" is not a port"))?),
+        None => (
+            authority,
+            match scheme {
+                "http" => 80,
+                "ssh" => 22,
+                _ => 443,
+            },
+        ),
+    };
+    let name = DomainName::parse(name).map_err(|error| format!("\"{name}\" is not a host name: {error}"))?;
+    Ok((name, port))
+}
+
+fn explain(allowlist: &Allowlist, name: &DomainName, port: u16) -> (bool, String) {
+    match allowlist.verdict(name) {
+        Verdict::Allowed(allowed) if allowed.ports.contains(&port) => {
+            let rules: Vec<String> =
+                allowed.rules.iter().map(|rule| format!("{rule} ({})", rule.origin)).collect();
+            (true, format!("{name}:{port} is allowed by {}", rules.join(", ")))
+        }
+        Verdict::Allowed(allowed) => {
+            let ports: Vec<String> = allowed.ports.iter().map(u16::to_string).collect();
+            (
+                false,
+                format!(
+                    "{name} is allowed on {} only; a rule that would allow this: {name}:{port}",
+                    ports.join(", ")
+                ),
+            )
+        }
+        Verdict::Denied(why) => {
+            let suffix = if port == 443 { String::new() } else { format!(":{port}") };
+            (false, format!("{name}:{port} is denied: {why}; a rule that would allow it: {name}{suffix}"))
+        }
+    }
+}
+
+impl Desk for Innkeeper {
+    fn answer(&self, asker: Asker, request: Request) -> Response {
+        match request {
+            Request::Status => self.status(asker),
+            Request::Progress => self.progress(),
+            Request::Check { what } => self.check(&what),
+            Request::Reload => match self.reload_policy() {
+                Ok((generation, rules)) => Response::Reloaded { generation, rules },
+                Err(reason) => Response::Failed { reason },
+            },
+            Request::Rules => match self.rules.get() {
+                Some(text) => Response::Rules { text: text.clone() },
+                None => Response::Failed { reason: "the rule set is not loaded yet".to_owned() },
+            },
+            Request::Credential { host } => self.credential(&host),
+            // Handled before: it keeps its connection.
+            Request::Pane => Response::Failed { reason: "no answer to a pane".to_owned() },
+        }
+    }
+
+    fn pane(&self, stream: UnixStream) {
+        if let Some(session) = self.session.get() {
+            session.pane(stream);
+        }
+    }
+}
+
+impl Conduct for Innkeeper {
+    fn stop(&self, limit: Duration) {
+        let started = Instant::now();
+        if let Some(session) = self.session.get() {
+            session.stop(limit.mul_f64(0.75));
+        }
+        // What escaped from the session (daemons, setsid): asked first, ended after.
+        let agent = [self.accounts.agent.uid];
+        if kill_all(&agent, Signal::SIGTERM) > 0 {
+            while started.elapsed() < limit && kill_all(&agent, None) > 0 {
+                crate::supervisor::backoff::pause(Duration::from_millis(20));
+            }
+            kill_all(&agent, Signal::SIGKILL);
+        }
+        self.board.session(|session| session.state = SessionState::Done);
+    }
+
+    fn reload(&self) {
+        if let Err(problems) = self.reload_policy() {
+            event("policy", &format!("reload refused, the old policy stays: {problems}"));
+        }
+    }
+
+    fn stopping(&self, signal: &str) {
+        self.board.update(|report| report.phase = Phase::Stopping);
+        event("stop", &format!("{signal}: ending the session, then the workers"));
+    }
+}
+
+/// Signals every process of these users; returns how many there were.
+pub fn kill_all(uids: &[u32], signal: impl Into<Option<Signal>>) -> usize {
+    let signal = signal.into();
+    let Ok(processes) = procfs::process::all_processes() else { return 0 };
+    let mut count = 0;
+    for process in processes.flatten() {
+        let theirs = process.uid().is_ok_and(|uid| uids.contains(&uid));
+        let zombie = process.stat().is_ok_and(|stat| stat.state == 'Z');
+        if theirs && !zombie && kill(Pid::from_raw(process.pid), signal).is_ok() {
+            count += 1;
+        }
+    }
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{explain, split_target};
+    use crate::allowlist::{Allowlist, Origin, parse_rules};
+
+    #[test]
+    fn names_and_urls_are_taken_apart() {
+        let target = |text: &str| split_target(text).map(|(name, port)| format!("{name}:{port}"));
+        assert_eq!(target("GitHub.com").unwrap(), "github.com:443");
+        assert_eq!(target("github.com:22").unwrap(), "github.com:22");
+        assert_eq!(target("https://user:pw@github.com/a/b?c").unwrap(), "github.com:443");
+        assert_eq!(target("http://deb.debian.org/x").unwrap(), "deb.debian.org:80");
+        assert!(target("https://10.0.0.1/").is_err());
+        assert!(target("github.com:99999").is_err());
+    }
+
+    #[test]
+    fn a_verdict_names_the_rule_or_the_line_to_add() {
+        let (rules, _) =
+            parse_rules("github.com:443,22", |line| Origin::File { path: "d.conf".into(), line });
+        let allowlist = Allowlist::new(rules);
+        let verdict = |text: &str| {
+            let (name, port) = split_target(text).unwrap();
+            explain(&allowlist, &name, port)
+        };
+        assert_eq!(verdict("github.com:22").1, "github.com:22 is allowed by github.com:22,443 (d.conf:1)");
+        assert!(verdict("github.com:80").1.ends_with("github.com:80"));
+        assert!(!verdict("evil.example").0);
+    }
+}

@@ -1,0 +1,141 @@
+//! The network namespace: whether it is ours alone, and what it offers.
+//!
+//! A lockdown in the host's own namespace would sever the operator's machine, so this is asked before anything is
+//! touched.
+
+use std::net::Ipv6Addr;
+use std::path::Path;
+
+use futures_util::TryStreamExt;
+use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::route::RouteAttribute;
+
+#[derive(Debug, thiserror::Error)]
+pub enum NamespaceError {
+    #[error("cannot ask the kernel for its interfaces and routes")]
+    Netlink(#[source] rtnetlink::Error),
+    #[error("cannot open a routing socket")]
+    Socket(#[source] std::io::Error),
+}
+
+/// What was found, without having changed anything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Network {
+    /// The network namespace that the kernel booted with.
+    pub initial: bool,
+    /// The pid namespace that the kernel booted with.
+    pub initial_pids: bool,
+    /// Names of bridges: somebody routes for others here.
+    pub bridges: Vec<String>,
+    pub interfaces: Vec<String>,
+    /// Whether a packet to the IPv6 internet has somewhere to go.
+    pub ipv6_route: bool,
+}
+
+/// /proc/self/ns/pid of the first pid namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO).
+const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
+/// A sysctl that is registered for the first network namespace only (net/core/sysctl_net_core.c).
+const INITIAL_NET_ONLY: &str = "/proc/sys/net/core/netdev_budget";
+
+impl Network {
+    /// Looks around by rtnetlink.
+    pub fn inspect() -> Result<Self, NamespaceError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .map_err(NamespaceError::Socket)?;
+        let mut network = runtime.block_on(ask())?;
+        network.initial = Path::new(INITIAL_NET_ONLY).exists();
+        let pids = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+        network.initial_pids = pids == Path::new(INITIAL_PID_NAMESPACE);
+        Ok(network)
+    }
+
+    /// Why Innkeeper must not touch this namespace, if so. `pid1`: whether we are the first process; `machine`:
+    /// whether the environment says that this is a machine of its own (Fly) although we are not.
+    #[must_use]
+    pub fn shared(&self, pid1: bool, machine: bool) -> Option<String> {
+        let own_kernel = self.initial && self.initial_pids && (pid1 || machine);
+        if own_kernel {
+            return None;
+        }
+        if self.initial {
+            let reason = "this is the host's own network namespace (--network host): \
+                          a firewall here would cut the host off";
+            return Some(reason.to_owned());
+        }
+        (!self.bridges.is_empty()).then(|| {
+            format!(
+                "this network namespace has the bridge {}: others are routed here",
+                self.bridges.join(", ")
+            )
+        })
+    }
+}
+
+async fn ask() -> Result<Network, NamespaceError> {
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(NamespaceError::Socket)?;
+    let connection = tokio::spawn(connection);
+    let mut network = Network::default();
+    let mut links = handle.link().get().execute();
+    while let Some(link) = links.try_next().await.map_err(NamespaceError::Netlink)? {
+        let name = name(&link);
+        if is_bridge(&link) {
+            network.bridges.push(name.clone());
+        }
+        network.interfaces.push(name);
+    }
+    let question = RouteMessageBuilder::<Ipv6Addr>::new().build();
+    let mut routes = handle.route().get(question).execute();
+    // An error ends it too: a kernel without IPv6 has no such routes.
+    while let Ok(Some(route)) = routes.try_next().await {
+        let loopback = route
+            .attributes
+            .iter()
+            .any(|attribute| matches!(attribute, RouteAttribute::Oif(index) if *index == LOOPBACK));
+        network.ipv6_route |= route.header.destination_prefix_length == 0 && !loopback;
+    }
+    connection.abort();
+    Ok(network)
+}
+
+/// The loopback interface is the first of every network namespace.
+const LOOPBACK: u32 = 1;
+
+fn name(link: &LinkMessage) -> String {
+    let named = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    });
+    named.unwrap_or_else(|| link.header.index.to_string())
+}
+
+fn is_bridge(link: &LinkMessage) -> bool {
+    link.attributes.iter().any(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => {
+            infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Bridge)))
+        }
+        _ => false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Network;
+
+    fn network(initial: bool, initial_pids: bool, bridges: &[&str]) -> Network {
+        let bridges = bridges.iter().map(|s| (*s).to_owned()).collect();
+        Network { initial, initial_pids, bridges, ..Network::default() }
+    }
+
+    #[test]
+    fn t205_the_hosts_network_is_refused_and_a_machine_of_our_own_is_not() {
+        assert!(network(true, false, &["docker0"]).shared(true, false).is_some(), "--network host");
+        assert!(network(true, true, &[]).shared(false, false).is_some(), "--network host --pid host");
+        assert!(network(true, true, &[]).shared(true, false).is_none(), "pid 1 of a VM");
+        assert!(network(true, true, &[]).shared(false, true).is_none(), "Fly Machine");
+        assert!(network(false, false, &["br0"]).shared(true, false).is_some(), "somebody's router");
+        assert!(network(false, false, &[]).shared(true, false).is_none(), "a container of its own");
+    }
+}

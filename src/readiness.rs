@@ -1,0 +1,148 @@
+//! The self-attack before the box is called ready: a child with the agent's very identity tries what an attacker
+//! would, and no attempt may bring back a byte of its target.
+
+pub mod probe;
+
+use std::io::Read;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::supervisor::run_as::Identity;
+use crate::supervisor::{Launch, Spawner, Stream};
+
+#[derive(Debug, thiserror::Error)]
+pub enum ReadinessError {
+    #[error("cannot start the self-attack")]
+    Spawn(#[source] crate::supervisor::SupervisorError),
+    #[error("cannot make a pipe for the self-attack")]
+    Pipe(#[source] std::io::Error),
+    #[error("the self-attack did not end within {0:?}")]
+    Overdue(Duration),
+    #[error("the self-attack ended with {0}")]
+    Ended(String),
+    #[error("the self-attack's result can't be read")]
+    Result(#[source] serde_json::Error),
+}
+
+/// What the child is to try.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attack {
+    /// Innkeeper's own process.
+    pub supervisor: u32,
+    /// The box's own resolver.
+    pub resolver: IpAddr,
+    pub upstreams: Vec<std::net::SocketAddr>,
+    /// Places where no file may be made.
+    pub sealed: Vec<PathBuf>,
+    /// Host doors that were covered.
+    pub doors: Vec<PathBuf>,
+    pub userns: bool,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// Refused, and nothing came back.
+    Refused,
+    /// It got through.
+    Passed,
+    /// This host can't even make the attempt (no IPv6 route): no proof either way.
+    Impossible,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Attempt {
+    pub name: String,
+    /// The protection that this attempt tries.
+    pub protection: String,
+    pub outcome: Outcome,
+    pub detail: String,
+    pub ms: f64,
+}
+
+/// Every attempt has its own time-out of a second; they run side by side.
+const LIMIT: Duration = Duration::from_secs(10);
+/// A result is a few lines for each attempt.
+const MAX_RESULT: u64 = 64 << 10;
+
+/// Runs the self-attack as `identity`, which must be exactly the session's.
+pub fn attack(
+    spawner: &Spawner,
+    identity: &Identity,
+    attack: &Attack,
+) -> Result<Vec<Attempt>, ReadinessError> {
+    let (reader, writer) = std::io::pipe().map_err(ReadinessError::Pipe)?;
+    let mut launch = Launch::own("probe", Some(identity.clone()));
+    launch.args = vec![serde_json::to_string(attack).map_err(ReadinessError::Result)?.into()];
+    launch.stdout = Stream::Fd(OwnedFd::from(writer));
+    let mut child = spawner.spawn(launch).map_err(ReadinessError::Spawn)?;
+    // The child's end of the pipe closes with it, however it ends; the wait below bounds its life.
+    let reading = std::thread::spawn(move || {
+        let mut text = String::new();
+        let read = reader.take(MAX_RESULT).read_to_string(&mut text);
+        read.map(|_| text).unwrap_or_default()
+    });
+    let Some(exit) = child.wait_for(LIMIT) else {
+        child.signal(nix::sys::signal::Signal::SIGKILL);
+        return Err(ReadinessError::Overdue(LIMIT));
+    };
+    let text = reading.join().unwrap_or_default();
+    if !exit.success() {
+        return Err(ReadinessError::Ended(exit.to_string()));
+    }
+    serde_json::from_str(&text).map_err(ReadinessError::Result)
+}
+
+/// The attempts that got through, for a message.
+#[must_use]
+pub fn passed(attempts: &[Attempt], protection: Option<&str>) -> Vec<String> {
+    attempts
+        .iter()
+        .filter(|a| a.outcome == Outcome::Passed && protection.is_none_or(|wanted| wanted == a.protection))
+        .map(|a| format!("{}: {}", a.name, a.detail))
+        .collect()
+}
+
+/// "12 refused, 1 not possible here (ipv6-literal)".
+#[must_use]
+pub fn summary(attempts: &[Attempt], protection: Option<&str>) -> String {
+    let of = |outcome: Outcome| -> Vec<&str> {
+        let mine = attempts.iter().filter(|a| protection.is_none_or(|wanted| wanted == a.protection));
+        mine.filter(|a| a.outcome == outcome).map(|a| a.name.as_str()).collect()
+    };
+    let (refused, impossible) = (of(Outcome::Refused), of(Outcome::Impossible));
+    let mut text = format!("{} attempts refused", refused.len());
+    if !impossible.is_empty() {
+        text.push_str(&format!(", {} n/a here ({})", impossible.len(), impossible.join(", ")));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Attempt, Outcome, passed, summary};
+
+    fn attempt(name: &str, outcome: Outcome) -> Attempt {
+        Attempt {
+            name: name.into(),
+            protection: "egress-ipv4".into(),
+            outcome,
+            detail: "why".into(),
+            ms: 0.1,
+        }
+    }
+
+    #[test]
+    fn an_attempt_that_can_not_be_made_is_never_counted_as_refused() {
+        let attempts = [attempt("a", Outcome::Refused), attempt("b", Outcome::Impossible)];
+        assert_eq!(summary(&attempts, None), "1 attempts refused, 1 n/a here (b)");
+        assert!(passed(&attempts, None).is_empty());
+        assert_eq!(passed(&[attempt("c", Outcome::Passed)], Some("egress-ipv4")), ["c: why"]);
+        assert!(passed(&[attempt("c", Outcome::Passed)], Some("rootfs")).is_empty());
+    }
+}

@@ -1,0 +1,202 @@
+//! The only user of standard error in the box: event lines, error chains, and the table of exit statuses.
+//!
+//! PID 1 never waits for whoever reads its standard error: lines go through a bounded queue to a thread of their
+//! own, and what does not fit is counted and said later.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::io::Write;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+
+/// Exit statuses, the one table.
+pub mod exit {
+    pub const OK: u8 = 0;
+    /// EX_USAGE.
+    pub const USAGE: u8 = 64;
+    /// EX_SOFTWARE: a fault of ours.
+    pub const INTERNAL: u8 = 70;
+    /// EX_NOPERM: refused by the ceiling.
+    pub const CEILING: u8 = 77;
+    /// EX_CONFIG: the configuration or the host is unfit; trying again changes nothing.
+    pub const CONFIG: u8 = 78;
+}
+
+/// How event lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    Text,
+    Json,
+}
+
+static QUEUE: OnceLock<SyncSender<Message>> = OnceLock::new();
+static JSON: AtomicBool = AtomicBool::new(false);
+/// The console shows the session: text lines would tear its screen.
+static QUIET: AtomicBool = AtomicBool::new(false);
+static DROPPED: AtomicU64 = AtomicU64::new(0);
+
+const QUEUE_LINES: usize = 1024;
+
+enum Message {
+    Line(String),
+    /// Everything before it has been written when this end is dropped.
+    Flush(SyncSender<()>),
+}
+
+/// From now on lines go through the queue, in this format. Before it they are written directly.
+pub fn begin(format: Format) {
+    JSON.store(format == Format::Json, Ordering::Relaxed);
+    let (sender, receiver) = sync_channel(QUEUE_LINES);
+    if QUEUE.set(sender).is_ok() {
+        std::thread::spawn(move || write_lines(&receiver));
+    }
+}
+
+fn write_lines(receiver: &Receiver<Message>) {
+    while let Ok(message) = receiver.recv() {
+        let dropped = DROPPED.swap(0, Ordering::Relaxed);
+        if dropped > 0 {
+            write_line(&render("log", &format!("{dropped} lines were dropped: standard error was blocked")));
+        }
+        match message {
+            Message::Line(line) => write_line(&line),
+            Message::Flush(done) => drop(done),
+        }
+    }
+}
+
+fn write_line(line: &str) {
+    // A closed standard error is the reader's choice; enforcement goes on without it.
+    drop(std::io::stderr().lock().write_all(line.as_bytes()));
+}
+
+/// Gives the writer a moment to empty the queue before the process ends.
+pub fn flush() {
+    let Some(queue) = QUEUE.get() else { return };
+    let (done, ended) = sync_channel::<()>(0);
+    // A full queue means a blocked reader, for whom there is nothing to wait.
+    if queue.try_send(Message::Flush(done)).is_ok() {
+        ended.recv_timeout(FLUSH_LIMIT).ok();
+    }
+}
+
+/// A reader that does not read must not hold up the end of the box.
+const FLUSH_LIMIT: Duration = Duration::from_millis(300);
+
+/// While the console shows the session, text lines would damage its screen.
+pub fn quiet(quiet: bool) {
+    QUIET.store(quiet, Ordering::Relaxed);
+}
+
+/// One event. `source` names the room, `message` says what happened; both inert.
+pub fn event(source: &str, message: &str) {
+    let json = JSON.load(Ordering::Relaxed);
+    if QUIET.load(Ordering::Relaxed) && !json {
+        return;
+    }
+    emit(render(source, message));
+}
+
+/// Like [`event`], but also while the console shows the session: the reason for the end.
+pub fn last_words(source: &str, message: &str) {
+    emit(render(source, message));
+}
+
+fn emit(line: String) {
+    let Some(queue) = QUEUE.get() else { return write_line(&line) };
+    if let Err(TrySendError::Full(_)) = queue.try_send(Message::Line(line)) {
+        DROPPED.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    schema: u8,
+    time: String,
+    source: &'a str,
+    message: &'a str,
+}
+
+fn render(source: &str, message: &str) -> String {
+    if JSON.load(Ordering::Relaxed) {
+        let line = Line { schema: 1, time: now(), source, message };
+        serde_json::to_string(&line).unwrap_or_default() + "\n"
+    } else {
+        let mut text = String::new();
+        for line in message.lines() {
+            // CR too: the console may be a terminal in raw mode.
+            write!(text, "innkeeper: {source}: {}\r\n", inert(line)).ok();
+        }
+        text
+    }
+}
+
+/// The time in RFC 3339, to the millisecond.
+#[must_use]
+pub fn now() -> String {
+    time(SystemTime::now())
+}
+
+#[must_use]
+pub fn time(at: SystemTime) -> String {
+    humantime::format_rfc3339_millis(at).to_string()
+}
+
+/// An error and what caused it, in one line.
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        write!(text, ": {cause}").ok();
+        source = cause.source();
+    }
+    text
+}
+
+/// Text from outside as inert text: control characters, and the ones that reorder or hide text, are escaped.
+#[must_use]
+pub fn inert(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        let hides = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+        if c.is_control() || hides {
+            write!(out, "\\u{{{:x}}}", u32::from(c)).ok();
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// Bounds a text from outside; cut at a character, with a mark.
+#[must_use]
+pub fn bounded(text: &str, characters: usize) -> String {
+    match text.char_indices().nth(characters) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{bounded, inert};
+
+    #[test]
+    fn text_from_outside_is_inert() {
+        assert_eq!(inert("a\x1b]0;pwned\x07b"), "a\\u{1b}]0;pwned\\u{7}b");
+        assert_eq!(inert("line\r\nfeed"), "line\\u{d}\\u{a}feed");
+        assert_eq!(inert("\u{202e}txt.exe"), "\\u{202e}txt.exe");
+        assert_eq!(inert("plain ünïcode"), "plain ünïcode");
+    }
+
+    #[test]
+    fn long_text_is_cut_at_a_character() {
+        assert_eq!(bounded("ü123", 2), "ü1…");
+        assert_eq!(bounded("ü1", 2), "ü1");
+    }
+}

@@ -1,0 +1,514 @@
+//! The agent's session: tmux with Claude Code above and a shell below, kept alive by PID 1.
+//!
+//! Root is never a client of the agent's tmux server: a client does what its server says, with the client's rights
+//! (tmux PR 717, issue 3881). Every client here is a child that has become the agent first.
+
+pub mod attach;
+pub mod pane;
+pub mod terminal;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+use crate::control::protocol::{ClaudeStart, PaneNews, PaneOrder};
+use crate::firewall::EgressLocked;
+use crate::report::event;
+use crate::status::Board;
+use crate::status::report::SessionState;
+use crate::supervisor::backoff::Backoff;
+use crate::supervisor::run_as::Identity;
+use crate::supervisor::{Child, Ending, Exit, Launch, Remote, Spawner};
+
+pub const TMUX: &str = "/usr/bin/tmux";
+const TMUX_CONF: &str = "/opt/innkeeper/tmux.conf";
+/// The session's name in tmux.
+pub const NAME: &str = "claude";
+
+/// Where the agent's tmux server listens: the agent's directory below /run.
+#[must_use]
+pub fn socket(uid: u32) -> String {
+    format!("{}/tmux.sock", crate::filesystem::layout::runtime_directory(uid))
+}
+
+/// What happens when Claude ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnExit {
+    Restart,
+    Shell,
+    Stop,
+}
+
+/// Everything that a session needs.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub identity: Identity,
+    pub env: Vec<(String, String)>,
+    pub workdir: String,
+    pub start: ClaudeStart,
+    pub on_exit: OnExit,
+}
+
+enum Event {
+    Pane(UnixStream),
+    News(u64, PaneNews),
+    PaneGone(u64),
+    ServerEnded(u64, Exit),
+    Stop(Sender<()>),
+}
+
+/// The way to the session's thread.
+#[derive(Debug, Clone)]
+pub struct Session {
+    events: SyncSender<Event>,
+    claude: Arc<Mutex<Option<i32>>>,
+}
+
+impl std::fmt::Debug for Event {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Event")
+    }
+}
+
+/// Claude starts again after 1, 2, 4 … 60 s; a life of two minutes starts the count over.
+const CLAUDE_BACKOFF: Backoff =
+    Backoff::new(Duration::from_secs(1), Duration::from_secs(60), Duration::from_secs(120));
+/// The tmux server is back sooner: without it nobody sees anything.
+const SERVER_BACKOFF: Backoff =
+    Backoff::new(Duration::from_millis(250), Duration::from_secs(60), Duration::from_secs(30));
+/// A life shorter than this never got to work: its prompt is given again, and nothing is continued.
+const STILLBORN: Duration = Duration::from_secs(5);
+/// How often the server's socket is looked at.
+const SOCKET_CHECK: Duration = Duration::from_secs(1);
+/// A client of a healthy server answers at once.
+const CLIENT_LIMIT: Duration = Duration::from_secs(10);
+
+impl Session {
+    /// Starts the session's thread. The proof says that the firewall is in before the agent exists.
+    pub fn start(plan: Plan, spawner: Spawner, board: Arc<Board>, _: &EgressLocked) -> std::io::Result<Self> {
+        // Bounded: what the agent's pane says waits there, and not in our memory.
+        let (events, receiver) = mpsc::sync_channel(64);
+        let session = Self { events, claude: Arc::default() };
+        let host = Host::new(plan, spawner, board, session.clone());
+        std::thread::Builder::new().name("session".into()).spawn(move || host.run(&receiver))?;
+        Ok(session)
+    }
+
+    /// A process of the agent's says that it is the pane.
+    pub fn pane(&self, stream: UnixStream) {
+        // The session's thread ends only with the box.
+        drop(self.events.send(Event::Pane(stream)));
+    }
+
+    /// Tells Claude to end, then the server; returns when both have, or after `limit`.
+    pub fn stop(&self, limit: Duration) {
+        let (done, ended) = mpsc::channel();
+        if self.events.send(Event::Stop(done)).is_ok() {
+            ended.recv_timeout(limit).ok();
+        }
+    }
+}
+
+/// What the session's thread waits for next, beside events.
+struct Timer {
+    at: Instant,
+    what: Due,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Due {
+    StartServer,
+    StartClaude,
+}
+
+struct Pane {
+    id: u64,
+    stream: UnixStream,
+}
+
+struct Host {
+    plan: Plan,
+    spawner: Spawner,
+    board: Arc<Board>,
+    session: Session,
+    server: Option<Remote>,
+    server_id: u64,
+    server_started: Instant,
+    server_backoff: Backoff,
+    pane: Option<Pane>,
+    panes: u64,
+    claude_started: Option<Instant>,
+    claude_backoff: Backoff,
+    /// Whether a life of Claude has lasted: from then on conversations are continued.
+    worked: bool,
+    timer: Option<Timer>,
+    stopping: Option<Sender<()>>,
+}
+
+impl Host {
+    fn new(plan: Plan, spawner: Spawner, board: Arc<Board>, session: Session) -> Self {
+        Self {
+            plan,
+            spawner,
+            board,
+            session,
+            server: None,
+            server_id: 0,
+            server_started: Instant::now(),
+            server_backoff: SERVER_BACKOFF,
+            pane: None,
+            panes: 0,
+            claude_started: None,
+            claude_backoff: CLAUDE_BACKOFF,
+            worked: false,
+            timer: Some(Timer { at: Instant::now(), what: Due::StartServer }),
+            stopping: None,
+        }
+    }
+
+    fn run(mut self, events: &Receiver<Event>) {
+        loop {
+            let wait = self.timer.as_ref().map_or(SOCKET_CHECK, |timer| {
+                timer.at.saturating_duration_since(Instant::now()).min(SOCKET_CHECK)
+            });
+            match events.recv_timeout(wait) {
+                Ok(event) => self.handle(event),
+                Err(RecvTimeoutError::Timeout) => self.look_at_socket(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if let Some(timer) = self.timer.take_if(|timer| timer.at <= Instant::now()) {
+                match timer.what {
+                    Due::StartServer => self.start_server(),
+                    Due::StartClaude => self.start_claude(),
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Pane(stream) => self.pane_joined(stream),
+            Event::News(id, news) if self.is_pane(id) => self.hear(news),
+            Event::PaneGone(id) if self.is_pane(id) => self.pane_gone(),
+            Event::ServerEnded(id, exit) if id == self.server_id => self.server_ended(exit),
+            // From a pane or a server that has been replaced.
+            Event::News(..) | Event::PaneGone(_) | Event::ServerEnded(..) => {}
+            Event::Stop(done) => self.stop(done),
+        }
+    }
+
+    fn is_pane(&self, id: u64) -> bool {
+        self.pane.as_ref().is_some_and(|pane| pane.id == id)
+    }
+
+    // --- the server ---
+
+    fn start_server(&mut self) {
+        if self.stopping.is_some() {
+            return;
+        }
+        self.server_started = Instant::now();
+        if let Err(cause) = self.try_start_server() {
+            self.back_off_server(cause);
+        }
+    }
+
+    fn try_start_server(&mut self) -> Result<(), String> {
+        for program in [TMUX, TMUX_CONF] {
+            if !Path::new(program).exists() {
+                return Err(format!("{program} is missing in the image"));
+            }
+        }
+        let socket = socket(self.plan.identity.uid);
+        let launch = Launch::program(TMUX, self.plan.identity.clone())
+            .args(["-D", "-S", &socket, "-f", TMUX_CONF])
+            .env(self.plan.env.clone());
+        let mut child = self.spawner.spawn(launch).map_err(|error| crate::report::chain(&error))?;
+        self.server_id += 1;
+        let pid = child.pid();
+        self.board.worker("tmux", |worker| worker.pid = Some(pid));
+        self.make_session(&mut child, &socket)?;
+        self.watch_server(child);
+        Ok(())
+    }
+
+    /// The session is made by a second child, as the agent; `-N` because only our own server will do.
+    fn make_session(&self, server: &mut Child, socket: &str) -> Result<(), String> {
+        let deadline = Instant::now() + CLIENT_LIMIT;
+        let workdir = self.plan.workdir.as_str();
+        loop {
+            let args = [
+                "-N",
+                "-S",
+                socket,
+                "new-session",
+                "-d",
+                "-s",
+                NAME,
+                "-n",
+                NAME,
+                "-x",
+                "200",
+                "-y",
+                "50",
+                "-c",
+                workdir,
+                "exec /usr/local/bin/innkeeper pane",
+                ";",
+                "split-window",
+                "-v",
+                "-l",
+                "20%",
+                "-c",
+                workdir,
+                "exec /bin/bash --login -i",
+                ";",
+                "select-pane",
+                "-t",
+                "0",
+            ];
+            let launch =
+                Launch::program(TMUX, self.plan.identity.clone()).args(args).env(self.plan.env.clone());
+            let mut client = self.spawner.spawn(launch).map_err(|error| crate::report::chain(&error))?;
+            match client.wait_for(CLIENT_LIMIT) {
+                Some(exit) if exit.success() => return Ok(()),
+                Some(_) | None => {}
+            }
+            if let Some(exit) = server.wait_for(Duration::from_millis(20)) {
+                return Err(format!("the tmux server ended at once ({exit})"));
+            }
+            if Instant::now() > deadline {
+                server.signal(Signal::SIGKILL);
+                return Err("the tmux server does not answer".to_owned());
+            }
+        }
+    }
+
+    fn watch_server(&mut self, mut child: Child) {
+        self.server = Some(child.remote());
+        let (id, events) = (self.server_id, self.session.events.clone());
+        std::thread::spawn(move || {
+            let exit = child.wait();
+            drop(events.send(Event::ServerEnded(id, exit)));
+        });
+    }
+
+    fn server_ended(&mut self, exit: Exit) {
+        self.server = None;
+        self.pane = None;
+        self.claude_gone();
+        self.board.worker("tmux", |worker| {
+            worker.pid = None;
+            worker.restarts += 1;
+        });
+        if let Some(done) = self.stopping.take() {
+            done.send(()).ok();
+            self.board.session(|session| session.state = SessionState::Done);
+            return;
+        }
+        self.back_off_server(format!("the tmux server ended ({exit})"));
+    }
+
+    fn back_off_server(&mut self, cause: String) {
+        let pause = self.server_backoff.after(self.server_started.elapsed());
+        event("session", &format!("{cause}; again in {:.1} s", pause.as_secs_f64()));
+        self.board.session(|session| {
+            session.state = SessionState::Backoff;
+            session.claude_pid = None;
+            session.detail = cause;
+        });
+        self.timer = Some(Timer { at: Instant::now() + pause, what: Due::StartServer });
+    }
+
+    /// A server whose socket was removed makes it again on SIGUSR1 (tmux(1)). The look is an O_PATH open that
+    /// follows no link: it reads nothing of the agent's and can't be led elsewhere.
+    fn look_at_socket(&self) {
+        let Some(server) = &self.server else { return };
+        let socket = socket(self.plan.identity.uid);
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        if let Err(rustix::io::Errno::NOENT) =
+            rustix::fs::openat2(rustix::fs::CWD, socket.as_str(), flags, Mode::empty(), resolve)
+        {
+            event("session", "the tmux socket was removed; the server is told to make it again");
+            server.signal(Signal::SIGUSR1);
+        }
+    }
+
+    // --- the pane ---
+
+    fn pane_joined(&mut self, stream: UnixStream) {
+        self.panes += 1;
+        let id = self.panes;
+        let Ok(reader) = stream.try_clone() else { return };
+        if stream.set_read_timeout(None).is_err() {
+            return;
+        }
+        // A process of the agent's that takes the pane's place harms the agent's own session only.
+        self.pane = Some(Pane { id, stream });
+        let events = self.session.events.clone();
+        std::thread::spawn(move || listen(id, reader, &events));
+        if self.stopping.is_none() {
+            self.start_claude();
+        }
+    }
+
+    fn start_claude(&mut self) {
+        if !Path::new(&self.plan.start.program).exists() {
+            let cause = format!("{} is missing in the image", self.plan.start.program);
+            return self.claude_ended(&cause, None);
+        }
+        let resume = self.worked;
+        let prompt = if self.worked { None } else { self.plan.start.prompt.clone() };
+        let start = ClaudeStart { resume, prompt, ..self.plan.start.clone() };
+        self.claude_started = Some(Instant::now());
+        self.board.session(|session| {
+            session.state = SessionState::Starting;
+            session.detail = String::new();
+        });
+        self.order(&PaneOrder::Start(Box::new(start)));
+    }
+
+    fn order(&mut self, order: &PaneOrder) {
+        let Some(pane) = &mut self.pane else { return };
+        let mut line = serde_json::to_vec(order).unwrap_or_default();
+        line.push(b'\n');
+        // A pane that does not read is a pane that is gone; its reader tells.
+        drop(pane.stream.write_all(&line));
+    }
+
+    fn hear(&mut self, news: PaneNews) {
+        match news {
+            PaneNews::Started { pid } => {
+                *self.session.claude.lock().unwrap_or_else(PoisonError::into_inner) = Some(pid);
+                event("session", &format!("Claude Code is running (pid {pid})"));
+                self.board.session(|session| {
+                    session.state = SessionState::Running;
+                    session.claude_pid = Some(pid);
+                });
+            }
+            PaneNews::Exited { code, signal } => {
+                let exit = match (code, signal) {
+                    (_, Some(signal)) => Exit::Signal(signal),
+                    (code, None) => Exit::Code(code.unwrap_or(-1)),
+                };
+                self.claude_ended(&format!("Claude Code ended ({exit})"), Some(exit));
+            }
+            PaneNews::Failed { cause } => {
+                let cause = crate::report::inert(&crate::report::bounded(&cause, 200));
+                self.claude_ended(&format!("Claude Code can't be started: {cause}"), None);
+            }
+        }
+    }
+
+    fn claude_gone(&mut self) {
+        *self.session.claude.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let lived = self.claude_started.take().map(|started| started.elapsed());
+        self.worked |= lived.is_some_and(|lived| lived >= STILLBORN);
+    }
+
+    fn claude_ended(&mut self, how: &str, exit: Option<Exit>) {
+        let lived = self.claude_started.map(|started| started.elapsed()).unwrap_or_default();
+        self.claude_gone();
+        self.board.session(|session| {
+            session.state = SessionState::Exited;
+            session.claude_pid = None;
+            session.last_exit = Some(how.to_owned());
+        });
+        if self.stopping.is_some() {
+            return self.end_server();
+        }
+        match self.plan.on_exit {
+            OnExit::Restart => self.back_off_claude(how, lived),
+            OnExit::Shell => {
+                event("session", &format!("{how}; the pane is a shell now (session.on_exit)"));
+                self.order(&PaneOrder::Shell);
+                self.pane = None;
+            }
+            OnExit::Stop => {
+                event("session", &format!("{how}; the box ends (session.on_exit)"));
+                let status = exit.map_or(1, |exit| u8::try_from(exit.status() & 0xff).unwrap_or(1));
+                self.spawner.finish(Ending { status, reason: how.to_owned() });
+            }
+        }
+    }
+
+    fn back_off_claude(&mut self, how: &str, lived: Duration) {
+        let pause = self.claude_backoff.after(lived);
+        event("session", &format!("{how}; again in {} s", pause.as_secs()));
+        let text = format!(
+            "innkeeper: {how}. It starts again in {} s; the shell below is yours meanwhile.",
+            pause.as_secs()
+        );
+        self.order(&PaneOrder::Say { text });
+        self.board.session(|session| {
+            session.state = SessionState::Backoff;
+            session.restarts += 1;
+            how.clone_into(&mut session.detail);
+        });
+        self.timer = Some(Timer { at: Instant::now() + pause, what: Due::StartClaude });
+    }
+
+    /// The pane's process is gone although we did not end it: the whole session is made anew.
+    fn pane_gone(&mut self) {
+        self.pane = None;
+        self.claude_gone();
+        if self.stopping.is_none() {
+            event("session", "the pane of Claude Code is gone; the session is made again");
+        }
+        self.end_server();
+    }
+
+    fn end_server(&mut self) {
+        if let Some(server) = &self.server {
+            server.signal(Signal::SIGTERM);
+        }
+    }
+
+    fn stop(&mut self, done: Sender<()>) {
+        self.timer = None;
+        let claude = *self.session.claude.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.server.is_none() {
+            done.send(()).ok();
+            return;
+        }
+        self.stopping = Some(done);
+        if claude.is_some() && self.pane.is_some() {
+            // The pane tells its child to end; its exit, or the pane's, ends the server.
+            self.order(&PaneOrder::End);
+        } else {
+            self.end_server();
+        }
+    }
+}
+
+/// Reads what a pane says: short lines, and not many of them.
+fn listen(id: u64, stream: UnixStream, events: &SyncSender<Event>) {
+    let mut reader = BufReader::with_capacity(MAX_NEWS, stream);
+    loop {
+        let mut line = Vec::new();
+        let limit = u64::try_from(MAX_NEWS).unwrap_or(u64::MAX);
+        let read = reader.by_ref().take(limit).read_until(b'\n', &mut line);
+        let news = match read {
+            Ok(1..) if line.ends_with(b"\n") => serde_json::from_slice::<PaneNews>(&line).ok(),
+            Ok(_) | Err(_) => None,
+        };
+        let Some(news) = news else { break };
+        if events.send(Event::News(id, news)).is_err() {
+            return;
+        }
+        crate::supervisor::backoff::pause(NEWS_PAUSE);
+    }
+    drop(events.send(Event::PaneGone(id)));
+}
+
+/// A line of news is a number and a word.
+const MAX_NEWS: usize = 1024;
+/// News faster than this is no pane of ours; it must not flood the log.
+const NEWS_PAUSE: Duration = Duration::from_millis(50);

@@ -1,0 +1,407 @@
+//! `innkeeper attach`: boot progress, then the session through a pty relay.
+//!
+//! The tmux client runs in a child that has its own terminal and session and has become the agent: what the server
+//! makes it do, it does with the agent's rights and on a terminal that is not the operator's. The root side copies
+//! bytes and window sizes, and filters what goes to the operator's terminal.
+
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pty::{OpenptFlags, grantpt, openpt, unlockpt};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGTERM, SIGWINCH};
+
+use super::terminal::Filter;
+use super::{NAME, TMUX, socket};
+use crate::account::{Account, Accounts};
+use crate::control::client;
+use crate::control::protocol::{Request, Response};
+use crate::status::report::{Phase, SessionState, Step, StepState};
+use crate::supervisor::run_as::Identity;
+use crate::supervisor::{Launch, Stream};
+
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    #[error("standard input is not a terminal")]
+    NoTerminal,
+    #[error("cannot find the agent's user")]
+    Account(#[from] crate::account::AccountError),
+    #[error("cannot ask the box")]
+    Ask(#[from] client::ClientError),
+    #[error("the box has failed to boot: {0}")]
+    BootFailed(String),
+    #[error("cannot make a pseudo-terminal")]
+    Pty(#[source] rustix::io::Errno),
+    #[error("cannot set the terminal's mode")]
+    Mode(#[source] rustix::io::Errno),
+    #[error("cannot start the tmux client")]
+    Spawn(#[source] std::io::Error),
+    #[error("cannot wait for the terminal")]
+    Wait(#[source] std::io::Error),
+}
+
+/// How `attach` was asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Attach {
+    /// On PID 1's own terminal (`docker run -it`): detaching leaves a line, not the box.
+    pub console: bool,
+    pub read_only: bool,
+}
+
+/// Shows the boot, then the session, until the operator detaches or the session ends.
+pub fn run(attach: Attach) -> Result<(), AttachError> {
+    let stdin = rustix::stdio::stdin();
+    tcgetattr(stdin).map_err(|_| AttachError::NoTerminal)?;
+    let agent = Accounts::find()?.agent;
+    loop {
+        wait_for_session()?;
+        let end = relay(&agent, attach)?;
+        if !attach.console {
+            say(match end {
+                End::Detached => "[detached; the box keeps running]\r\n",
+                End::Session => "[the session ended]\r\n",
+            });
+            return Ok(());
+        }
+        let line = match end {
+            End::Detached => "[detached; the box keeps running. Enter: back to the session]\r\n",
+            End::Session => "[the session ended; Enter: wait for the next one]\r\n",
+        };
+        say(line);
+        if !wait_for_enter()? {
+            return Ok(());
+        }
+    }
+}
+
+fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    // A terminal that is gone reads nothing.
+    drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+}
+
+/// Whether Enter came; `false` when the terminal is gone.
+fn wait_for_enter() -> Result<bool, AttachError> {
+    let mut byte = [0; 1];
+    loop {
+        match std::io::stdin().lock().read(&mut byte) {
+            Ok(0) => return Ok(false),
+            Ok(_) if byte == *b"\n" || byte == *b"\r" => return Ok(true),
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(AttachError::Wait(error)),
+        }
+    }
+}
+
+// --- until the session is there ---
+
+/// How often the boot's progress is asked.
+const PROGRESS: Duration = Duration::from_millis(100);
+
+fn wait_for_session() -> Result<(), AttachError> {
+    let mut shown = 0;
+    let mut last_state = String::new();
+    loop {
+        let Response::Progress { phase, steps, session } = client::ask(&Request::Progress)? else {
+            return Err(AttachError::BootFailed("it does not tell how far it is".to_owned()));
+        };
+        shown += show_steps(steps.get(shown..).unwrap_or_default());
+        match (phase, session.state) {
+            (Phase::Failed, _) => return Err(AttachError::BootFailed(failed_step(&steps))),
+            (Phase::Stopping, _) => return Err(AttachError::BootFailed("the box is stopping".to_owned())),
+            (Phase::Ready, SessionState::Running | SessionState::Waiting | SessionState::Limited) => {
+                return Ok(());
+            }
+            // The pane is there and says why it waits.
+            (Phase::Ready, SessionState::Exited | SessionState::Backoff) if session.restarts > 0 => {
+                return Ok(());
+            }
+            (Phase::Ready | Phase::Booting, _) => {}
+        }
+        let state = session.detail.clone();
+        if phase == Phase::Ready && state != last_state && !state.is_empty() {
+            say(&format!("session: {}\r\n", crate::report::inert(&state)));
+            last_state = state;
+        }
+        pause(PROGRESS);
+    }
+}
+
+fn pause(time: Duration) {
+    let limit = Timespec::try_from(time).ok();
+    // Nothing to wait for but the time.
+    poll(&mut [], limit.as_ref()).ok();
+}
+
+/// Prints the steps that are done; returns how many.
+fn show_steps(steps: &[Step]) -> usize {
+    let done = steps.iter().take_while(|step| !matches!(step.state, StepState::Pending | StepState::Running));
+    let mut count = 0;
+    for step in done {
+        let ms = step.ms.map_or_else(String::new, |ms| format!("{ms:.1} ms"));
+        let state = match step.state {
+            StepState::Failed => "FAILED",
+            StepState::Degraded => "degraded",
+            StepState::Ok | StepState::Pending | StepState::Running => "ok",
+        };
+        say(&format!("{:<14} {state:<9} {ms:>10}  {}\r\n", step.name, crate::report::inert(&step.detail)));
+        count += 1;
+    }
+    count
+}
+
+fn failed_step(steps: &[Step]) -> String {
+    let failed = steps.iter().find(|step| step.state == StepState::Failed);
+    failed.map_or_else(|| "see its log".to_owned(), |step| format!("{}: {}", step.name, step.detail))
+}
+
+// --- the relay ---
+
+enum End {
+    Detached,
+    Session,
+}
+
+/// The operator's terminal in raw mode; restored however this ends.
+struct RawMode {
+    saved: Termios,
+}
+
+impl RawMode {
+    fn enter() -> Result<Self, AttachError> {
+        let stdin = rustix::stdio::stdin();
+        let saved = tcgetattr(stdin).map_err(AttachError::Mode)?;
+        let mut raw = saved.clone();
+        raw.make_raw();
+        tcsetattr(stdin, OptionalActions::Now, &raw).map_err(AttachError::Mode)?;
+        Ok(Self { saved })
+    }
+}
+
+impl Drop for RawMode {
+    fn drop(&mut self) {
+        // Modes that a client which died could not take back: alternate screen, mouse, paste, key modes, cursor.
+        say(
+            "\x1b[?1049l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[?2004l\x1b[>4;0m\x1b[?25h\x1b[0m",
+        );
+        // A terminal that is gone has no mode.
+        tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &self.saved).ok();
+    }
+}
+
+/// A signal as something to poll.
+fn signal_pipe(signals: &[i32]) -> Result<UnixStream, AttachError> {
+    let (reader, writer) = UnixStream::pair().map_err(AttachError::Wait)?;
+    reader.set_nonblocking(true).map_err(AttachError::Wait)?;
+    for signal in signals {
+        let writer = writer.try_clone().map_err(AttachError::Wait)?;
+        signal_hook::low_level::pipe::register(*signal, writer).map_err(AttachError::Wait)?;
+    }
+    Ok(reader)
+}
+
+fn relay(agent: &Account, attach: Attach) -> Result<End, AttachError> {
+    let master =
+        openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).map_err(AttachError::Pty)?;
+    grantpt(&master).and_then(|()| unlockpt(&master)).map_err(AttachError::Pty)?;
+    let slave = rustix::pty::ioctl_tiocgptpeer(
+        &master,
+        OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
+    )
+    .map_err(AttachError::Pty)?;
+    copy_size(&master);
+    let changed = signal_pipe(&[SIGWINCH, SIGCHLD, SIGTERM, SIGHUP])?;
+    let child = start_client(agent, &slave, attach)?;
+    drop(slave);
+    let raw = RawMode::enter()?;
+    let result = copy(&master, &changed, child);
+    drop(raw);
+    // Closing the master hangs the client up if it still lives.
+    drop(master);
+    let status = reap(child);
+    result.map(|()| if status == Some(0) { End::Detached } else { End::Session })
+}
+
+/// tmux prints "[exited]" and "[detached]" both with status 0; which of them it was, the box knows.
+fn reap(child: Pid) -> Option<i32> {
+    loop {
+        match waitpid(child, None) {
+            Ok(WaitStatus::Exited(_, code)) => return Some(code),
+            Err(nix::errno::Errno::EINTR) => {}
+            Ok(_) | Err(_) => return None,
+        }
+    }
+}
+
+fn start_client(agent: &Account, slave: &OwnedFd, attach: Attach) -> Result<Pid, AttachError> {
+    let identity = Identity { tty: true, confine: true, ..Identity::worker(agent.uid, agent.gid) };
+    let mut env = crate::identity::environment(agent, false, |_| None);
+    env.retain(|(name, _)| name != "TERM");
+    env.push(("TERM".to_owned(), terminal_type(std::env::var("TERM").ok().as_deref())));
+    let socket = socket(agent.uid);
+    let target = format!("={NAME}");
+    let mut args = vec!["-N", "-u", "-S", &socket, "attach-session", "-t", &target];
+    if attach.read_only {
+        args.push("-r");
+    }
+    args.extend([";", "display-message", "-d", "6000", HOW_TO_LEAVE]);
+    let mut launch = Launch::program(TMUX, identity).args(args).env(env);
+    let stream = || slave.try_clone().map(Stream::Fd).map_err(AttachError::Spawn);
+    (launch.stdin, launch.stdout, launch.stderr) = (stream()?, stream()?, stream()?);
+    let child = launch.command().spawn().map_err(AttachError::Spawn)?;
+    i32::try_from(child.id())
+        .map(Pid::from_raw)
+        .map_err(|_| AttachError::Spawn(std::io::Error::other("a pid beyond i32")))
+}
+
+/// Said once, on tmux's message line, when an operator comes in.
+const HOW_TO_LEAVE: &str = "Leave with Ctrl-b d: the box keeps running. The shell is below (Ctrl-b Down).";
+
+/// The operator's terminal type, where the image knows it; it is a word and never a path.
+fn terminal_type(given: Option<&str>) -> String {
+    let fallback = "xterm-256color".to_owned();
+    let Some(name) = given else { return fallback };
+    let word = |c: char| c.is_ascii_alphanumeric() || "+-._".contains(c);
+    let Some(first) = name.chars().next().filter(|_| name.len() <= 64 && name.chars().all(word)) else {
+        return fallback;
+    };
+    let known = ["/lib/terminfo", "/usr/share/terminfo", "/etc/terminfo"]
+        .iter()
+        .any(|base| std::path::Path::new(base).join(first.to_string()).join(name).exists());
+    if known && !name.contains("..") && name != "dumb" { name.to_owned() } else { fallback }
+}
+
+/// A size of 0×0 (no terminal knows better) is left at what tmux assumes.
+fn copy_size(master: &OwnedFd) {
+    if let Ok(size) = tcgetwinsize(rustix::stdio::stdin())
+        && size.ws_col > 0
+        && size.ws_row > 0
+    {
+        // The client goes on with its old size; the next change comes through here again.
+        tcsetwinsize(master, size).ok();
+    }
+}
+
+fn readable(fd: &PollFd<'_>) -> bool {
+    fd.revents().intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR)
+}
+
+fn copy(master: &OwnedFd, changed: &UnixStream, child: Pid) -> Result<(), AttachError> {
+    let mut filter = Filter::default();
+    let mut buffer = vec![0; 64 << 10];
+    let mut out = Vec::with_capacity(64 << 10);
+    let mut stdin_open = true;
+    loop {
+        let stdin = rustix::stdio::stdin();
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(master.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(changed.as_fd(), PollFlags::IN),
+        ];
+        if stdin_open {
+            fds.push(PollFd::from_borrowed_fd(stdin, PollFlags::IN));
+        }
+        match poll(&mut fds, None) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(AttachError::Wait(error.into())),
+        }
+        let ready: Vec<bool> = fds.iter().map(readable).collect();
+        if ready.get(1) == Some(&true) && signalled(master, changed, child) {
+            drain(master, &mut filter, &mut buffer);
+            return Ok(());
+        }
+        if ready.get(2) == Some(&true) {
+            stdin_open = forward(stdin, master.as_fd(), &mut buffer);
+        }
+        if ready.first() == Some(&true) {
+            match rustix::io::read(master, &mut buffer) {
+                Ok(0) | Err(rustix::io::Errno::IO) => return Ok(()),
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+                Err(error) => return Err(AttachError::Wait(error.into())),
+                Ok(count) => {
+                    out.clear();
+                    filter.pass(buffer.get(..count).unwrap_or_default(), &mut out);
+                    if !write_all(rustix::stdio::stdout(), &out) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        if !stdin_open {
+            return Ok(());
+        }
+    }
+}
+
+/// Window sizes go on to the client; the end of the client, or of the terminal, ends the relay.
+fn signalled(master: &OwnedFd, changed: &UnixStream, child: Pid) -> bool {
+    let mut buffer = [0; 16];
+    let mut stream = changed;
+    while stream.read(&mut buffer).is_ok_and(|read| read > 0) {}
+    copy_size(master);
+    // Only looked at, not reaped: the caller wants the status.
+    let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+    let state = nix::sys::wait::waitid(nix::sys::wait::Id::Pid(child), flags);
+    !matches!(state, Ok(WaitStatus::StillAlive))
+}
+
+/// What the client wrote last.
+fn drain(master: &OwnedFd, filter: &mut Filter, buffer: &mut [u8]) {
+    let mut out = Vec::new();
+    loop {
+        let mut fds = [PollFd::from_borrowed_fd(master.as_fd(), PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let pending = poll(&mut fds, Some(&now)).unwrap_or(0);
+        match rustix::io::read(master, &mut *buffer) {
+            Ok(count) if pending > 0 && count > 0 => {
+                filter.pass(buffer.get(..count).unwrap_or_default(), &mut out);
+            }
+            Ok(_) | Err(_) => break,
+        }
+    }
+    write_all(rustix::stdio::stdout(), &out);
+}
+
+fn forward(from: BorrowedFd<'_>, to: BorrowedFd<'_>, buffer: &mut [u8]) -> bool {
+    match rustix::io::read(from, &mut *buffer) {
+        Ok(0) => false,
+        Ok(count) => write_all(to, buffer.get(..count).unwrap_or_default()),
+        Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => true,
+        Err(_) => false,
+    }
+}
+
+fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> bool {
+    while !bytes.is_empty() {
+        match rustix::io::write(to, bytes) {
+            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN) => {
+                let mut fds = [PollFd::from_borrowed_fd(to, PollFlags::OUT)];
+                poll(&mut fds, None).ok();
+            }
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::terminal_type;
+
+    #[test]
+    fn f29_an_unknown_or_hostile_terminal_type_is_replaced() {
+        for given in
+            [None, Some(""), Some("../../etc/passwd"), Some("no-such-terminal"), Some("x\ny"), Some("dumb")]
+        {
+            assert_eq!(terminal_type(given), "xterm-256color", "{given:?}");
+        }
+    }
+}

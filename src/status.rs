@@ -1,0 +1,324 @@
+//! What is known about the box, in one place: PID 1 writes it, `status` shows it.
+//!
+//! Protections are not remembered but verified: each is registered with the very function that the boot used, and
+//! is looked at again when somebody asks and the last look is older than [`MAX_AGE`].
+
+pub mod command;
+pub mod report;
+pub mod screen;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use report::{
+    Boot, BoxIdentity, Denial, Dns, Firewall, Gate, Phase, Policy, Protection, Report, Repository, SCHEMA,
+    SecretHeld, Session, SessionState, Step, StepState, Worker,
+};
+
+/// A proof older than this is made anew for an operator who asks.
+pub const MAX_AGE: Duration = Duration::from_secs(10);
+
+/// Denials kept for the screen; each is one name or address with a count.
+const MAX_DENIALS: usize = 64;
+
+/// How a protection is held, said by the look that found it so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    pub how: String,
+    pub detail: String,
+}
+
+impl Held {
+    #[must_use]
+    pub fn by(how: impl Into<String>) -> Self {
+        Self { how: how.into(), detail: String::new() }
+    }
+
+    #[must_use]
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = detail.into();
+        self
+    }
+}
+
+/// Looks whether a protection holds now; an error says what was found instead.
+pub type Verify = Arc<dyn Fn() -> Result<Held, String> + Send + Sync>;
+
+struct Check {
+    name: &'static str,
+    verify: Verify,
+    /// The operator gave it up by `boot.accept`: shown for ever, stops nothing.
+    accepted: bool,
+    seen: Instant,
+    last: Protection,
+}
+
+/// The shared state of the box.
+pub struct Board {
+    report: Mutex<Report>,
+    checks: Mutex<Vec<Check>>,
+    denials: Mutex<VecDeque<Denial>>,
+}
+
+impl std::fmt::Debug for Board {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Board").finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A thread that panicked while it held the lock left plain data behind; showing it beats dying.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Board {
+    #[must_use]
+    pub fn new(box_: BoxIdentity) -> Self {
+        let session = Session {
+            state: SessionState::Starting,
+            since: crate::report::now(),
+            until: None,
+            claude_pid: None,
+            restarts: 0,
+            last_exit: None,
+            detail: "the box is booting".to_owned(),
+        };
+        let report = Report {
+            schema: SCHEMA,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            phase: Phase::Booting,
+            box_,
+            boot: Boot::default(),
+            protections: Vec::new(),
+            policy: Policy::default(),
+            dns: Dns::default(),
+            firewall: Firewall::default(),
+            gate: Gate::default(),
+            denials: Vec::new(),
+            workers: Vec::new(),
+            session,
+            secrets: Vec::new(),
+            repositories: Vec::new(),
+            warnings: Vec::new(),
+        };
+        Self {
+            report: Mutex::new(report),
+            checks: Mutex::new(Vec::new()),
+            denials: Mutex::new(VecDeque::new()),
+        }
+    }
+
+    /// Changes the report under the lock; `change` must be quick.
+    pub fn update<T>(&self, change: impl FnOnce(&mut Report) -> T) -> T {
+        change(&mut lock(&self.report))
+    }
+
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        lock(&self.report).phase
+    }
+
+    pub fn warn(&self, warning: impl Into<String>) {
+        let warning = warning.into();
+        crate::report::event("warning", &warning);
+        lock(&self.report).warnings.push(warning);
+    }
+
+    pub fn secret(&self, secret: SecretHeld) {
+        lock(&self.report).secrets.push(secret);
+    }
+
+    /// Looks whether a protection holds, and goes on looking whenever `status` is asked.
+    pub fn protect(&self, name: &'static str, accepted: bool, verify: Verify) -> Result<(), String> {
+        let result = verify();
+        let last = judge(name, &result, accepted);
+        let mut checks = lock(&self.checks);
+        checks.retain(|check| check.name != name);
+        checks.push(Check { name, verify, accepted, seen: Instant::now(), last });
+        match result {
+            Ok(_) => Ok(()),
+            Err(_) if accepted => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The whole report. With `max_age`, protections whose proof is older are verified again first.
+    #[must_use]
+    pub fn report(&self, max_age: Option<Duration>) -> Report {
+        if let Some(max_age) = max_age {
+            self.verify_again(max_age);
+        }
+        let protections = lock(&self.checks).iter().map(|check| check.last.clone()).collect();
+        let denials = lock(&self.denials).iter().rev().cloned().collect();
+        let report = lock(&self.report).clone();
+        Report { protections, denials, ..report }
+    }
+
+    fn verify_again(&self, max_age: Duration) {
+        let due: Vec<(&'static str, bool, Verify)> = lock(&self.checks)
+            .iter()
+            .filter(|check| check.seen.elapsed() >= max_age)
+            .map(|check| (check.name, check.accepted, Arc::clone(&check.verify)))
+            .collect();
+        for (name, accepted, verify) in due {
+            // Not under the lock: a look may take its time, and `status` of others must not wait for it.
+            let result = verify();
+            let found = judge(name, &result, accepted);
+            if let Some(check) = lock(&self.checks).iter_mut().find(|check| check.name == name) {
+                if check.last.held && !found.held {
+                    crate::report::event("protections", &format!("{name} no longer holds: {}", found.detail));
+                }
+                check.last = found;
+                check.seen = Instant::now();
+            }
+        }
+    }
+
+    /// Counts a refusal; the same one again raises its count.
+    pub fn deny(&self, denial: Denial) {
+        let mut denials = lock(&self.denials);
+        let same = |d: &Denial| d.layer == denial.layer && d.what == denial.what && d.uid == denial.uid;
+        let count =
+            denials.iter().position(same).and_then(|at| denials.remove(at)).map_or(0, |old| old.count);
+        denials.push_back(Denial { count: denial.count.saturating_add(count), ..denial });
+        while denials.len() > MAX_DENIALS {
+            denials.pop_front();
+        }
+    }
+
+    pub fn session(&self, change: impl FnOnce(&mut Session)) {
+        self.update(|report| {
+            let before = report.session.state;
+            change(&mut report.session);
+            if report.session.state != before {
+                report.session.since = crate::report::now();
+            }
+        });
+    }
+
+    pub fn worker(&self, name: &str, change: impl FnOnce(&mut Worker)) {
+        self.update(|report| {
+            if !report.workers.iter().any(|worker| worker.name == name) {
+                let worker = Worker { name: name.to_owned(), pid: None, uptime_s: 0.0, restarts: 0 };
+                report.workers.push(worker);
+            }
+            if let Some(worker) = report.workers.iter_mut().find(|worker| worker.name == name) {
+                change(worker);
+            }
+        });
+    }
+
+    pub fn repository(&self, repository: Repository) {
+        self.update(|report| {
+            report.repositories.retain(|known| known.path != repository.path);
+            report.repositories.push(repository);
+        });
+    }
+
+    pub fn step(&self, name: &str, state: StepState, took: Option<Duration>, detail: String) {
+        let ms = took.map(milliseconds);
+        self.update(|report| {
+            if let Some(step) = report.boot.steps.iter_mut().find(|step| step.name == name) {
+                (step.state, step.ms, step.detail) = (state, ms, detail);
+            } else {
+                report.boot.steps.push(Step { name: name.to_owned(), state, ms, detail });
+            }
+        });
+    }
+}
+
+/// Milliseconds to the microsecond.
+#[must_use]
+pub fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+fn judge(name: &str, result: &Result<Held, String>, accepted: bool) -> Protection {
+    let verified_at = crate::report::now();
+    let name = name.to_owned();
+    match result {
+        Ok(held) => Protection {
+            name,
+            held: true,
+            how: held.how.clone(),
+            verified_at,
+            detail: crate::report::inert(&held.detail),
+        },
+        Err(found) => {
+            let how = if accepted { "given up by the operator (boot.accept)" } else { "" };
+            Protection {
+                name,
+                held: false,
+                how: how.to_owned(),
+                verified_at,
+                detail: crate::report::inert(found),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Board, Held};
+    use crate::status::report::{BoxIdentity, Denial};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
+    fn denial(what: &str) -> Denial {
+        Denial {
+            time: String::new(),
+            layer: "dns".into(),
+            what: what.into(),
+            uid: Some(1000),
+            process: None,
+            reason: String::new(),
+            count: 1,
+            allow: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_protection_is_looked_at_again_and_not_remembered() {
+        let board = Board::new(BoxIdentity::default());
+        let holds = Arc::new(AtomicBool::new(true));
+        let look = Arc::clone(&holds);
+        let verify = Arc::new(move || {
+            if look.load(Ordering::Relaxed) { Ok(Held::by("test")) } else { Err("gone".to_owned()) }
+        });
+        board.protect("thing", false, verify).unwrap();
+        assert!(board.report(Some(Duration::ZERO)).protections[0].held);
+        holds.store(false, Ordering::Relaxed);
+        assert!(
+            board.report(None).protections[0].held,
+            "without a look the last proof is shown, with its time"
+        );
+        let shown = board.report(Some(Duration::ZERO)).protections.remove(0);
+        assert!(!shown.held);
+        assert_eq!(shown.detail, "gone");
+    }
+
+    #[test]
+    fn a_protection_that_was_given_up_stops_nothing_and_stays_visible() {
+        let board = Board::new(BoxIdentity::default());
+        assert!(board.protect("a", false, Arc::new(|| Err("no".into()))).is_err());
+        assert!(board.protect("a", true, Arc::new(|| Err("no".into()))).is_ok());
+        let shown = board.report(None).protections.remove(0);
+        assert!(!shown.held && shown.how.contains("given up"));
+    }
+
+    #[test]
+    fn denials_are_counted_and_bounded() {
+        let board = Board::new(BoxIdentity::default());
+        for i in 0..1000 {
+            board.deny(denial(&format!("n{i}.example")));
+        }
+        for _ in 0..5 {
+            board.deny(denial("again.example"));
+        }
+        let denials = board.report(None).denials;
+        assert_eq!(denials.len(), 64);
+        assert_eq!((denials[0].what.as_str(), denials[0].count), ("again.example", 5));
+    }
+}

@@ -1,0 +1,67 @@
+//! `innkeeper status`: asks PID 1 and shows the answer as a screen, as JSON, or as an exit status for probes.
+
+use clap::ValueEnum;
+
+use super::report::{Phase, Report, SessionState};
+use super::screen;
+use crate::control::client;
+use crate::control::protocol::{Request, Response};
+use crate::report::{self, exit};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Check {
+    /// The boot has ended well and every protection holds
+    Ready,
+    /// PID 1 answers
+    Live,
+    /// The box is ready and Claude is not working
+    Idle,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct StatusArgs {
+    /// The whole report, for programs
+    #[arg(long)]
+    pub json: bool,
+    /// Say nothing: exit status 0 if it is so, 1 if not
+    #[arg(long, value_enum)]
+    pub check: Option<Check>,
+}
+
+/// Runs the command; returns its exit status.
+#[must_use]
+pub fn run(args: &StatusArgs) -> u8 {
+    let report = match client::ask(&Request::Status) {
+        Ok(Response::Status { report }) => report,
+        Ok(Response::Refused { reason } | Response::Failed { reason }) => {
+            report::last_words("status", &reason);
+            return exit::CEILING;
+        }
+        Ok(_) => return exit::INTERNAL,
+        Err(error) => {
+            report::last_words("status", &report::chain(&error));
+            return 1;
+        }
+    };
+    match args.check {
+        Some(check) => u8::from(!is(check, &report)),
+        None if args.json => {
+            crate::cli::print(&(serde_json::to_string_pretty(&report).unwrap_or_default() + "\n"))
+        }
+        None => {
+            crate::cli::print(&screen::render(&report, std::io::IsTerminal::is_terminal(&std::io::stdout())))
+        }
+    }
+}
+
+fn is(check: Check, report: &Report) -> bool {
+    let ready = report.phase == Phase::Ready;
+    match check {
+        Check::Live => report.phase != Phase::Failed,
+        // What the operator gave up by name is shown in red, but does not make the box unready.
+        Check::Ready => ready && report.protections.iter().all(|p| p.held || p.how.starts_with("given up")),
+        Check::Idle => {
+            ready && !matches!(report.session.state, SessionState::Running | SessionState::Starting)
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! `status --json`: the shapes that people script against. (pure)
+
+use serde::{Deserialize, Serialize};
+
+/// The version of every shape here; a field may be added without a new one.
+pub const SCHEMA: u8 = 1;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Report {
+    pub schema: u8,
+    pub version: String,
+    pub phase: Phase,
+    #[serde(rename = "box")]
+    pub box_: BoxIdentity,
+    pub boot: Boot,
+    pub protections: Vec<Protection>,
+    pub policy: Policy,
+    pub dns: Dns,
+    pub firewall: Firewall,
+    pub gate: Gate,
+    pub denials: Vec<Denial>,
+    pub workers: Vec<Worker>,
+    pub session: Session,
+    pub secrets: Vec<SecretHeld>,
+    pub repositories: Vec<Repository>,
+    /// What a person should know and no field above says: accepted risks, too small a memory, ignored settings.
+    pub warnings: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    Booting,
+    Ready,
+    Stopping,
+    Failed,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct BoxIdentity {
+    pub id: String,
+    pub name: String,
+    pub image_digest: Option<String>,
+    pub policy_sha256: String,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Boot {
+    pub lockdown_ms: Option<f64>,
+    pub ready_ms: Option<f64>,
+    pub steps: Vec<Step>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Step {
+    pub name: String,
+    pub state: StepState,
+    pub ms: Option<f64>,
+    pub detail: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StepState {
+    Pending,
+    Running,
+    Ok,
+    Degraded,
+    Failed,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Protection {
+    pub name: String,
+    pub held: bool,
+    pub how: String,
+    pub verified_at: String,
+    pub detail: String,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Policy {
+    pub generation: u64,
+    pub rules: Vec<PolicyRule>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PolicyRule {
+    pub rule: String,
+    pub by: String,
+    pub origin: String,
+    pub expires_at: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Dns {
+    pub queries: u64,
+    pub allowed: u64,
+    pub denied: u64,
+    pub upstreams: Vec<Upstream>,
+    /// Exact names that could not be resolved, and why.
+    pub failing: Vec<FailingName>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Upstream {
+    pub address: String,
+    pub healthy: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FailingName {
+    pub name: String,
+    pub cause: String,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Firewall {
+    pub backend: String,
+    pub addresses: Vec<OpenAddress>,
+    pub denied: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OpenAddress {
+    pub name: String,
+    pub address: String,
+    pub ports: Vec<u16>,
+    pub expires_at: String,
+    /// The upstreams failed; this is the last good answer (RFC 8767).
+    pub stale: bool,
+}
+
+/// The egress gate is not in this version: its numbers are zero.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Gate {
+    pub connections: u64,
+    pub denied: u64,
+    pub bytes_out: u64,
+    pub bytes_in: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Denial {
+    pub time: String,
+    pub layer: String,
+    pub what: String,
+    pub uid: Option<u32>,
+    pub process: Option<String>,
+    pub reason: String,
+    pub count: u64,
+    pub allow: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Worker {
+    pub name: String,
+    pub pid: Option<i32>,
+    pub uptime_s: f64,
+    pub restarts: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SessionState {
+    Starting,
+    Running,
+    Waiting,
+    Limited,
+    Exited,
+    Backoff,
+    Parked,
+    Done,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Session {
+    pub state: SessionState,
+    pub since: String,
+    pub until: Option<String>,
+    pub claude_pid: Option<i32>,
+    pub restarts: u64,
+    pub last_exit: Option<String>,
+    /// Why it is in this state, where the state alone does not say.
+    pub detail: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SecretHeld {
+    pub name: String,
+    pub source: String,
+    pub held_by: String,
+    /// Whether the agent can read its value by some way; said, not hidden.
+    pub agent_can_read: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RepositoryState {
+    Cloning,
+    Cloned,
+    Failed,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Repository {
+    pub path: String,
+    pub url: String,
+    pub state: RepositoryState,
+    pub detail: String,
+}

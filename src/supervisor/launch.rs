@@ -1,0 +1,122 @@
+//! What is to be started: program, arguments, a complete environment, three descriptors and an identity.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use super::run_as::Identity;
+
+/// Where a standard stream goes.
+#[derive(Debug)]
+pub enum Stream {
+    Null,
+    /// PID 1's own: the console.
+    Inherit,
+    Fd(OwnedFd),
+}
+
+impl From<Stream> for Stdio {
+    fn from(stream: Stream) -> Self {
+        match stream {
+            Stream::Null => Self::null(),
+            Stream::Inherit => Self::inherit(),
+            Stream::Fd(fd) => Self::from(fd),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub enum Program {
+    /// This very binary, whatever has become of its path.
+    Own(&'static str),
+    Path(PathBuf),
+}
+
+/// A child to start.
+#[derive(Debug)]
+pub struct Launch {
+    pub program: Program,
+    pub args: Vec<OsString>,
+    /// The child's whole environment: built from a list, never inherited.
+    pub env: Vec<(String, String)>,
+    pub stdin: Stream,
+    pub stdout: Stream,
+    pub stderr: Stream,
+    /// Whom it runs as; `None` is root, for children that hold the operator's terminal.
+    pub identity: Option<Identity>,
+}
+
+impl Launch {
+    /// A hidden subcommand of this binary, with nothing but a null standard input and output.
+    #[must_use]
+    pub fn own(subcommand: &'static str, identity: Option<Identity>) -> Self {
+        Self {
+            program: Program::Own(subcommand),
+            args: Vec::new(),
+            env: Vec::new(),
+            stdin: Stream::Null,
+            stdout: Stream::Null,
+            stderr: Stream::Inherit,
+            identity,
+        }
+    }
+
+    /// A program of the image.
+    #[must_use]
+    pub fn program(path: impl Into<PathBuf>, identity: Identity) -> Self {
+        Self { program: Program::Path(path.into()), ..Self::own("", Some(identity)) }
+    }
+
+    #[must_use]
+    pub fn args<I: IntoIterator<Item = S>, S: Into<OsString>>(mut self, args: I) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    #[must_use]
+    pub fn env(mut self, env: Vec<(String, String)>) -> Self {
+        self.env = env;
+        self
+    }
+
+    pub(super) fn program_name(&self) -> String {
+        match &self.program {
+            Program::Own(subcommand) => format!("innkeeper {subcommand}"),
+            Program::Path(path) => path.display().to_string(),
+        }
+    }
+
+    /// The command, not yet started. Also used by `attach`, which is no child of PID 1's.
+    #[must_use]
+    pub fn command(self) -> Command {
+        // /proc/self/exe is this binary even if its path was replaced or hidden meanwhile.
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("innkeeper");
+        if let Some(identity) = &self.identity {
+            command.arg("run-as").args(identity.to_args()).arg("--");
+        }
+        match self.program {
+            Program::Own(subcommand) if self.identity.is_some() => {
+                command.args(["/proc/self/exe", subcommand]);
+            }
+            Program::Own(subcommand) => {
+                command.arg(subcommand);
+            }
+            Program::Path(path) => {
+                command.arg(path);
+            }
+        }
+        command.args(self.args);
+        command.env_clear().envs(self.env).current_dir("/");
+        command.stdin(self.stdin).stdout(self.stdout).stderr(self.stderr);
+        command
+    }
+
+    pub(super) fn start(self) -> io::Result<i32> {
+        let child = self.command().spawn()?;
+        i32::try_from(child.id()).map_err(|_| io::Error::other("a pid beyond i32"))
+    }
+}

@@ -1,0 +1,128 @@
+//! Repositories: cloned as the agent, through the firewall like everything else.
+//!
+//! PID 1 never opens a working tree. The hidden subcommand `clone` runs as the agent, decides what is there, runs
+//! git, and tidies up what a broken attempt left.
+
+pub mod clone;
+
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::repository::Repository;
+use crate::firewall::EgressLocked;
+use crate::report::{bounded, inert};
+use crate::status::Board;
+use crate::status::report::{Repository as Shown, RepositoryState};
+use crate::supervisor::backoff::Backoff;
+use crate::supervisor::run_as::Identity;
+use crate::supervisor::{Launch, Spawner, Stream};
+
+/// One attempt; a large repository over a slow line takes minutes, a hung one must not take the night.
+const CLONE_LIMIT: Duration = Duration::from_secs(30 * 60);
+/// Attempts before the repository is given up until the next boot.
+const ATTEMPTS: u32 = 6;
+const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30), CLONE_LIMIT);
+/// The session does not wait longer for a clone: Claude begins, the clone goes on behind it.
+pub const PATIENCE: Duration = Duration::from_secs(5 * 60);
+/// What is kept of git's words.
+const MAX_OUTPUT: u64 = 16 << 10;
+
+/// What a clone needs.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub repository: Repository,
+    pub identity: Identity,
+    pub env: Vec<(String, String)>,
+}
+
+impl Plan {
+    #[must_use]
+    pub fn directory(&self) -> String {
+        format!("{}/{}", crate::filesystem::layout::WORKSPACE, self.repository.path)
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let Repository { url, branch, depth, .. } = &self.repository;
+        let mut args = vec!["--url".to_owned(), url.to_string(), "--into".to_owned(), self.directory()];
+        if let Some(branch) = branch {
+            args.extend(["--branch".to_owned(), branch.to_string()]);
+        }
+        if *depth > 0 {
+            args.extend(["--depth".to_owned(), depth.to_string()]);
+        }
+        args
+    }
+}
+
+/// Clones until it worked or was tried often enough; every state is shown. The proof says that the firewall is in.
+pub fn clone(plan: &Plan, spawner: &Spawner, board: &Arc<Board>, _: &EgressLocked) -> bool {
+    let mut backoff = BACKOFF;
+    let show = |state, detail: String| {
+        let url = plan.repository.url.to_string();
+        board.repository(Shown { path: plan.directory(), url, state, detail });
+    };
+    for attempt in 1..=ATTEMPTS {
+        show(RepositoryState::Cloning, format!("attempt {attempt} of {ATTEMPTS}"));
+        let cause = match once(plan, spawner) {
+            Ok(detail) => {
+                crate::report::event("repositories", &format!("{}: {detail}", plan.directory()));
+                show(RepositoryState::Cloned, detail);
+                return true;
+            }
+            Err(Attempt::Final(cause)) => {
+                crate::report::event("repositories", &format!("{}: {cause}", plan.directory()));
+                show(RepositoryState::Failed, cause);
+                return false;
+            }
+            Err(Attempt::Again(cause)) => cause,
+        };
+        let pause = backoff.after(Duration::ZERO);
+        crate::report::event("repositories", &format!("{}: {cause}", plan.directory()));
+        if attempt == ATTEMPTS {
+            show(RepositoryState::Failed, cause);
+            break;
+        }
+        show(RepositoryState::Cloning, format!("{cause}; again in {} s", pause.as_secs()));
+        crate::supervisor::backoff::pause(pause);
+    }
+    false
+}
+
+enum Attempt {
+    /// Trying again may help.
+    Again(String),
+    /// It would not.
+    Final(String),
+}
+
+fn once(plan: &Plan, spawner: &Spawner) -> Result<String, Attempt> {
+    let io = |error: std::io::Error| Attempt::Again(format!("cannot run the clone: {error}"));
+    let (reader, writer) = std::io::pipe().map_err(io)?;
+    let mut launch = Launch::own("clone", Some(plan.identity.clone()));
+    launch = launch.args(plan.arguments()).env(plan.env.clone());
+    launch.stdout = Stream::Fd(OwnedFd::from(writer.try_clone().map_err(io)?));
+    launch.stderr = Stream::Fd(OwnedFd::from(writer));
+    let mut child = match spawner.spawn(launch) {
+        Ok(child) => child,
+        Err(error) => return Err(Attempt::Again(crate::report::chain(&error))),
+    };
+    let reading = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        drop(reader.take(MAX_OUTPUT).read_to_end(&mut bytes));
+        String::from_utf8_lossy(&bytes).into_owned()
+    });
+    let exit = child.wait_for(CLONE_LIMIT);
+    if exit.is_none() {
+        child.signal(nix::sys::signal::Signal::SIGKILL);
+        return Err(Attempt::Again(format!("not done within {} s", CLONE_LIMIT.as_secs())));
+    }
+    // What git and the server said is shown as inert text.
+    let output = inert(&bounded(reading.join().unwrap_or_default().trim(), 400));
+    match exit.map(crate::supervisor::Exit::status) {
+        Some(0) => Ok(output),
+        Some(clone::OCCUPIED) => Err(Attempt::Final(output)),
+        _ => Err(Attempt::Again(output)),
+    }
+}

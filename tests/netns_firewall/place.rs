@@ -1,0 +1,234 @@
+//! Network namespaces of a test's own, and what happens in them: a box, and everything outside it behind one veth.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use innkeeper::firewall::nftables::{Element, Nftables};
+use nix::sched::{CloneFlags, setns, unshare};
+use socket2::{Domain, Protocol, Socket, Type};
+
+pub(crate) const AGENT: u32 = 1000;
+pub(crate) const DNS: u32 = 901;
+pub(crate) const ROOT: u32 = 0;
+
+pub(crate) const BOX4: &str = "203.0.113.2";
+pub(crate) const BOX6: &str = "2001:db8:1::2";
+pub(crate) const OUTSIDE4: &str = "203.0.113.1";
+pub(crate) const OUTSIDE6: &str = "2001:db8:1::1";
+pub(crate) const RESOLVER4: &str = "8.8.8.8";
+pub(crate) const RESOLVER6: &str = "2001:db8:8::8";
+pub(crate) const UPSTREAM4: &str = "9.9.9.9";
+
+/// Long enough for any answer inside one machine; only a failing test waits for it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One network namespace; it lives as long as this value.
+pub(crate) struct Place {
+    namespace: File,
+}
+
+impl Place {
+    fn new() -> Self {
+        let make = || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            run("ip", "link set lo up");
+            File::open("/proc/thread-self/ns/net").unwrap()
+        };
+        Self { namespace: std::thread::spawn(make).join().unwrap() }
+    }
+
+    /// Runs in this namespace as a user: sockets belong to whoever creates them.
+    pub(crate) fn run<T: Send>(&self, uid: u32, work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(&self.namespace, CloneFlags::CLONE_NEWNET).unwrap();
+                if uid != ROOT {
+                    let uid = rustix::process::Uid::from_raw(uid);
+                    rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+                }
+                work()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    pub(crate) fn nft(&self, line: &str) -> String {
+        self.run(ROOT, || run("nft", line))
+    }
+
+    /// Feeds a rule set text to `nft -f`.
+    pub(crate) fn nft_load(&self, text: &str) {
+        let path = std::env::temp_dir().join(format!("innkeeper-{}-{}.nft", std::process::id(), next_port()));
+        std::fs::write(&path, text).unwrap();
+        self.nft(&format!("-f {}", path.display()));
+        std::fs::remove_file(path).unwrap();
+    }
+
+    pub(crate) fn udp(&self, uid: u32, address: &str) -> UdpSocket {
+        let socket = self.run(uid, || UdpSocket::bind(address)).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket
+    }
+
+    pub(crate) fn listen(&self, address: &str) -> TcpListener {
+        self.run(ROOT, || TcpListener::bind(address)).unwrap()
+    }
+
+    pub(crate) fn connect(&self, uid: u32, to: &str) -> io::Result<TcpStream> {
+        let to: SocketAddr = to.parse().unwrap();
+        self.run(uid, || TcpStream::connect_timeout(&to, PATIENCE))
+    }
+
+    /// Sends one datagram from a fresh socket.
+    pub(crate) fn send(&self, uid: u32, to: &str, token: &str) -> io::Result<usize> {
+        let to: SocketAddr = to.parse().unwrap();
+        let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        self.udp(uid, any).send_to(token.as_bytes(), to)
+    }
+}
+
+/// A box and its outside, which holds every address that isn't the box's.
+pub(crate) struct World {
+    pub(crate) inside: Place,
+    pub(crate) outside: Place,
+    pub(crate) wire: Wire,
+}
+
+impl World {
+    /// `None`, and a word about it, where namespaces can't be made or `nft` is missing; in CI that is a failure.
+    pub(crate) fn new() -> Option<Self> {
+        if !nix::unistd::geteuid().is_root()
+            || !["/usr/sbin/nft", "/sbin/nft"].iter().any(|p| File::open(p).is_ok())
+        {
+            assert!(
+                std::env::var_os("CI").is_none(),
+                "CI must run the namespace tests: root and nft are needed"
+            );
+            io::stderr().write_all(b"SKIPPED: needs root and nft\n").unwrap();
+            return None;
+        }
+        let (inside, outside) = (Place::new(), Place::new());
+        let there = format!("/proc/{}/fd/{}", std::process::id(), outside.namespace.as_raw_fd());
+        inside.run(ROOT, || {
+            run("ip", &format!("link add eth0 type veth peer name peer0 netns {there}"));
+            run("ip", &format!("addr add {BOX4}/24 dev eth0"));
+            run("ip", &format!("addr add {BOX6}/64 dev eth0 nodad"));
+            run("ip", "link set eth0 up");
+        });
+        outside.run(ROOT, || {
+            run("ip", &format!("addr add {OUTSIDE4}/24 dev peer0"));
+            run("ip", &format!("addr add {OUTSIDE6}/64 dev peer0 nodad"));
+            run("ip", "link set peer0 up");
+            for address in [RESOLVER4, UPSTREAM4] {
+                run("ip", &format!("addr add {address}/32 dev lo"));
+            }
+            run("ip", &format!("addr add {RESOLVER6}/128 dev lo nodad"));
+        });
+        inside.run(ROOT, || {
+            run("ip", &format!("route add default via {OUTSIDE4}"));
+            run("ip", &format!("-6 route add default via {OUTSIDE6}"));
+        });
+        let wire = outside.run(ROOT, Wire::tap);
+        Some(Self { inside, outside, wire })
+    }
+
+    pub(crate) fn nftables(&self) -> Nftables {
+        self.inside.run(ROOT, || Nftables::open().unwrap())
+    }
+
+    /// Whether these bytes have come out of the box so far. A connection to a fresh open port follows them on the
+    /// wire: once it is seen, nothing sent before can still be under way.
+    pub(crate) fn leaked(&self, kernel: &mut Nftables, token: &[u8]) -> bool {
+        let port = next_port();
+        kernel.admit(&[open(OUTSIDE4, port)]).unwrap();
+        let _listener = self.outside.listen(&format!("{OUTSIDE4}:{port}"));
+        self.inside.connect(AGENT, &format!("{OUTSIDE4}:{port}")).unwrap();
+        kernel.withdraw(&[(OUTSIDE4.parse().unwrap(), port)]).unwrap();
+        self.wire.seen_before(token, &port.to_be_bytes())
+    }
+}
+
+/// Every frame that comes out of the box.
+pub(crate) struct Wire {
+    socket: Socket,
+}
+
+impl Wire {
+    fn tap() -> Self {
+        /// `ETH_P_ALL`
+        const EVERYTHING: u16 = 3;
+        let protocol = Protocol::from(i32::from(EVERYTHING.to_be()));
+        let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol)).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_recv_buffer_size(8 * 1024 * 1024).unwrap();
+        Self { socket }
+    }
+
+    /// Reads frames until the TCP segment to `port`, and says whether one before it held the token.
+    fn seen_before(&self, token: &[u8], port: &[u8]) -> bool {
+        let mut found = false;
+        loop {
+            let frame = self.frame();
+            found |= frame.windows(token.len()).any(|part| part == token);
+            // Ethernet, IPv4 without options, TCP.
+            if frame.get(12..14) == Some(&[8, 0])
+                && frame.get(23) == Some(&6)
+                && frame.get(36..38) == Some(port)
+            {
+                return found;
+            }
+        }
+    }
+
+    /// Waits until these bytes have come out.
+    pub(crate) fn wait_for(&self, token: &[u8]) {
+        while !self.frame().windows(token.len()).any(|part| part == token) {}
+    }
+
+    fn frame(&self) -> Vec<u8> {
+        let mut frame = vec![0; 4096];
+        let length = (&self.socket).read(&mut frame).expect("something more comes out of the box");
+        frame.truncate(length);
+        frame
+    }
+}
+
+pub(crate) fn open(address: &str, port: u16) -> Element {
+    Element { address: address.parse::<IpAddr>().unwrap(), port, timeout: Duration::from_secs(60) }
+}
+
+/// A port that no other test step uses, below the ephemeral range.
+pub(crate) fn next_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Lets everybody open an ICMP echo socket, as Docker does.
+pub(crate) fn allow_ping() {
+    std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647").unwrap();
+}
+
+/// One echo request with this payload, from an unprivileged ICMP socket.
+pub(crate) fn ping(to: &str, token: &str) -> io::Result<usize> {
+    let to = SocketAddr::new(to.parse().unwrap(), 0);
+    let (domain, protocol, kind) = match to {
+        SocketAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4, 8),
+        SocketAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6, 128),
+    };
+    let socket = Socket::new(domain, Type::DGRAM, Some(protocol))?;
+    let packet = [&[kind, 0, 0, 0, 0, 0, 0, 1], token.as_bytes()].concat();
+    socket.send_to(&packet, &to.into())
+}
+
+#[expect(clippy::disallowed_methods, reason = "no reaper runs beside a test")]
+fn run(program: &str, line: &str) -> String {
+    let output = Command::new(program).args(line.split(' ')).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {line}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}

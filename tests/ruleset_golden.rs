@@ -1,0 +1,82 @@
+//! The text of the rule sets, compared with `tests/golden/*.nft`. `BLESS=1` writes them anew.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test ends by panicking; clippy.toml exempts test functions but not what they share"
+)]
+
+use std::path::Path;
+
+use innkeeper::firewall::ruleset::{EngineDns, FirewallPlan, Ruleset, lockdown, skeleton};
+
+fn compare(name: &str, ruleset: &Ruleset) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let text = ruleset.to_string();
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(golden, text, "{name} differs; BLESS=1 writes it anew");
+}
+
+fn plan() -> FirewallPlan {
+    FirewallPlan {
+        dns_uid: 901,
+        dns_v4: "127.0.0.53:53".parse().unwrap(),
+        dns_v6: Some("[::1]:53".parse().unwrap()),
+        upstreams: vec!["192.0.2.53:53".parse().unwrap(), "[2001:db8::53]:53".parse().unwrap()],
+        engine_dns: None,
+        inbound: vec![],
+        closed_loopback: vec![],
+        nflog_group: 5,
+        vm: false,
+    }
+}
+
+#[test]
+fn lockdown_text() {
+    compare("lockdown.nft", &lockdown());
+}
+
+#[test]
+fn skeleton_text() {
+    compare("skeleton.nft", &skeleton(&plan()));
+}
+
+/// Docker's user network: its resolver is the upstream and forwards from inside the box.
+#[test]
+fn skeleton_beside_an_engine_text() {
+    let upstreams = vec!["127.0.0.11:53".parse().unwrap()];
+    let known = EngineDns { forwards_to: vec!["192.0.2.1:53".parse().unwrap()] };
+    let plan = FirewallPlan { upstreams, engine_dns: Some(known), ..plan() };
+    compare("skeleton-engine.nft", &skeleton(&plan));
+    let unknown = FirewallPlan { engine_dns: Some(EngineDns { forwards_to: vec![] }), ..plan };
+    compare("skeleton-engine-unknown.nft", &skeleton(&unknown));
+}
+
+/// A virtual machine without IPv6 loopback, with listeners older than the box and an open port.
+#[test]
+fn skeleton_of_a_vm_text() {
+    let plan = FirewallPlan {
+        dns_v6: None,
+        inbound: vec![22],
+        closed_loopback: vec!["127.0.0.1:15001".parse().unwrap(), "[::]:9000".parse().unwrap()],
+        vm: true,
+        ..plan()
+    };
+    compare("skeleton-vm.nft", &skeleton(&plan));
+}
+
+#[test]
+fn every_rule_says_what_it_is_for() {
+    let plan = FirewallPlan { vm: true, engine_dns: Some(EngineDns { forwards_to: vec![] }), ..plan() };
+    for chain in skeleton(&plan).chains {
+        for rule in chain.rules {
+            assert!(!rule.comment.is_empty() && rule.comment.len() < 128, "{rule}");
+            assert!(!rule.comment.contains('"'), "{rule}");
+        }
+    }
+}
