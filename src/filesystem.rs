@@ -64,6 +64,7 @@ impl Sealed {
 
 /// Makes every place of the layout that is not there yet.
 pub fn apply(layout: &[Mount]) -> Result<(), FilesystemError> {
+    close_run()?;
     for place in layout {
         let table = MountTable::read().map_err(FilesystemError::Table)?;
         match table.at(&place.path) {
@@ -72,6 +73,18 @@ pub fn apply(layout: &[Mount]) -> Result<(), FilesystemError> {
         }
     }
     Ok(())
+}
+
+/// A tmpfs that the runtime put on /run is everybody's (mode 1777 unless it was told otherwise): our own state lies in
+/// it, so it becomes root's alone.
+fn close_run() -> Result<(), FilesystemError> {
+    let run = Path::new("/run");
+    let table = MountTable::read().map_err(FilesystemError::Table)?;
+    if !table.at(run).is_some_and(MountEntry::is_tmpfs) {
+        return Ok(());
+    }
+    let failed = |source| FilesystemError::Owner { path: run.to_owned(), source };
+    open_directory(run).and_then(|run| run.set_permissions(Permissions::from_mode(0o755))).map_err(failed)
 }
 
 /// A volume, or a tmpfs of the runtime's: kept with all that is in it.

@@ -24,7 +24,7 @@ use crate::status::Board;
 use crate::status::report::SessionState;
 use crate::supervisor::backoff::Backoff;
 use crate::supervisor::run_as::Identity;
-use crate::supervisor::{Child, Ending, Exit, Launch, Remote, Spawner};
+use crate::supervisor::{Child, Ending, Exit, Launch, Remote, Spawner, Stream};
 
 pub const TMUX: &str = "/usr/bin/tmux";
 const TMUX_CONF: &str = "/opt/innkeeper/tmux.conf";
@@ -273,8 +273,10 @@ impl Host {
                 "-t",
                 "0",
             ];
-            let launch =
+            let mut launch =
                 Launch::program(TMUX, self.plan.identity.clone()).args(args).env(self.plan.env.clone());
+            // Until the server listens it says so, on every try.
+            launch.stderr = Stream::Null;
             let mut client = self.spawner.spawn(launch).map_err(|error| crate::report::chain(&error))?;
             match client.wait_for(CLIENT_LIMIT) {
                 Some(exit) if exit.success() => return Ok(()),

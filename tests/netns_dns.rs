@@ -17,7 +17,7 @@ use dns_world::{
 use fake_upstream::{Say, Upstream, a, aaaa, cname};
 use hickory_resolver::proto::op::{OpCode, ResponseCode};
 use hickory_resolver::proto::rr::{DNSClass, RecordType};
-use innkeeper::dns::protocol::{FromWorker, ToWorker};
+use innkeeper::dns::protocol::{Admitted, FromWorker, ToWorker};
 
 const OK: [u8; 4] = [192, 0, 2, 1];
 
@@ -127,11 +127,12 @@ fn the_answer_waits_for_the_admission() {
         _ => None,
     });
     assert_eq!((learned.addresses, learned.ttl_s, learned.stale), (ip(OK), 60, false));
-    // A question that needs no admission overtakes: the worker has had its chance to answer the first.
-    assert_eq!(ask("evil.test", RecordType::A).response_code, ResponseCode::NXDomain);
+    // Many questions that need no admission overtake: the worker has had its chance to answer the first.
+    for _ in 0..200 {
+        assert_eq!(ask("evil.test", RecordType::A).response_code, ResponseCode::NXDomain);
+    }
     assert!(waiting.has_no_reply_yet());
-    let addresses_open = ip(OK);
-    let answer = innkeeper::dns::protocol::Admitted { id: learned.id, addresses: addresses_open };
+    let answer = Admitted { id: learned.id, addresses: ip(OK) };
     warden.send(&ToWorker::Admitted(answer));
     let reply = waiting.reply();
     assert_eq!(addresses(&reply), ip(OK));
@@ -541,7 +542,8 @@ fn a_flood_of_slow_names_is_bounded_and_listed_names_work_on() {
     for i in 0..20_000 {
         socket.send(&question(&format!("n{i}.wild.test"), RecordType::A).to_vec().unwrap()).unwrap();
     }
-    assert_eq!(addresses(&ask("ok.test", RecordType::A)), ip(OK));
+    // By TCP: the flood fills the UDP socket's buffer, and a question lost there would have to be sent again.
+    assert_eq!(addresses(&ask_tcp(&question("ok.test", RecordType::A))), ip(OK));
     assert!(upstream.log().len() < 2000, "{}", upstream.log().len());
     assert!(warden.memory_kib() < 64 << 10, "{} KiB", warden.memory_kib());
 }
@@ -587,8 +589,8 @@ fn a_resolver_that_forwards_to_us_is_named_and_not_fed() {
 #[test]
 fn an_upstream_from_before_edns_and_one_by_ipv6_are_understood() {
     in_namespace!();
-    let (upstream, sockets) = (Upstream::start("[2001:db8::53]:53"), Sockets::open());
+    let (upstream, sockets) = (Upstream::start("[::1]:53"), Sockets::open());
     upstream.say("ok.test", Say::WithoutEdns(vec![a("ok.test", OK, 60)]));
-    let _warden = sockets.start_worker(&["ok.test"], &["[2001:db8::53]:53"], false);
+    let _warden = sockets.start_worker(&["ok.test"], &["[::1]:53"], false);
     assert_eq!(addresses(&ask("ok.test", RecordType::A)), ip(OK));
 }

@@ -96,7 +96,7 @@ fn converse(mut stream: UnixStream, asker: Asker, desk: &dyn Desk) {
         return;
     }
     let Some(line) = read_line(&mut stream) else { return };
-    let response = match serde_json::from_str::<Request>(&line) {
+    let response = match Request::parse(&line) {
         Err(error) => Response::Failed { reason: format!("no request of this version: {error}") },
         Ok(request) => match asker.may(&request) {
             Err(reason) => Response::Refused { reason },

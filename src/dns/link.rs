@@ -4,6 +4,7 @@
 //! wait for room in theirs.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -121,8 +122,9 @@ pub async fn read_frames(
         let mut header = [0; 4];
         match stream.read_exact(&mut header).await {
             Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(()),
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return Ok(()),
+            Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
+                return Ok(());
+            }
             Err(error) => return Err(ChannelError::Read(error)),
         }
         let mut body = vec![0; announced_length(header, MAX_TO_WORKER)?];
@@ -146,6 +148,13 @@ pub async fn write_frames(mut stream: OwnedWriteHalf, mut outbox: Outbox) -> Res
             else => return Ok(()),
         };
         let bytes = encode(&frame, MAX_FROM_WORKER)?;
-        stream.write_all(&bytes).await.map_err(ChannelError::Write)?;
+        match stream.write_all(&bytes).await {
+            Ok(()) => {}
+            // PID 1 closed the channel: the end, as when reading says so.
+            Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                return Ok(());
+            }
+            Err(error) => return Err(ChannelError::Write(error)),
+        }
     }
 }

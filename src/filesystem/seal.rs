@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
+use super::layout::STATE;
 use super::mountinfo::{self, MountEntry, MountTable};
 
 #[derive(Debug, thiserror::Error)]
@@ -42,15 +43,14 @@ impl Writable {
             .visible()
             .filter(|entry| !self.0.contains(&entry.path) && !entry.read_only())
             .filter(|entry| !SELF_GOVERNED.contains(&entry.fs_type.as_str()))
-            .filter(|entry| !self.holds_state(entry))
+            .filter(|entry| !Self::holds_state(entry))
             .cloned()
             .collect()
     }
 
     /// /run as the runtime's tmpfs holds our own state: PID 1 goes on writing there, and nobody else can.
-    fn holds_state(&self, entry: &MountEntry) -> bool {
-        let holds = self.0.iter().any(|own| own.starts_with(&entry.path));
-        entry.is_tmpfs() && entry.path != Path::new("/") && holds
+    fn holds_state(entry: &MountEntry) -> bool {
+        entry.is_tmpfs() && entry.path != Path::new("/") && Path::new(STATE).starts_with(&entry.path)
     }
 
     /// The mount points that are sealed now, for the attack.

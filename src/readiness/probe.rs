@@ -54,7 +54,7 @@ fn trial<'a>(
 }
 
 /// A name that can't be in any allowlist: RFC 2606 reserves `invalid`.
-const DENIED_NAME: &str = "innkeeper-readiness.invalid";
+pub const DENIED_NAME: &str = "innkeeper-readiness.invalid";
 /// Addresses that no rule can open: TEST-NET-3 (RFC 5737) and the documentation prefix (RFC 3849) are special purpose.
 const DENIED_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 const DENIED_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);

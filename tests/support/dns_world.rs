@@ -42,7 +42,7 @@ pub(crate) fn enter_namespace() -> bool {
         tokio::spawn(connection);
         let up = rtnetlink::LinkUnspec::new_with_index(1).up().build();
         netlink.link().change(up).execute().await.unwrap();
-        for (address, prefix) in [("203.0.113.53", 32), ("203.0.113.54", 32), ("2001:db8::53", 128)] {
+        for (address, prefix) in [("203.0.113.53", 32), ("203.0.113.54", 32)] {
             netlink.address().add(1, address.parse().unwrap(), prefix).execute().await.unwrap();
         }
     });

@@ -109,7 +109,8 @@ impl Drop for Upstream {
         self.shared.stop.store(true, Ordering::SeqCst);
         self.shared.changed.notify_all();
         // What wakes the threads from their waiting for questions.
-        UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.send_to(&[], &self.address)).ok();
+        let local = if self.address.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
+        UdpSocket::bind(local).and_then(|socket| socket.send_to(&[], &self.address)).unwrap();
         TcpStream::connect(&self.address).ok();
         for thread in self.threads.drain(..) {
             thread.join().ok();
