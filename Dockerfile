@@ -88,7 +88,11 @@ FROM debian:trixie-slim
 # something), file capabilities.
 RUN set -eu; \
     export DEBIAN_FRONTEND=noninteractive; \
-    echo 'deb http://deb.debian.org/debian trixie-backports main' > /etc/apt/sources.list.d/backports.list; \
+    # The archive that the base image names, whichever of apt's two notations it uses.
+    archive="$(sed -n 's/^URIs: *\([^ ]*\).*/\1/p; s/^deb \(\[[^]]*\] \)\{0,1\}\([^ ]*\).*/\2/p' \
+      $(ls /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null) | head -n 1)"; \
+    keyring="$(ls /usr/share/keyrings/debian-archive-keyring.* | head -n 1)"; \
+    echo "deb [signed-by=$keyring] $archive trixie-backports main" > /etc/apt/sources.list.d/backports.list; \
     printf '%s\n' 'path-exclude=/usr/share/man/*' 'path-exclude=/usr/share/doc/*' \
       'path-include=/usr/share/doc/*/copyright' 'path-exclude=/usr/share/locale/*' \
       'path-exclude=/usr/share/info/*' > /etc/dpkg/dpkg.cfg.d/innkeeper; \

@@ -211,18 +211,14 @@ pub fn agent_environment(innkeeper: &Innkeeper) -> Vec<(String, String)> {
 fn as_agent(innkeeper: &Innkeeper, subcommand: &'static str, args: Vec<String>) -> Result<(), Trouble> {
     let identity = agent_identity(innkeeper, "/");
     let launch = Launch::own(subcommand, Some(identity)).args(args).env(agent_environment(innkeeper));
-    let mut child = innkeeper.spawner.spawn(launch).map_err(|error| Trouble::internal(&error))?;
-    match child.wait_for(HOME_LIMIT) {
-        Some(exit) if exit.success() => Ok(()),
-        Some(exit) => Err(Trouble::unfit(
-            format!("`innkeeper {subcommand}` as the agent ended with {exit}"),
-            "see its message above",
-        )),
-        None => Err(Trouble::unfit(
-            format!("`innkeeper {subcommand}` as the agent did not end"),
-            "look at the volume at the agent's home: is it reachable and writable for its uid?",
-        )),
+    let next = "look at the volume at the agent's home: is it reachable and writable for its uid?";
+    let said = innkeeper.spawner.listen(launch, HOME_LIMIT, 4096);
+    let said = said.map_err(|error| Trouble::unfit(chain(&error), next))?;
+    if said.exit.success() {
+        return Ok(());
     }
+    let words = crate::report::inert(said.text.trim());
+    Err(Trouble::unfit(format!("`innkeeper {subcommand}` as the agent: {}: {words}", said.exit), next))
 }
 
 fn furnish(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failure> {
@@ -484,8 +480,11 @@ fn task(innkeeper: &Arc<Innkeeper>, locked: &EgressLocked, _: &Sealed) {
         Ok(session) => drop(innkeeper.session.set(session)),
         Err(error) => event("session", &format!("cannot start its thread: {error}")),
     }
-    let audited = Arc::clone(innkeeper);
-    std::thread::spawn(move || crate::image_audit::run(&audited));
+    let looking = Arc::clone(innkeeper);
+    std::thread::spawn(move || {
+        crate::image_audit::run(&looking);
+        host::foreign_rules(&looking);
+    });
 }
 
 struct Cloned {

@@ -30,7 +30,7 @@ const AFTER_HELP: &str = "Examples:
       -e CLAUDE_CODE_OAUTH_TOKEN -e GH_TOKEN -e REPO_URL=https://github.com/you/repo innkeeper
   docker exec -it BOX innkeeper attach        enter the session; Ctrl-b d leaves it
   docker exec BOX innkeeper status            everything about the box on one screen
-  docker exec BOX innkeeper check pypi.org    may the agent reach this, and why
+  docker exec BOX innkeeper check example.org may the agent reach this, and why
 
 `innkeeper settings` prints every variable and key. Exit status: 0 as asked, 64 usage, 70 a fault of
 innkeeper, 77 refused, 78 configuration or host unfit, 128+n after a stop by signal n.";
@@ -60,6 +60,8 @@ enum Command {
     Settings,
     /// The firewall's rules in the syntax of nft, each with its purpose
     Rules,
+    #[command(hide = true)]
+    ForeignRules,
     #[command(hide = true)]
     Dns,
     #[command(hide = true)]
@@ -125,6 +127,9 @@ fn dispatch(command: Command) -> u8 {
         Command::Reload => ask(&Request::Reload),
         Command::Settings => print(&crate::config::settings::help()),
         Command::Rules => ask(&Request::Rules),
+        Command::ForeignRules => {
+            print(&serde_json::to_string(&crate::firewall::foreign::look()).unwrap_or_default())
+        }
         Command::Dns => done("dns", crate::dns::run()),
         Command::Pane => done("pane", pane::run()),
         Command::Probe { attack } => probe(&attack),

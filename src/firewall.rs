@@ -3,6 +3,7 @@
 //! Everybody else holds a [`Firewall`], which sends orders and waits for the kernel's acknowledgement.
 
 pub mod admission;
+pub mod foreign;
 pub mod nftables;
 pub mod ruleset;
 

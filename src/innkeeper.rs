@@ -41,7 +41,6 @@ pub struct Innkeeper {
     pub rules: OnceLock<String>,
     /// One change of policy at a time.
     changing: Mutex<()>,
-    started: Mutex<Vec<(String, Instant)>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -72,7 +71,6 @@ impl Innkeeper {
             session: OnceLock::new(),
             rules: OnceLock::new(),
             changing: Mutex::new(()),
-            started: Mutex::new(Vec::new()),
         };
         innkeeper.show_policy();
         innkeeper
@@ -153,19 +151,6 @@ impl Innkeeper {
         if let Some(firewall) = self.firewall.get() {
             report.firewall = firewall.report();
         }
-        for worker in &mut report.workers {
-            let mut started = lock(&self.started);
-            let key = format!("{}:{}", worker.name, worker.pid.unwrap_or_default());
-            let since = match started.iter().find(|(known, _)| *known == key) {
-                Some((_, since)) => *since,
-                None => {
-                    started.retain(|(known, _)| !known.starts_with(&format!("{}:", worker.name)));
-                    started.push((key, Instant::now()));
-                    Instant::now()
-                }
-            };
-            worker.uptime_s = since.elapsed().as_secs_f64().round();
-        }
         Response::Status { report: Box::new(report) }
     }
 
@@ -195,6 +180,7 @@ impl Innkeeper {
             phase: report.phase,
             steps: report.boot.steps.clone(),
             session: report.session.clone(),
+            open: report.workers.iter().any(|worker| worker.name == "tmux" && worker.pid.is_some()),
         })
     }
 }
@@ -328,7 +314,7 @@ mod tests {
         assert_eq!(target("GitHub.com").unwrap(), "github.com:443");
         assert_eq!(target("github.com:22").unwrap(), "github.com:22");
         assert_eq!(target("https://user:pw@github.com/a/b?c").unwrap(), "github.com:443");
-        assert_eq!(target("http://deb.debian.org/x").unwrap(), "deb.debian.org:80");
+        assert_eq!(target("http://archive.example.org/x").unwrap(), "archive.example.org:80");
         assert!(target("https://10.0.0.1/").is_err());
         assert!(target("github.com:99999").is_err());
     }

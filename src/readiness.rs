@@ -3,25 +3,19 @@
 
 pub mod probe;
 
-use std::io::Read;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::supervisor::run_as::Identity;
-use crate::supervisor::{Launch, Spawner, Stream};
+use crate::supervisor::{Launch, Spawner};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ReadinessError {
-    #[error("cannot start the self-attack")]
-    Spawn(#[source] crate::supervisor::SupervisorError),
-    #[error("cannot make a pipe for the self-attack")]
-    Pipe(#[source] std::io::Error),
-    #[error("the self-attack did not end within {0:?}")]
-    Overdue(Duration),
+    #[error("cannot run the self-attack")]
+    Run(#[source] crate::supervisor::SupervisorError),
     #[error("the self-attack ended with {0}")]
     Ended(String),
     #[error("the self-attack's result can't be read")]
@@ -76,26 +70,13 @@ pub fn attack(
     identity: &Identity,
     attack: &Attack,
 ) -> Result<Vec<Attempt>, ReadinessError> {
-    let (reader, writer) = std::io::pipe().map_err(ReadinessError::Pipe)?;
     let mut launch = Launch::own("probe", Some(identity.clone()));
     launch.args = vec![serde_json::to_string(attack).map_err(ReadinessError::Result)?.into()];
-    launch.stdout = Stream::Fd(OwnedFd::from(writer));
-    let mut child = spawner.spawn(launch).map_err(ReadinessError::Spawn)?;
-    // The child's end of the pipe closes with it, however it ends; the wait below bounds its life.
-    let reading = std::thread::spawn(move || {
-        let mut text = String::new();
-        let read = reader.take(MAX_RESULT).read_to_string(&mut text);
-        read.map(|_| text).unwrap_or_default()
-    });
-    let Some(exit) = child.wait_for(LIMIT) else {
-        child.signal(nix::sys::signal::Signal::SIGKILL);
-        return Err(ReadinessError::Overdue(LIMIT));
-    };
-    let text = reading.join().unwrap_or_default();
-    if !exit.success() {
-        return Err(ReadinessError::Ended(exit.to_string()));
+    let said = spawner.listen(launch, LIMIT, MAX_RESULT).map_err(ReadinessError::Run)?;
+    if !said.exit.success() {
+        return Err(ReadinessError::Ended(said.exit.to_string()));
     }
-    serde_json::from_str(&text).map_err(ReadinessError::Result)
+    serde_json::from_str(&said.text).map_err(ReadinessError::Result)
 }
 
 /// The attempts that got through, for a message.

@@ -145,8 +145,11 @@ struct Host {
     panes: u64,
     claude_started: Option<Instant>,
     claude_backoff: Backoff,
-    /// Whether a life of Claude has lasted: from then on conversations are continued.
+    /// Whether a life of Claude has lasted: its prompt has been worked on.
     worked: bool,
+    /// Whether the next life continues the conversation, and whether the present one was to.
+    resume_next: bool,
+    resumed: bool,
     timer: Option<Timer>,
     stopping: Option<Sender<()>>,
 }
@@ -167,6 +170,8 @@ impl Host {
             claude_started: None,
             claude_backoff: CLAUDE_BACKOFF,
             worked: false,
+            resume_next: false,
+            resumed: false,
             timer: Some(Timer { at: Instant::now(), what: Due::StartServer }),
             stopping: None,
         }
@@ -231,9 +236,10 @@ impl Host {
             .env(self.plan.env.clone());
         let mut child = self.spawner.spawn(launch).map_err(|error| crate::report::chain(&error))?;
         self.server_id += 1;
+        self.make_session(&mut child, &socket)?;
+        // From now on an operator can come in.
         let pid = child.pid();
         self.board.worker("tmux", |worker| worker.pid = Some(pid));
-        self.make_session(&mut child, &socket)?;
         self.watch_server(child);
         Ok(())
     }
@@ -366,7 +372,8 @@ impl Host {
             let cause = format!("{} is missing in the image", self.plan.start.program);
             return self.claude_ended(&cause, None);
         }
-        let resume = self.worked;
+        let resume = self.resume_next;
+        self.resumed = resume;
         let prompt = if self.worked { None } else { self.plan.start.prompt.clone() };
         let start = ClaudeStart { resume, prompt, ..self.plan.start.clone() };
         self.claude_started = Some(Instant::now());
@@ -411,8 +418,11 @@ impl Host {
 
     fn claude_gone(&mut self) {
         *self.session.claude.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let lived = self.claude_started.take().map(|started| started.elapsed());
-        self.worked |= lived.is_some_and(|lived| lived >= STILLBORN);
+        let Some(started) = self.claude_started.take() else { return };
+        let lasted = started.elapsed() >= STILLBORN;
+        self.worked |= lasted;
+        // "No conversation found to continue" ends at once: the next life begins a new one.
+        self.resume_next = lasted || (self.resume_next && !self.resumed);
     }
 
     fn claude_ended(&mut self, how: &str, exit: Option<Exit>) {

@@ -7,7 +7,7 @@ pub mod command;
 pub mod report;
 pub mod screen;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -59,6 +59,8 @@ pub struct Board {
     report: Mutex<Report>,
     checks: Mutex<Vec<Check>>,
     denials: Mutex<VecDeque<Denial>>,
+    /// When each living worker was started.
+    started: Mutex<HashMap<String, Instant>>,
 }
 
 impl std::fmt::Debug for Board {
@@ -106,6 +108,7 @@ impl Board {
             report: Mutex::new(report),
             checks: Mutex::new(Vec::new()),
             denials: Mutex::new(VecDeque::new()),
+            started: Mutex::new(HashMap::new()),
         }
     }
 
@@ -151,7 +154,12 @@ impl Board {
         }
         let protections = lock(&self.checks).iter().map(|check| check.last.clone()).collect();
         let denials = lock(&self.denials).iter().rev().cloned().collect();
-        let report = lock(&self.report).clone();
+        let mut report = lock(&self.report).clone();
+        let started = lock(&self.started);
+        for worker in &mut report.workers {
+            let since = started.get(&worker.name).filter(|_| worker.pid.is_some());
+            worker.uptime_s = since.map_or(0.0, |since| milliseconds(since.elapsed()) / 1e3);
+        }
         Report { protections, denials, ..report }
     }
 
@@ -204,7 +212,11 @@ impl Board {
                 report.workers.push(worker);
             }
             if let Some(worker) = report.workers.iter_mut().find(|worker| worker.name == name) {
+                let before = worker.pid;
                 change(worker);
+                if worker.pid.is_some() && worker.pid != before {
+                    lock(&self.started).insert(name.to_owned(), Instant::now());
+                }
             }
         });
     }

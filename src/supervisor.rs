@@ -68,6 +68,8 @@ pub enum SupervisorError {
     Setup { what: &'static str, source: std::io::Error },
     #[error("the box is stopping; nothing new is started")]
     Stopping,
+    #[error("{program} did not end within {limit:?}")]
+    Overdue { program: String, limit: Duration },
 }
 
 /// A started child. Dropping it does not end the child: it is reaped all the same.
@@ -132,6 +134,16 @@ impl Remote {
     }
 }
 
+/// What a child said, and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    pub exit: Exit,
+    pub text: String,
+}
+
+/// What a child wrote before it ended is in the pipe already.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 enum Order {
     Launch { launch: Box<Launch>, reply: Sender<Result<(i32, Receiver<Exit>), SupervisorError>> },
     Signal { pid: i32, signal: Signal },
@@ -178,6 +190,30 @@ impl Spawner {
         self.order(Order::Launch { launch: Box::new(launch), reply });
         let (pid, exit) = answer.recv().map_err(|_| SupervisorError::Stopping)??;
         Ok(Child { pid, exit, spawner: self.clone(), ended: None })
+    }
+
+    /// Starts a child and takes down what it says on standard output and error, to its end or to `limit`; then it is
+    /// killed.
+    pub fn listen(&self, mut launch: Launch, limit: Duration, most: u64) -> Result<Said, SupervisorError> {
+        let setup = |source| SupervisorError::Setup { what: "make a pipe for a child", source };
+        let (reader, writer) = std::io::pipe().map_err(setup)?;
+        launch.stderr = Stream::Fd(writer.try_clone().map_err(setup)?.into());
+        launch.stdout = Stream::Fd(writer.into());
+        let program = launch.program_name();
+        let mut child = self.spawn(launch)?;
+        // A grandchild may hold the pipe open after the child has ended: the text is waited for as long as the end.
+        let (text, heard) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            reader.take(most).read_to_end(&mut bytes).ok();
+            drop(text.send(String::from_utf8_lossy(&bytes).into_owned()));
+        });
+        let Some(exit) = child.wait_for(limit) else {
+            child.signal(Signal::SIGKILL);
+            return Err(SupervisorError::Overdue { program, limit });
+        };
+        let text = heard.recv_timeout(LAST_WORDS).unwrap_or_default();
+        Ok(Said { exit, text })
     }
 
     /// Ends the box.

@@ -5,8 +5,6 @@
 
 pub mod clone;
 
-use std::io::Read;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +15,7 @@ use crate::status::Board;
 use crate::status::report::{Repository as Shown, RepositoryState};
 use crate::supervisor::backoff::Backoff;
 use crate::supervisor::run_as::Identity;
-use crate::supervisor::{Launch, Spawner, Stream};
+use crate::supervisor::{Launch, Spawner};
 
 /// One attempt; a large repository over a slow line takes minutes, a hung one must not take the night.
 const CLONE_LIMIT: Duration = Duration::from_secs(30 * 60);
@@ -98,31 +96,17 @@ enum Attempt {
 }
 
 fn once(plan: &Plan, spawner: &Spawner) -> Result<String, Attempt> {
-    let io = |error: std::io::Error| Attempt::Again(format!("cannot run the clone: {error}"));
-    let (reader, writer) = std::io::pipe().map_err(io)?;
-    let mut launch = Launch::own("clone", Some(plan.identity.clone()));
-    launch = launch.args(plan.arguments()).env(plan.env.clone());
-    launch.stdout = Stream::Fd(OwnedFd::from(writer.try_clone().map_err(io)?));
-    launch.stderr = Stream::Fd(OwnedFd::from(writer));
-    let mut child = match spawner.spawn(launch) {
-        Ok(child) => child,
+    let launch = Launch::own("clone", Some(plan.identity.clone()));
+    let launch = launch.args(plan.arguments()).env(plan.env.clone());
+    let said = match spawner.listen(launch, CLONE_LIMIT, MAX_OUTPUT) {
+        Ok(said) => said,
         Err(error) => return Err(Attempt::Again(crate::report::chain(&error))),
     };
-    let reading = std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        drop(reader.take(MAX_OUTPUT).read_to_end(&mut bytes));
-        String::from_utf8_lossy(&bytes).into_owned()
-    });
-    let exit = child.wait_for(CLONE_LIMIT);
-    if exit.is_none() {
-        child.signal(nix::sys::signal::Signal::SIGKILL);
-        return Err(Attempt::Again(format!("not done within {} s", CLONE_LIMIT.as_secs())));
-    }
     // What git and the server said is shown as inert text.
-    let output = inert(&bounded(reading.join().unwrap_or_default().trim(), 400));
-    match exit.map(crate::supervisor::Exit::status) {
-        Some(0) => Ok(output),
-        Some(clone::OCCUPIED) => Err(Attempt::Final(output)),
+    let output = inert(&bounded(said.text.trim(), 400));
+    match said.exit.status() {
+        0 => Ok(output),
+        clone::OCCUPIED => Err(Attempt::Final(output)),
         _ => Err(Attempt::Again(output)),
     }
 }

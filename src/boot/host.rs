@@ -5,6 +5,7 @@ use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -16,12 +17,14 @@ use crate::control::protocol::ClaudeStart;
 use crate::dns::keeper;
 use crate::dns::resolv_conf::{self, Upstreams};
 use crate::filesystem::{self, layout};
+use crate::firewall::foreign;
 use crate::firewall::ruleset::EngineDns;
 use crate::firewall::{self, nftables::NftablesError};
 use crate::innkeeper::Innkeeper;
 use crate::report::chain;
 use crate::session;
 use crate::status::Board;
+use crate::supervisor::Launch;
 
 pub(super) const NEXT_FIREWALL: &str =
     "somebody else changed the table inet innkeeper during the boot: find out who";
@@ -138,6 +141,23 @@ pub(super) fn write_resolv_conf(path: &Path, former: &Upstreams, board: &Board) 
         ));
     }
 }
+
+/// Rules of others that may stop or redirect what is allowed here; they are left alone.
+pub(super) fn foreign_rules(innkeeper: &Innkeeper) {
+    let path = ("PATH".to_owned(), "/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
+    let launch = Launch::own("foreign-rules", None).env(vec![path]);
+    let said = innkeeper.spawner.listen(launch, FOREIGN_LIMIT, 64 << 10);
+    let Ok(said) = said else { return };
+    let found: foreign::Foreign = serde_json::from_str(&said.text).unwrap_or_default();
+    for rule in found.conflicts {
+        innkeeper
+            .board()
+            .warn(format!("a rule of somebody else may stop or redirect allowed packets: {rule}"));
+    }
+}
+
+/// Listing a few chains takes milliseconds; waiting for the lock of another iptables may take longer.
+const FOREIGN_LIMIT: Duration = Duration::from_secs(20);
 
 pub(super) fn list(addresses: &[SocketAddr]) -> String {
     let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();

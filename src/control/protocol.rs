@@ -55,6 +55,8 @@ pub enum Response {
         phase: Phase,
         steps: Vec<Step>,
         session: Session,
+        /// Whether the session can be entered, whatever Claude does in it.
+        open: bool,
     },
     Verdict {
         allowed: bool,

@@ -21,7 +21,7 @@ use super::{NAME, TMUX, socket};
 use crate::account::{Account, Accounts};
 use crate::control::client;
 use crate::control::protocol::{Request, Response};
-use crate::status::report::{Phase, SessionState, Step, StepState};
+use crate::status::report::{Phase, Step, StepState};
 use crate::supervisor::run_as::Identity;
 use crate::supervisor::{Launch, Stream};
 
@@ -63,14 +63,14 @@ pub fn run(attach: Attach) -> Result<(), AttachError> {
         let end = relay(&agent, attach)?;
         if !attach.console {
             say(match end {
-                End::Detached => "[detached; the box keeps running]\r\n",
-                End::Session => "[the session ended]\r\n",
+                End::Detached => "[the box keeps running]\n",
+                End::Session => "[the session ended]\n",
             });
             return Ok(());
         }
         let line = match end {
-            End::Detached => "[detached; the box keeps running. Enter: back to the session]\r\n",
-            End::Session => "[the session ended; Enter: wait for the next one]\r\n",
+            End::Detached => "[the box keeps running. Enter: back to the session]\n",
+            End::Session => "[the session ended. Enter: wait for the next one]\n",
         };
         say(line);
         if !wait_for_enter()? {
@@ -108,25 +108,19 @@ fn wait_for_session() -> Result<(), AttachError> {
     let mut shown = 0;
     let mut last_state = String::new();
     loop {
-        let Response::Progress { phase, steps, session } = client::ask(&Request::Progress)? else {
+        let Response::Progress { phase, steps, session, open } = client::ask(&Request::Progress)? else {
             return Err(AttachError::BootFailed("it does not tell how far it is".to_owned()));
         };
         shown += show_steps(steps.get(shown..).unwrap_or_default());
-        match (phase, session.state) {
-            (Phase::Failed, _) => return Err(AttachError::BootFailed(failed_step(&steps))),
-            (Phase::Stopping, _) => return Err(AttachError::BootFailed("the box is stopping".to_owned())),
-            (Phase::Ready, SessionState::Running | SessionState::Waiting | SessionState::Limited) => {
-                return Ok(());
-            }
-            // The pane is there and says why it waits.
-            (Phase::Ready, SessionState::Exited | SessionState::Backoff) if session.restarts > 0 => {
-                return Ok(());
-            }
-            (Phase::Ready | Phase::Booting, _) => {}
+        match phase {
+            Phase::Failed => return Err(AttachError::BootFailed(failed_step(&steps))),
+            Phase::Stopping => return Err(AttachError::BootFailed("the box is stopping".to_owned())),
+            Phase::Ready if open => return Ok(()),
+            Phase::Ready | Phase::Booting => {}
         }
         let state = session.detail.clone();
         if phase == Phase::Ready && state != last_state && !state.is_empty() {
-            say(&format!("session: {}\r\n", crate::report::inert(&state)));
+            say(&format!("session: {}\n", crate::report::inert(&state)));
             last_state = state;
         }
         pause(PROGRESS);
@@ -150,7 +144,7 @@ fn show_steps(steps: &[Step]) -> usize {
             StepState::Degraded => "degraded",
             StepState::Ok | StepState::Pending | StepState::Running => "ok",
         };
-        say(&format!("{:<14} {state:<9} {ms:>10}  {}\r\n", step.name, crate::report::inert(&step.detail)));
+        say(&format!("{:<14} {state:<9} {ms:>10}  {}\n", step.name, crate::report::inert(&step.detail)));
         count += 1;
     }
     count

@@ -50,7 +50,8 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// A hidden subcommand of this binary, with nothing but a null standard input and output.
+    /// A hidden subcommand of this binary. Its standard streams are null: a child that is not root's must never hold
+    /// PID 1's own, which lead to the operator's terminal.
     #[must_use]
     pub fn own(subcommand: &'static str, identity: Option<Identity>) -> Self {
         Self {
@@ -59,7 +60,7 @@ impl Launch {
             env: Vec::new(),
             stdin: Stream::Null,
             stdout: Stream::Null,
-            stderr: Stream::Inherit,
+            stderr: Stream::Null,
             identity,
         }
     }
