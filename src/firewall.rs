@@ -226,7 +226,7 @@ impl Owner {
         let kernel = self.kernel().map_err(|error| crate::report::chain(&error))?;
         let live = kernel.fingerprint().map_err(|error| crate::report::chain(&error))?;
         match loaded.difference(&live) {
-            None => Ok("the live rule set is the one that was loaded".to_owned()),
+            None => Ok("rules as loaded".to_owned()),
             Some(difference) => Err(format!("somebody changed the table inet innkeeper: {difference}")),
         }
     }

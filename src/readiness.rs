@@ -98,6 +98,9 @@ pub fn summary(attempts: &[Attempt], protection: Option<&str>) -> String {
     };
     let (refused, impossible) = (of(Outcome::Refused), of(Outcome::Impossible));
     let mut text = format!("{} attempts refused", refused.len());
+    if refused.is_empty() && impossible.is_empty() {
+        return "nothing to attack".to_owned();
+    }
     if !impossible.is_empty() {
         text.push_str(&format!(", {} n/a here ({})", impossible.len(), impossible.join(", ")));
     }

@@ -65,11 +65,8 @@ fn head(screen: &mut Screen, report: &Report) {
     if let Some(ready) = report.boot.ready_ms {
         write!(times, ", ready after {ready:.0} ms").ok();
     }
-    let name = &report.box_.name;
-    screen.line(
-        style,
-        &format!("{word}  box {name} ({}), innkeeper {}{times}", report.box_.id, report.version),
-    );
+    let name = bounded(&report.box_.name, 20);
+    screen.line(style, &format!("{word}  {name}, innkeeper {}{times}", report.version));
     for step in &report.boot.steps {
         match step.state {
             StepState::Failed => screen.line(RED, &format!("  {} failed: {}", step.name, step.detail)),
@@ -102,7 +99,7 @@ fn network(screen: &mut Screen, report: &Report) {
     screen.line(
         "",
         &format!(
-            "  dns       {} questions, {} allowed, {} denied; asks {}",
+            "  dns       {} questions: {} allowed, {} denied; asks {}",
             dns.queries,
             dns.allowed,
             dns.denied,
@@ -111,17 +108,16 @@ fn network(screen: &mut Screen, report: &Report) {
     );
     if !dns.failing.is_empty() {
         let names: Vec<&str> = dns.failing.iter().map(|failing| failing.name.as_str()).collect();
-        screen.line(YELLOW, &format!("  {} names do not resolve: {}", names.len(), names.join(", ")));
+        screen.line(YELLOW, &format!("  {} names don't resolve: {}", names.len(), names.join(", ")));
     }
     let stale = report.firewall.addresses.iter().filter(|address| address.stale).count();
     let stale = if stale > 0 { format!(" ({stale} stale)") } else { String::new() };
     screen.line(
         "",
         &format!(
-            "  firewall  {}, policy generation {} with {} rules, {} addresses open{stale}, {} packets refused",
-            report.firewall.backend,
-            report.policy.generation,
+            "  firewall  {} rules of generation {}, {} addresses open{stale}, {} packets refused",
             report.policy.rules.len(),
+            report.policy.generation,
             report.firewall.addresses.len(),
             report.firewall.denied
         ),
@@ -154,10 +150,7 @@ fn session(screen: &mut Screen, report: &Report) {
             RepositoryState::Cloning => ("cloning", YELLOW),
             RepositoryState::Failed => ("FAILED", RED),
         };
-        screen.line(
-            style,
-            &format!("  {} {word} ({}): {}", repository.path, repository.url, repository.detail),
-        );
+        screen.line(style, &format!("  {} {word}: {}", repository.path, repository.detail));
     }
     let readable: Vec<&str> = report
         .secrets
