@@ -137,14 +137,18 @@ fn lockdown(innkeeper: &Innkeeper, steps: &Steps) -> Result<Network, Failure> {
     let network = steps.run(
         LOCKDOWN,
         plan,
-        |_| firewall.lockdown().map_err(|error| host::firewall_trouble(&error)),
+        |_| {
+            firewall.lockdown().map_err(|error| host::firewall_trouble(&error))?;
+            // The kernel has acknowledged: from here on nothing passes. Looking at it comes after.
+            let took = milliseconds(crate::init::since(innkeeper.began));
+            innkeeper.board().update(|report| report.boot.lockdown_ms = Some(took));
+            Ok(())
+        },
         |network| {
             let detail = firewall.verify().map_err(|found| Trouble::unfit(found, host::NEXT_FIREWALL))?;
             Ok(Verified::new(network.clone(), format!("nothing passes; {detail}")))
         },
     )?;
-    let took = milliseconds(crate::init::since(innkeeper.began));
-    innkeeper.board().update(|report| report.boot.lockdown_ms = Some(took));
     // Nobody else sets it: the boot is one thread.
     drop(innkeeper.firewall.set(firewall));
     Ok(network)
@@ -354,6 +358,7 @@ fn firewall(innkeeper: &Innkeeper, steps: &Steps, resolver: Resolver) -> Result<
             let started = Keeper::start(worker, sockets, policy, spawner, board, firewall.clone());
             let (keeper, primed) = started.map_err(|error| Trouble::internal(&error))?;
             drop(innkeeper.keeper.set(keeper));
+            drop(innkeeper.upstreams.set(upstreams.servers.clone()));
             drop(innkeeper.rules.set(crate::firewall::ruleset::skeleton(plan).to_string()));
             if primed.recv_timeout(limit).is_err() {
                 event("boot", "not every name was answered in time; it goes on in the background");

@@ -118,7 +118,10 @@ fn parse(args: &[OsString]) -> u8 {
 
 fn dispatch(command: Command) -> u8 {
     match command {
-        Command::Init(init) => crate::init::run(&init),
+        Command::Init(init) => {
+            call_ourselves(c"innkeeper");
+            crate::init::run(&init)
+        }
         Command::Status(args) => crate::status::command::run(&args),
         Command::Attach { read_only, console } => {
             done("attach", attach::run(attach::Attach { console, read_only }))
@@ -130,7 +133,10 @@ fn dispatch(command: Command) -> u8 {
         Command::ForeignRules => {
             print(&serde_json::to_string(&crate::firewall::foreign::look()).unwrap_or_default())
         }
-        Command::Dns => done("dns", crate::dns::run()),
+        Command::Dns => {
+            call_ourselves(c"innkeeper-dns");
+            done("dns", crate::dns::run())
+        }
         Command::Pane => done("pane", pane::run()),
         Command::Probe { attack } => probe(&attack),
         Command::Home(home) => done("home", home::run(&home)),
@@ -142,6 +148,12 @@ fn dispatch(command: Command) -> u8 {
         Command::Credential { operation } => answer_git(&operation),
         Command::RunAs { identity, command } => failed("run-as", &run_as::run(&identity, &command)),
     }
+}
+
+/// What `ps` shows: executed by /proc/self/exe, a process is called "exe".
+fn call_ourselves(name: &std::ffi::CStr) {
+    // Only a name; nothing depends on it.
+    rustix::thread::set_name(name).ok();
 }
 
 /// Standard output, whose reader may have gone.

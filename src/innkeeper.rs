@@ -1,5 +1,6 @@
 //! The box as a whole, as PID 1's threads share it: what was configured, what runs, and what requests and signals do.
 
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -37,6 +38,8 @@ pub struct Innkeeper {
     pub firewall: OnceLock<Firewall>,
     pub keeper: OnceLock<Keeper>,
     pub session: OnceLock<Session>,
+    /// Whom the DNS worker asks.
+    pub upstreams: OnceLock<Vec<SocketAddr>>,
     /// The rule set that was loaded, as text.
     pub rules: OnceLock<String>,
     /// One change of policy at a time.
@@ -70,6 +73,7 @@ impl Innkeeper {
             keeper: OnceLock::new(),
             session: OnceLock::new(),
             rules: OnceLock::new(),
+            upstreams: OnceLock::new(),
             changing: Mutex::new(()),
         };
         innkeeper.show_policy();

@@ -352,13 +352,19 @@ impl Host {
     // --- the pane ---
 
     fn pane_joined(&mut self, stream: UnixStream) {
+        if self.pane.is_some() {
+            // One pane at a time: another process of the agent's can't push it aside by mistake.
+            event("session", "a second process says that it is the pane; it is not heard");
+            return;
+        }
         self.panes += 1;
         let id = self.panes;
         let Ok(reader) = stream.try_clone() else { return };
         if stream.set_read_timeout(None).is_err() {
             return;
         }
-        // A process of the agent's that takes the pane's place harms the agent's own session only.
+        // Whoever runs as the agent can be first to say that it is the pane, and then learns the token: `status` says
+        // so. It harms the agent's own session only.
         self.pane = Some(Pane { id, stream });
         let events = self.session.events.clone();
         std::thread::spawn(move || listen(id, reader, &events));

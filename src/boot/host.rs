@@ -194,8 +194,8 @@ const CLAUDE_ENV: &[(&str, &str)] = &[
 pub(super) fn session_plan(innkeeper: &Innkeeper, repository: Option<String>) -> session::Plan {
     let config = &innkeeper.config;
     let workdir = repository.unwrap_or_else(|| layout::WORKSPACE.to_owned());
-    let mut env: Vec<(String, String)> =
-        CLAUDE_ENV.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let mut env = agent_environment(innkeeper);
+    env.extend(CLAUDE_ENV.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     let mut oauth_token = None;
     for variable in config.agent_variables() {
         match variable.value {

@@ -28,16 +28,13 @@ pub(super) struct Attack {
 
 impl Attack {
     pub(super) fn plan(innkeeper: &Innkeeper, sealed: &Sealed) -> Self {
-        let upstreams = innkeeper.board().update(|report| {
-            report.dns.upstreams.iter().filter_map(|upstream| upstream.address.parse().ok()).collect()
-        });
         Self {
             spawner: innkeeper.spawner.clone(),
             identity: agent_identity(innkeeper, "/"),
             attack: readiness::Attack {
                 supervisor: std::process::id(),
                 resolver: readiness::probe::resolver(),
-                upstreams,
+                upstreams: innkeeper.upstreams.get().cloned().unwrap_or_default(),
                 sealed: sealed_directories(sealed.writable()),
                 doors: sealed.doors().to_vec(),
                 userns: innkeeper.config.agent.userns,

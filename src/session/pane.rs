@@ -221,7 +221,13 @@ fn spawn(start: &ClaudeStart) -> std::io::Result<Pid> {
         // After `--` a prompt that begins with a hyphen is no flag.
         command.arg("--").arg(prompt_argument(prompt)?);
     }
-    command.current_dir(&start.cwd).envs(start.env.iter().map(|(name, value)| (name, value)));
+    // The whole environment is PID 1's list; the tmux server's own is the agent's to change, proxies included.
+    command.env_clear().current_dir(&start.cwd).envs(start.env.iter().map(|(name, value)| (name, value)));
+    for name in ["TERM", "TMUX", "TMUX_PANE"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
     // The read end has no CLOEXEC on purpose and is closed here right after the spawn: Claude alone inherits it.
     let token = start.oauth_token.as_deref().map(token_pipe).transpose()?;
     if let Some(token) = &token {
