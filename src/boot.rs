@@ -32,8 +32,8 @@ use crate::report::{chain, event};
 use crate::session::Session;
 use crate::status::milliseconds;
 use crate::status::report::{Denial, Phase, StepState};
-use crate::supervisor::Launch;
 use crate::supervisor::run_as::Identity;
+use crate::supervisor::{Launch, thread};
 use crate::workspace;
 
 const CONFIG: Step = Step { name: "config", limit: Duration::from_secs(5) };
@@ -50,6 +50,8 @@ const STEPS: [Step; 9] = [CONFIG, LOCKDOWN, MOUNTS, HOME, DNS, FIREWALL, IDENTIT
 
 /// NFLOG group of refused packets.
 const NFLOG_GROUP: u16 = 100;
+/// Enough to see what is wrong with a home.
+const HOME_PROBLEMS: usize = 5;
 /// A child that furnishes the home copies a few small files.
 const HOME_LIMIT: Duration = Duration::from_secs(15);
 
@@ -216,15 +218,15 @@ pub fn agent_environment(innkeeper: &Innkeeper) -> Vec<(String, String)> {
     identity::environment(&innkeeper.accounts.agent, extra_ca, |name| innkeeper.given(name))
 }
 
-/// Runs a hidden subcommand of ours as the agent, to its end.
-fn as_agent(innkeeper: &Innkeeper, subcommand: &'static str, args: Vec<String>) -> Result<(), Trouble> {
+/// Runs a hidden subcommand of ours as the agent, to its end; returns what it said.
+fn as_agent(innkeeper: &Innkeeper, subcommand: &'static str, args: Vec<String>) -> Result<String, Trouble> {
     let identity = agent_identity(innkeeper, "/");
     let launch = Launch::own(subcommand, Some(identity)).args(args).env(agent_environment(innkeeper));
     let next = "look at the volume at the agent's home: is it reachable and writable for its uid?";
     let said = innkeeper.spawner.listen(launch, HOME_LIMIT, 4096);
     let said = said.map_err(|error| Trouble::unfit(chain(&error), next))?;
     if said.exit.success() {
-        return Ok(());
+        return Ok(said.text);
     }
     let words = crate::report::inert(said.text.trim());
     Err(Trouble::unfit(format!("`innkeeper {subcommand}` as the agent: {}: {words}", said.exit), next))
@@ -240,18 +242,25 @@ fn furnish(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failure> {
             Err(Trouble::unfit(what, "build the image from innkeeper's Dockerfile"))
         }
     };
-    let apply = |args: &Vec<String>| as_agent(innkeeper, "home", args.clone());
+    let mut problems = String::new();
+    let apply = |args: &Vec<String>| {
+        problems = as_agent(innkeeper, "home", args.clone())?;
+        Ok(())
+    };
     steps.run(HOME, plan, apply, |_| {
         // The link itself, not what it leads to: the home is the agent's.
         let claude = Path::new(&agent.home).join(".claude.json");
-        match std::fs::symlink_metadata(&claude) {
-            Ok(_) => Ok(Verified::new((), agent.home.clone())),
-            Err(error) => Err(Trouble::unfit(
-                format!("{} was not made: {error}", claude.display()),
-                "see the message above",
-            )),
-        }
-    })
+        std::fs::symlink_metadata(&claude).map_err(|error| {
+            let next = "is the home, or the volume there, writable for the agent's uid?";
+            Trouble::unfit(format!("{} was not made: {error}", claude.display()), next)
+        })?;
+        Ok(Verified::new((), agent.home.clone()))
+    })?;
+    // What a former agent left in a kept home is its own affair, but to be known.
+    for problem in problems.lines().take(HOME_PROBLEMS) {
+        innkeeper.board().warn(format!("home: {}", crate::report::inert(problem)));
+    }
+    Ok(())
 }
 
 // --- 5: dns ---
@@ -491,10 +500,13 @@ fn task(innkeeper: &Arc<Innkeeper>, locked: &EgressLocked, _: &Sealed) {
         Err(error) => event("session", &format!("cannot start its thread: {error}")),
     }
     let looking = Arc::clone(innkeeper);
-    std::thread::spawn(move || {
+    let look = thread("look", move || {
         crate::image_audit::run(&looking);
         host::foreign_rules(&looking);
     });
+    if let Err(error) = look {
+        event("audit", &format!("the image was not looked at: {error}"));
+    }
 }
 
 struct Cloned {
@@ -517,11 +529,14 @@ fn repositories(innkeeper: &Arc<Innkeeper>, repositories: &[Repository], locked:
             env: agent_environment(innkeeper),
         };
         let (sender, innkeeper, locked) = (sender.clone(), Arc::clone(innkeeper), locked.clone());
-        std::thread::spawn(move || {
+        let cloning = thread("clone", move || {
             let worked = workspace::clone(&plan, &innkeeper.spawner, innkeeper.board(), &locked);
             // Nobody listens any more when it took too long.
             drop(sender.send((index, worked.then(|| plan.directory()))));
         });
+        if let Err(error) = cloning {
+            event("repositories", &format!("cannot begin a clone: {error}"));
+        }
     }
     drop(sender);
     let deadline = std::time::Instant::now() + workspace::PATIENCE;

@@ -139,7 +139,10 @@ fn dispatch(command: Command) -> u8 {
         }
         Command::Pane => done("pane", pane::run()),
         Command::Probe { attack } => probe(&attack),
-        Command::Home(home) => done("home", home::run(&home)),
+        Command::Home(home) => {
+            let problems = home::run(&home);
+            print(&problems.iter().map(|problem| format!("{problem}\n")).collect::<String>())
+        }
         Command::Clone(clone) => {
             let outcome = clone::run(&clone);
             print(&format!("{}\n", outcome.line));

@@ -181,6 +181,7 @@ fn identity() -> BoxIdentity {
 
 fn start_boot(innkeeper: &Arc<Innkeeper>, spawner: Spawner) {
     let innkeeper = Arc::clone(innkeeper);
+    let last = spawner.clone();
     let run = move || {
         if let Err(failure) = boot::run(&innkeeper) {
             innkeeper.board().update(|report| report.phase = Phase::Failed);
@@ -189,7 +190,7 @@ fn start_boot(innkeeper: &Arc<Innkeeper>, spawner: Spawner) {
     };
     let started = std::thread::Builder::new().name("boot".into()).spawn(run);
     if let Err(error) = started {
-        report::event("init", &format!("cannot start the boot: {error}"));
+        last.finish(Ending { status: exit::INTERNAL, reason: format!("cannot start the boot: {error}") });
     }
 }
 
@@ -201,7 +202,7 @@ fn attach_console(spawner: &Spawner, terminal: Option<String>) {
     (launch.stdin, launch.stdout, launch.stderr) = (Stream::Inherit, Stream::Inherit, Stream::Inherit);
     let spawner = spawner.clone();
     // The supervisor is not running yet: asking it here would wait for ourselves.
-    std::thread::spawn(move || {
+    let watching = crate::supervisor::thread("console", move || {
         let end = spawner.spawn(launch).map(|mut child| child.wait());
         report::quiet(false);
         match end {
@@ -211,6 +212,10 @@ fn attach_console(spawner: &Spawner, terminal: Option<String>) {
             Err(error) => report::event("console", &report::chain(&error)),
         }
     });
+    if let Err(error) = watching {
+        report::quiet(false);
+        report::event("console", &format!("cannot attach: {error}"));
+    }
 }
 
 /// The relay may have been killed with the box: give the operator a sane screen back.

@@ -51,8 +51,10 @@ enum Message {
 pub fn begin(format: Format) {
     JSON.store(format == Format::Json, Ordering::Relaxed);
     let (sender, receiver) = sync_channel(QUEUE_LINES);
-    if QUEUE.set(sender).is_ok() {
-        std::thread::spawn(move || write_lines(&receiver));
+    // Without a thread nobody would read the queue: then lines are written directly, as before.
+    let writer = std::thread::Builder::new().name("log".to_owned()).spawn(move || write_lines(&receiver));
+    if writer.is_ok() {
+        QUEUE.set(sender).ok();
     }
 }
 

@@ -24,7 +24,7 @@ use crate::status::Board;
 use crate::status::report::SessionState;
 use crate::supervisor::backoff::Backoff;
 use crate::supervisor::run_as::Identity;
-use crate::supervisor::{Child, Ending, Exit, Launch, Remote, Spawner, Stream};
+use crate::supervisor::{Child, Ending, Exit, Launch, Remote, Spawner, Stream, thread};
 
 pub const TMUX: &str = "/usr/bin/tmux";
 const TMUX_CONF: &str = "/opt/innkeeper/tmux.conf";
@@ -301,10 +301,17 @@ impl Host {
     fn watch_server(&mut self, mut child: Child) {
         self.server = Some(child.remote());
         let (id, events) = (self.server_id, self.session.events.clone());
-        std::thread::spawn(move || {
+        let remote = child.remote();
+        let watching = thread("tmux", move || {
             let exit = child.wait();
             drop(events.send(Event::ServerEnded(id, exit)));
         });
+        if let Err(error) = watching {
+            // A server that nobody watches is no server of ours.
+            remote.signal(Signal::SIGKILL);
+            self.server = None;
+            self.back_off_server(format!("cannot watch the tmux server: {error}"));
+        }
     }
 
     fn server_ended(&mut self, exit: Exit) {
@@ -365,9 +372,13 @@ impl Host {
         }
         // Whoever runs as the agent can be first to say that it is the pane, and then learns the token: `status` says
         // so. It harms the agent's own session only.
-        self.pane = Some(Pane { id, stream });
         let events = self.session.events.clone();
-        std::thread::spawn(move || listen(id, reader, &events));
+        if let Err(error) = thread("pane", move || listen(id, reader, &events)) {
+            // The pane's process ends with its connection, and the session is made anew.
+            event("session", &format!("cannot listen to the pane: {error}"));
+            return self.end_server();
+        }
+        self.pane = Some(Pane { id, stream });
         if self.stopping.is_none() {
             self.start_claude();
         }

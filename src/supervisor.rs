@@ -134,6 +134,11 @@ impl Remote {
     }
 }
 
+/// Starts a thread. Unlike `std::thread::spawn` it does not panic where the agent has used the processes up.
+pub fn thread(name: &'static str, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(run).map(drop)
+}
+
 /// What a child said, and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Said {
@@ -203,11 +208,12 @@ impl Spawner {
         let mut child = self.spawn(launch)?;
         // A grandchild may hold the pipe open after the child has ended: the text is waited for as long as the end.
         let (text, heard) = mpsc::channel();
-        std::thread::spawn(move || {
+        thread("listen", move || {
             let mut bytes = Vec::new();
             reader.take(most).read_to_end(&mut bytes).ok();
             drop(text.send(String::from_utf8_lossy(&bytes).into_owned()));
-        });
+        })
+        .map_err(setup)?;
         let Some(exit) = child.wait_for(limit) else {
             child.signal(Signal::SIGKILL);
             return Err(SupervisorError::Overdue { program, limit });
@@ -389,7 +395,9 @@ impl Supervisor {
             }
             SIGHUP => {
                 let conduct = Arc::clone(conduct);
-                std::thread::spawn(move || conduct.reload());
+                if let Err(error) = thread("reload", move || conduct.reload()) {
+                    crate::report::event("policy", &format!("cannot reload now: {error}"));
+                }
             }
             // SIGCHLD: reaping happens after every wake-up.
             _ => {}
@@ -402,10 +410,15 @@ impl Supervisor {
         self.stop = Some(Stop { until: Instant::now() + self.stop_timeout, ending: ending.clone() });
         self.watch = None;
         let (conduct, spawner) = (Arc::clone(conduct), self.spawner());
-        std::thread::spawn(move || {
+        let last = ending.clone();
+        let stopper = thread("stop", move || {
             conduct.stop(limit);
             spawner.finish(ending);
         });
+        if stopper.is_err() {
+            // No thread to be had (the agent used them up): then without grace.
+            self.spawner.finish(last);
+        }
     }
 
     fn reap(&mut self) {

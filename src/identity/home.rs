@@ -1,7 +1,7 @@
 //! The child that furnishes the home, `innkeeper home`: runs as the agent and never overwrites what is there.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -25,7 +25,9 @@ pub struct Home {
 pub enum HomeError {
     #[error("cannot furnish {path}")]
     Io { path: PathBuf, source: io::Error },
-    #[error("{path} is not what Claude Code writes; it is left alone and Claude may ask its first questions")]
+    #[error("{path} is no file that Claude Code writes")]
+    Kind { path: PathBuf },
+    #[error("{path} is not what Claude Code writes")]
     State { path: PathBuf, source: serde_json::Error },
 }
 
@@ -34,50 +36,96 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> HomeError + '_ {
 }
 
 /// Copies the skeleton, makes the usual directories and links, and answers Claude's first questions beforehand.
-pub fn run(home: &Home) -> Result<(), HomeError> {
-    copy(&home.skeleton, &home.home)?;
+///
+/// The home may be a volume that a former agent left, with anything in it: whatever can't be furnished is a line for
+/// the operator, and never a reason not to boot.
+#[must_use]
+pub fn run(home: &Home) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut note = |result: Result<(), HomeError>| {
+        if let Err(error) = result {
+            problems.push(crate::report::chain(&error));
+        }
+    };
+    copy(&home.skeleton, &home.home, &mut note);
     for directory in [".cache", ".config", ".local/bin", ".claude"] {
         let path = home.home.join(directory);
-        fs::create_dir_all(&path).map_err(at(&path))?;
+        note(fs::create_dir_all(&path).map_err(at(&path)));
     }
     let shim = home.home.join(".local/bin/claude");
-    match symlink("/usr/local/bin/claude", &shim) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(at(&shim)(error)),
-        Ok(()) | Err(_) => {}
-    }
-    claude_state(&home.home.join(".claude.json"), &home.trust)
+    note(match symlink("/usr/local/bin/claude", &shim) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(at(&shim)(error)),
+        Ok(()) | Err(_) => Ok(()),
+    });
+    let state = home.home.join(".claude.json");
+    note(claude_state(&state, &home.trust).or_else(|error| set_aside(&state, &home.trust, error)));
+    problems
 }
 
-fn copy(from: &Path, to: &Path) -> Result<(), HomeError> {
-    for entry in fs::read_dir(from).map_err(at(from))? {
-        let entry = entry.map_err(at(from))?;
+fn copy(from: &Path, to: &Path, note: &mut impl FnMut(Result<(), HomeError>)) {
+    let entries = match fs::read_dir(from) {
+        Ok(entries) => entries,
+        Err(error) => return note(Err(at(from)(error))),
+    };
+    for entry in entries.flatten() {
         let (source, target) = (entry.path(), to.join(entry.file_name()));
-        let kind = entry.file_type().map_err(at(&source))?;
+        let Ok(kind) = entry.file_type() else { continue };
         if kind.is_dir() {
-            fs::create_dir_all(&target).map_err(at(&target))?;
-            copy(&source, &target)?;
+            match fs::create_dir_all(&target) {
+                Ok(()) => copy(&source, &target, note),
+                Err(error) => note(Err(at(&target)(error))),
+            }
         } else if kind.is_file() && fs::symlink_metadata(&target).is_err() {
-            let content = fs::read(&source).map_err(at(&source))?;
-            let mode = entry.metadata().map_err(at(&source))?.permissions().mode() & 0o777;
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(mode | 0o200)
-                .open(&target)
-                .map_err(at(&target))?;
-            file.write_all(&content).map_err(at(&target))?;
+            note(copy_file(&source, &target));
         }
     }
-    Ok(())
+}
+
+fn copy_file(source: &Path, target: &Path) -> Result<(), HomeError> {
+    let content = fs::read(source).map_err(at(source))?;
+    let mode = fs::metadata(source).map_err(at(source))?.permissions().mode() & 0o777;
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create_new(true).mode(mode | 0o200).open(target);
+    file.and_then(|mut file| file.write_all(&content)).map_err(at(target))
+}
+
+/// The state of a long life is a few megabytes; more is no state.
+const MAX_STATE: u64 = 64 << 20;
+
+/// Reads a regular file and nothing else: a FIFO would wait for ever, a device could have effects.
+fn read_state(path: &Path) -> Result<Option<Vec<u8>>, HomeError> {
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(at(path)(error)),
+    };
+    let metadata = file.metadata().map_err(at(path))?;
+    if !metadata.is_file() || metadata.len() > MAX_STATE {
+        return Err(HomeError::Kind { path: path.to_owned() });
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_STATE).read_to_end(&mut bytes).map_err(at(path))?;
+    Ok(Some(bytes))
+}
+
+/// What can't be read is kept under another name, and Claude gets a fresh state: with its first questions unanswered
+/// an unattended box would wait for ever.
+fn set_aside(path: &Path, trust: &[String], error: HomeError) -> Result<(), HomeError> {
+    let seconds = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
+    let aside = path.with_extension(format!("json.broken-{seconds}"));
+    fs::rename(path, &aside).map_err(at(path))?;
+    claude_state(path, trust)?;
+    // Done, but it is to be known.
+    Err(error)
 }
 
 /// Claude's own state: onboarding done, the directories trusted. What it knows already stays.
 fn claude_state(path: &Path, trust: &[String]) -> Result<(), HomeError> {
-    let mut state: Map<String, Value> = match fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
+    let mut state: Map<String, Value> = match read_state(path)? {
+        Some(bytes) => serde_json::from_slice(&bytes)
             .map_err(|source| HomeError::State { path: path.to_owned(), source })?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Map::new(),
-        Err(error) => return Err(at(path)(error)),
+        None => Map::new(),
     };
     for (key, value) in [
         ("hasCompletedOnboarding", json!(true)),
@@ -130,12 +178,40 @@ mod tests {
         fs::write(home.join(".bashrc"), "mine").unwrap();
         fs::write(home.join(".claude.json"), r#"{"theme":"light","userID":"x"}"#).unwrap();
         let trust = vec!["/workspace/repo".to_owned()];
-        run(&Home { home: home.clone(), skeleton, trust }).unwrap();
+        assert!(run(&Home { home: home.clone(), skeleton, trust }).is_empty());
         assert_eq!(fs::read_to_string(home.join(".bashrc")).unwrap(), "mine");
         assert!(home.join(".claude/settings.json").exists());
         let state: Value = serde_json::from_slice(&fs::read(home.join(".claude.json")).unwrap()).unwrap();
         assert_eq!((state["theme"].as_str(), state["userID"].as_str()), (Some("light"), Some("x")));
         assert_eq!(state["projects"]["/workspace/repo"]["hasTrustDialogAccepted"], true);
+        fs::remove_dir_all(base).unwrap();
+    }
+
+    #[test]
+    fn t76_what_a_former_agent_left_is_set_aside_and_nothing_is_followed() {
+        let base = std::env::temp_dir().join(format!("innkeeper-home-left-{}", std::process::id()));
+        let (skeleton, home, target) = (base.join("skeleton"), base.join("home"), base.join("target"));
+        for directory in [&skeleton, &home] {
+            fs::create_dir_all(directory).unwrap();
+        }
+        fs::write(&target, "precious").unwrap();
+        let furnish = || run(&Home { home: home.clone(), skeleton: skeleton.clone(), trust: Vec::new() });
+        let state = home.join(".claude.json");
+        let fresh = || fs::read_to_string(&state).unwrap().contains("hasCompletedOnboarding");
+        std::os::unix::fs::symlink(&target, &state).unwrap();
+        assert_eq!(furnish().len(), 1, "a link is named");
+        assert!(fresh());
+        nix::unistd::unlink(&state).unwrap();
+        nix::unistd::mkfifo(&state, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(furnish().len(), 1, "a FIFO does not hang us");
+        assert!(fresh());
+        fs::write(&state, "half a {").unwrap();
+        assert_eq!(furnish().len(), 1, "a torn file is named");
+        assert!(fresh());
+        fs::remove_dir_all(home.join(".claude")).unwrap();
+        fs::write(home.join(".claude"), "").unwrap();
+        assert_eq!(furnish().len(), 1, "a file in a directory's place is named");
+        assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
         fs::remove_dir_all(base).unwrap();
     }
 }
