@@ -108,7 +108,7 @@ fn config(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failure> {
 fn lockdown(innkeeper: &Innkeeper, steps: &Steps) -> Result<Network, Failure> {
     let config = &innkeeper.config;
     let plan = || {
-        let network = Network::inspect().map_err(|error| Trouble::internal(&error))?;
+        let network = innkeeper.surroundings.network().map_err(|error| Trouble::internal(&error))?;
         let machine = innkeeper.given("FLY_MACHINE_ID").is_some() && Path::new("/.fly").exists();
         match network.shared(std::process::id() == 1, machine) {
             Some(why) if !network.initial && config.boot.accepts("shared-network") => {
@@ -288,8 +288,9 @@ fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Result<Resolv
                 "no upstream resolver: {RESOLV_CONF} names none and network.upstreams is empty; no name resolves"
             ));
         }
-        // Before our own listeners exist: whatever listens now is not the agent's.
-        Ok((upstreams, host::older_listeners(&innkeeper.config.network.loopback)))
+        // Looked at before our own listeners exist: whatever listened then is not the agent's.
+        let listeners = innkeeper.surroundings.listeners();
+        Ok((upstreams, host::closed_listeners(&listeners, &innkeeper.config.network.loopback)))
     };
     let mut sockets = None;
     let resolver = steps.run(

@@ -67,7 +67,12 @@ enum Command {
     #[command(hide = true)]
     Pane,
     #[command(hide = true)]
-    Probe { attack: String },
+    Probe {
+        #[arg(long)]
+        attack: String,
+        #[command(flatten)]
+        identity: Identity,
+    },
     #[command(hide = true)]
     Home(home::Home),
     #[command(hide = true)]
@@ -96,6 +101,8 @@ pub fn run(args: Vec<OsString>) -> u8 {
             long.extend(args.into_iter().skip(1));
             parse(&long)
         }
+        // PID 1's first instruction: the lockdown waits for nothing that is not needed.
+        _ if args.len() == 1 && std::process::id() == 1 => crate::init::run(&Init::default()),
         Some(_) | None => parse(&args),
     }
 }
@@ -103,7 +110,6 @@ pub fn run(args: Vec<OsString>) -> u8 {
 fn parse(args: &[OsString]) -> u8 {
     match Cli::try_parse_from(args) {
         Ok(Cli { command: Some(command) }) => dispatch(command),
-        Ok(Cli { command: None }) if std::process::id() == 1 => crate::init::run(&Init::default()),
         Ok(Cli { command: None }) => {
             report::last_words("usage", "what is to be done? See innkeeper --help");
             exit::USAGE
@@ -138,7 +144,7 @@ fn dispatch(command: Command) -> u8 {
             done("dns", crate::dns::run())
         }
         Command::Pane => done("pane", pane::run()),
-        Command::Probe { attack } => probe(&attack),
+        Command::Probe { attack, identity } => probe(&attack, &identity),
         Command::Home(home) => {
             let problems = home::run(&home);
             print(&problems.iter().map(|problem| format!("{problem}\n")).collect::<String>())
@@ -177,8 +183,10 @@ fn done<E: std::error::Error>(what: &str, result: Result<(), E>) -> u8 {
     result.map_or_else(|error| failed(what, &error), |()| exit::OK)
 }
 
-fn probe(attack: &str) -> u8 {
-    // The self-attack asks PID 1 and its neighbours; what it holds itself is nobody's business.
+fn probe(attack: &str, identity: &Identity) -> u8 {
+    if let Err(error) = run_as::become_untouchable(identity) {
+        return failed("probe", &error);
+    }
     match serde_json::from_str::<readiness::Attack>(attack) {
         Ok(attack) => {
             let attempts = readiness::probe::run(&attack);

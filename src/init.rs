@@ -16,6 +16,7 @@ use crate::account::Accounts;
 use crate::boot;
 use crate::config::{self, Environment, Problems, Sources};
 use crate::innkeeper::Innkeeper;
+use crate::namespace::Surroundings;
 use crate::report::{self, exit};
 use crate::status::Board;
 use crate::status::report::{BoxIdentity, Phase};
@@ -43,6 +44,8 @@ pub enum InitError {
     Dumpable(#[source] rustix::io::Errno),
     #[error("cannot become the reaper of orphans")]
     Subreaper(#[source] rustix::io::Errno),
+    #[error("cannot look at the network")]
+    Look(#[source] std::io::Error),
     #[error("cannot start the supervisor")]
     Supervisor(#[source] crate::supervisor::SupervisorError),
 }
@@ -112,6 +115,8 @@ fn second_run(fd: i32, began: u64) -> Result<Ending, InitError> {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(InitError::Subreaper)?;
     }
+    // Side by side with the configuration: the lockdown waits for both.
+    let surroundings = Surroundings::look().map_err(InitError::Look)?;
     let sources = Sources { env: environment, ..Sources::default() };
     let config = match config::load(&sources) {
         Ok(config) => config,
@@ -129,8 +134,15 @@ fn second_run(fd: i32, began: u64) -> Result<Ending, InitError> {
     let board = Arc::new(Board::new(identity()));
     let uids = accounts.uids();
     let terminal = sources.env.text("TERM").map(str::to_owned);
-    let innkeeper =
-        Arc::new(Innkeeper::new(config, sources, accounts, Arc::clone(&board), supervisor.spawner(), began));
+    let innkeeper = Arc::new(Innkeeper::new(
+        config,
+        sources,
+        accounts,
+        surroundings,
+        Arc::clone(&board),
+        supervisor.spawner(),
+        began,
+    ));
     let console = std::io::stdin().is_terminal().then(|| attach_console(&supervisor.spawner(), terminal));
     start_boot(&innkeeper, supervisor.spawner());
     let conduct: Arc<dyn Conduct> = innkeeper;

@@ -18,6 +18,7 @@ use crate::control::server::Desk;
 use crate::dns::keeper::Keeper;
 use crate::dns::protocol::Policy;
 use crate::firewall::Firewall;
+use crate::namespace::Surroundings;
 use crate::report::{chain, event};
 use crate::session::Session;
 use crate::status::report::{Phase, PolicyRule, SessionState};
@@ -30,6 +31,8 @@ pub struct Innkeeper {
     pub config: Config,
     sources: Sources,
     pub accounts: Accounts,
+    /// What was in the network namespace before us.
+    pub surroundings: Surroundings,
     board: Arc<Board>,
     pub spawner: Spawner,
     pub began: u64,
@@ -56,6 +59,7 @@ impl Innkeeper {
         config: Config,
         sources: Sources,
         accounts: Accounts,
+        surroundings: Surroundings,
         board: Arc<Board>,
         spawner: Spawner,
         began: u64,
@@ -65,6 +69,7 @@ impl Innkeeper {
             config,
             sources,
             accounts,
+            surroundings,
             board,
             spawner,
             began,

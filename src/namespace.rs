@@ -3,8 +3,10 @@
 //! A lockdown in the host's own namespace would sever the operator's machine, so this is asked before anything is
 //! touched.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::Path;
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Mutex, PoisonError};
 
 use futures_util::TryStreamExt;
 use rtnetlink::RouteMessageBuilder;
@@ -17,6 +19,8 @@ pub enum NamespaceError {
     Netlink(#[source] rtnetlink::Error),
     #[error("cannot open a routing socket")]
     Socket(#[source] std::io::Error),
+    #[error("the thread that looked at the network has ended")]
+    Gone,
 }
 
 /// What was found, without having changed anything.
@@ -31,6 +35,62 @@ pub struct Network {
     pub interfaces: Vec<String>,
     /// Whether a packet to the IPv6 internet has somewhere to go.
     pub ipv6_route: bool,
+}
+
+/// What was there before us: looked at on a thread of its own, while the configuration is read.
+#[derive(Debug)]
+pub struct Surroundings {
+    network: Mutex<Receiver<Result<Network, NamespaceError>>>,
+    listeners: Mutex<Receiver<Vec<Listener>>>,
+}
+
+/// A socket that listened before Innkeeper opened its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Listener {
+    pub address: SocketAddr,
+    pub udp: bool,
+}
+
+impl Surroundings {
+    /// Begins to look.
+    pub fn look() -> std::io::Result<Self> {
+        let (tell_network, network) = mpsc::channel();
+        let (tell_listeners, listeners) = mpsc::channel();
+        crate::supervisor::thread("surroundings", move || {
+            // Nobody listens where the boot has failed already.
+            drop(tell_network.send(Network::inspect()));
+            drop(tell_listeners.send(older_listeners()));
+        })?;
+        Ok(Self { network: Mutex::new(network), listeners: Mutex::new(listeners) })
+    }
+
+    /// The network namespace; asked once.
+    pub fn network(&self) -> Result<Network, NamespaceError> {
+        let receiver = self.network.lock().unwrap_or_else(PoisonError::into_inner);
+        receiver.recv().unwrap_or(Err(NamespaceError::Gone))
+    }
+
+    /// Who listens here beside us; asked once, and waited for before our own listeners are opened.
+    #[must_use]
+    pub fn listeners(&self) -> Vec<Listener> {
+        let receiver = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        receiver.recv().unwrap_or_default()
+    }
+}
+
+/// A pod's sidecar, the engine. The kernel takes milliseconds for these tables, however short they are.
+fn older_listeners() -> Vec<Listener> {
+    let tcp =
+        procfs::net::tcp().unwrap_or_default().into_iter().chain(procfs::net::tcp6().unwrap_or_default());
+    let tcp = tcp
+        .filter(|entry| entry.state == procfs::net::TcpState::Listen)
+        .map(|entry| Listener { address: entry.local_address, udp: false });
+    let udp =
+        procfs::net::udp().unwrap_or_default().into_iter().chain(procfs::net::udp6().unwrap_or_default());
+    let udp = udp
+        .filter(|entry| entry.remote_address.port() == 0)
+        .map(|entry| Listener { address: entry.local_address, udp: true });
+    tcp.chain(udp).collect()
 }
 
 /// /proc/self/ns/pid of the first pid namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO).

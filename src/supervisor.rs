@@ -320,7 +320,7 @@ struct Stop {
 const STOP_MARGIN: Duration = Duration::from_millis(500);
 
 impl Supervisor {
-    /// Must be made before any other thread, so that no signal finds its default disposition.
+    /// From here on signals are heard; before it those with a default disposition end the process.
     pub fn new(stop_timeout: Duration) -> Result<Self, SupervisorError> {
         let setup = |source| SupervisorError::Setup { what: "make the supervisor's wake-up", source };
         let (wake, waker) = UnixStream::pair().map_err(setup)?;

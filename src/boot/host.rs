@@ -21,6 +21,7 @@ use crate::firewall::foreign;
 use crate::firewall::ruleset::EngineDns;
 use crate::firewall::{self, nftables::NftablesError};
 use crate::innkeeper::Innkeeper;
+use crate::namespace::Listener;
 use crate::report::chain;
 use crate::session;
 use crate::status::Board;
@@ -102,27 +103,21 @@ pub(super) fn process_limit() -> Option<u64> {
     (!bounded).then(|| (threads / 2).min(32_768))
 }
 
-/// Sockets that listen before ours: a pod's sidecar, the engine. Closed to the agent but for what the operator opened.
-pub(super) fn older_listeners(opened: &[ListenPort]) -> Vec<SocketAddr> {
-    let tcp =
-        procfs::net::tcp().unwrap_or_default().into_iter().chain(procfs::net::tcp6().unwrap_or_default());
-    let tcp = tcp.filter(|entry| entry.state == procfs::net::TcpState::Listen);
-    let udp =
-        procfs::net::udp().unwrap_or_default().into_iter().chain(procfs::net::udp6().unwrap_or_default());
-    let udp = udp.filter(|entry| entry.remote_address.port() == 0);
-    let tcp = tcp.map(|entry| (entry.local_address, Transport::Tcp));
-    let all = tcp.chain(udp.map(|entry| (entry.local_address, Transport::Udp)));
-    let mut listeners: Vec<SocketAddr> = all
-        .filter(|(address, transport)| {
-            !opened.iter().any(|open| open.port == address.port() && open.transport == *transport)
-        })
-        .map(|(address, _)| address)
+/// Sockets that listen before ours: closed to the agent but for what the operator opened.
+pub(super) fn closed_listeners(listeners: &[Listener], opened: &[ListenPort]) -> Vec<SocketAddr> {
+    let opens = |open: &ListenPort, listener: &Listener| {
+        open.port == listener.address.port() && (open.transport == Transport::Udp) == listener.udp
+    };
+    let mut closed: Vec<SocketAddr> = listeners
+        .iter()
+        .filter(|listener| !opened.iter().any(|open| opens(open, listener)))
+        .map(|listener| listener.address)
         // The engine's resolver has rules of its own, on every port.
         .filter(|address| address.ip() != IpAddr::V4(resolv_conf::ENGINE))
         .collect();
-    listeners.sort();
-    listeners.dedup();
-    listeners
+    closed.sort();
+    closed.dedup();
+    closed
 }
 
 /// Where it can't be written every packet to port 53 comes to us all the same.

@@ -15,7 +15,7 @@ use crate::supervisor::Spawner;
 use crate::supervisor::run_as::Identity;
 
 /// When it was tried, and how it ended.
-type Tried = (Instant, Vec<Attempt>);
+type Tried = (Instant, Result<Vec<Attempt>, String>);
 
 /// The self-attack and its last result, shared by all protections that it proves.
 #[derive(Debug, Clone)]
@@ -47,16 +47,22 @@ impl Attack {
     pub(super) fn run(&self) -> Result<Vec<Attempt>, readiness::ReadinessError> {
         let attempts = readiness::attack(&self.spawner, &self.identity, &self.attack)?;
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        *last = Some((Instant::now(), attempts.clone()));
+        *last = Some((Instant::now(), Ok(attempts.clone())));
         Ok(attempts)
     }
 
-    /// The result of an attack that is not older than a proof may be.
+    /// The result of an attack that is not older than a proof may be; a failed one counts as long, so that seven
+    /// protections do not attack seven times. Who asks meanwhile waits for the attack that runs.
     fn recent(&self) -> Result<Vec<Attempt>, String> {
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match last {
-            Some((at, attempts)) if at.elapsed() < MAX_AGE => Ok(attempts),
-            Some(_) | None => self.run().map_err(|error| crate::report::chain(&error)),
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((at, result)) if at.elapsed() < MAX_AGE => result.clone(),
+            Some(_) | None => {
+                let attempts = readiness::attack(&self.spawner, &self.identity, &self.attack);
+                let result = attempts.map_err(|error| crate::report::chain(&error));
+                *last = Some((Instant::now(), result.clone()));
+                result
+            }
         }
     }
 

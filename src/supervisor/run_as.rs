@@ -64,7 +64,9 @@ impl Identity {
         }
     }
 
-    pub(super) fn to_args(&self) -> Vec<OsString> {
+    /// The same as arguments.
+    #[must_use]
+    pub fn to_args(&self) -> Vec<OsString> {
         let mut args: Vec<OsString> = vec![
             "--uid".into(),
             self.uid.to_string().into(),
@@ -112,19 +114,29 @@ fn errno(what: &'static str) -> impl FnOnce(nix::errno::Errno) -> RunAsError {
 
 /// Becomes `identity` and executes `command`. Returns only with an error.
 pub fn run(identity: &Identity, command: &[OsString]) -> RunAsError {
-    match drop_everything(identity) {
+    match drop_everything(identity, identity.uid) {
         Ok(()) => exec(command),
         Err(error) => error,
     }
 }
 
-fn drop_everything(identity: &Identity) -> Result<(), RunAsError> {
+/// Becomes `identity` in this very process, but for its real and saved uid. Files, sockets and SO_PEERCRED see the
+/// effective uid; kill(2) and ptrace(2) look at the real and saved ones, so that the identity's own processes can't stop
+/// or change this one. An exec would undo it (execve(2): the saved uid becomes the effective one).
+pub fn become_untouchable(identity: &Identity) -> Result<(), RunAsError> {
+    drop_everything(identity, NOBODY)
+}
+
+/// The overflow uid, which owns no process and no file here.
+const NOBODY: u32 = 65_534;
+
+fn drop_everything(identity: &Identity, real_uid: u32) -> Result<(), RunAsError> {
     // Descriptors first: once the uid has changed, /proc/self/fd belongs to root.
     refuse_inherited_descriptors()?;
     take_session(identity.tty)?;
     limit(identity)?;
     if nix::unistd::geteuid().is_root() {
-        become_user(identity)?;
+        become_user(identity, real_uid)?;
     }
     // After the uid, so that a root without CAP_SETPCAP can't have half of it.
     caps::clear(None, CapSet::Inheritable)
@@ -139,7 +151,7 @@ fn drop_everything(identity: &Identity) -> Result<(), RunAsError> {
     // As the agent, never as root: the directory may be the agent's.
     std::env::set_current_dir(&identity.cwd)
         .map_err(|source| RunAsError::Directory { path: identity.cwd.display().to_string(), source })?;
-    look_again(identity)?;
+    look_again(identity, real_uid)?;
     if identity.confine {
         // Last, since the filter may forbid what the steps above need.
         let allow = Allowances { userns: identity.allow_userns, ptrace: identity.allow_ptrace };
@@ -209,20 +221,24 @@ fn limit(identity: &Identity) -> Result<(), RunAsError> {
 /// Node, cargo and watchers open thousands of files; more than this is a leak or an attack.
 const AGENT_DESCRIPTORS: u64 = 65_536;
 
-fn become_user(identity: &Identity) -> Result<(), RunAsError> {
+fn become_user(identity: &Identity, real_uid: u32) -> Result<(), RunAsError> {
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
     nix::unistd::setgroups(&[gid]).map_err(errno("drop supplementary groups"))?;
     // The bounding set while CAP_SETPCAP is still there.
     caps::clear(None, CapSet::Bounding).map_err(|e| RunAsError::Capabilities("empty the bounding set", e))?;
     nix::unistd::setresgid(gid, gid, gid).map_err(errno("change the group"))?;
-    nix::unistd::setresuid(uid, uid, uid).map_err(errno("change the user"))
+    let real = Uid::from_raw(real_uid);
+    nix::unistd::setresuid(real, uid, real).map_err(errno("change the user"))
 }
 
 /// Looks at the outcome: a step that said "done" and was not would hand the agent a key.
-fn look_again(identity: &Identity) -> Result<(), RunAsError> {
+fn look_again(identity: &Identity, real_uid: u32) -> Result<(), RunAsError> {
     let ids = nix::unistd::getresuid().map_err(errno("read the user"))?;
-    let (uid, groups) = (Uid::from_raw(identity.uid), nix::unistd::getgroups().unwrap_or_default());
-    if [ids.real, ids.effective, ids.saved].iter().any(|id| *id != uid) {
+    let (uid, real) = (Uid::from_raw(identity.uid), Uid::from_raw(real_uid));
+    let groups = nix::unistd::getgroups().unwrap_or_default();
+    // Somebody who was not root keeps the uid that he had.
+    let kept = ids.real == uid && ids.saved == uid;
+    if ids.effective != uid || !(kept || ids.real == real && ids.saved == real) {
         return Err(RunAsError::Leftover("another user id"));
     }
     if groups.iter().any(|group| group.as_raw() != identity.gid) {
