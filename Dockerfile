@@ -146,8 +146,9 @@ WORKDIR /
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=3 \
   CMD ["/usr/local/bin/innkeeper", "status", "--check", "live"]
-# A bare innkeeper is `init` as PID 1; `docker run innkeeper --help` works as well.
 ENTRYPOINT ["/usr/local/bin/innkeeper"]
+# Also where it is not PID 1 (docker run --init); arguments of docker run replace it.
+CMD ["init"]
 
 ARG REVISION=""
 LABEL org.opencontainers.image.title="innkeeper" \

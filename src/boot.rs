@@ -205,7 +205,7 @@ pub fn agent_identity(innkeeper: &Innkeeper, cwd: &str) -> Identity {
         confine: true,
         allow_userns: innkeeper.config.agent.userns,
         allow_ptrace: innkeeper.config.agent.ptrace,
-        processes: host::process_limit(),
+        processes: *innkeeper.processes.get_or_init(|| host::process_limit(innkeeper)),
         oom_score_adj: 500,
         ..Identity::worker(agent.uid, agent.gid)
     }
@@ -379,6 +379,11 @@ fn firewall(innkeeper: &Innkeeper, steps: &Steps, resolver: Resolver) -> Result<
             let locked =
                 EgressLocked::verify(firewall).map_err(|found| Trouble::unfit(found, host::NEXT_FIREWALL))?;
             let open = firewall.report().addresses.len();
+            let names = innkeeper.allowlist().exact_names().len();
+            if open == 0 && names > 0 {
+                let detail = "no name was answered yet; all are asked again in the background";
+                return Ok(Verified::degraded(locked, detail));
+            }
             Ok(Verified::new(locked, format!("{open} addresses open; the rest is refused")))
         },
     )
@@ -423,7 +428,7 @@ fn seal(innkeeper: &Innkeeper, steps: &Steps, places: &[Mount]) -> Result<Sealed
     let accepted = |name: &str| innkeeper.config.boot.accepts(name);
     let plan = || {
         let doors = filesystem::surfaces::find().map_err(|error| Trouble::internal(&error))?;
-        Ok((Writable::new(places), doors))
+        Ok((Writable::new(places, innkeeper.accounts.agent.owner()), doors))
     };
     steps.run(
         SEAL,
@@ -449,7 +454,7 @@ fn seal(innkeeper: &Innkeeper, steps: &Steps, places: &[Mount]) -> Result<Sealed
             }
             Err(found) if accepted("rootfs") => {
                 let detail = format!("given up by boot.accept=rootfs: {found}");
-                Ok(Verified::new(Sealed::new(writable.clone(), doors.clone()), detail))
+                Ok(Verified::degraded(Sealed::new(writable.clone(), doors.clone()), detail))
             }
             Err(found) => Err(Trouble::unfit(found, host::NEXT_SEAL)),
         },

@@ -14,6 +14,7 @@ use crate::readiness;
 use crate::report::{self, exit};
 use crate::session::{attach, pane};
 use crate::status::command::StatusArgs;
+use crate::supervisor::processes;
 use crate::supervisor::run_as::{self, Identity};
 use crate::workspace::clone::{self, Clone};
 
@@ -61,6 +62,8 @@ enum Command {
     /// The firewall's rules in the syntax of nft, each with its purpose
     Rules,
     #[command(hide = true)]
+    CountProcesses,
+    #[command(hide = true)]
     ForeignRules,
     #[command(hide = true)]
     Dns,
@@ -102,7 +105,11 @@ pub fn run(args: Vec<OsString>) -> u8 {
             parse(&long)
         }
         // PID 1's first instruction: the lockdown waits for nothing that is not needed.
-        _ if args.len() == 1 && std::process::id() == 1 => crate::init::run(&Init::default()),
+        _ if std::process::id() == 1
+            && (args.len() == 1 || args.get(1..) == Some(&[OsString::from("init")])) =>
+        {
+            crate::init::run(&Init::default())
+        }
         Some(_) | None => parse(&args),
     }
 }
@@ -136,6 +143,10 @@ fn dispatch(command: Command) -> u8 {
         Command::Reload => ask(&Request::Reload),
         Command::Settings => print(&crate::config::settings::help()),
         Command::Rules => ask(&Request::Rules),
+        Command::CountProcesses => match processes::in_use() {
+            Some(count) => print(&count.to_string()),
+            None => exit::INTERNAL,
+        },
         Command::ForeignRules => {
             print(&serde_json::to_string(&crate::firewall::foreign::look()).unwrap_or_default())
         }

@@ -21,7 +21,7 @@ use crate::firewall::Firewall;
 use crate::namespace::Surroundings;
 use crate::report::{chain, event};
 use crate::session::Session;
-use crate::status::report::{Phase, PolicyRule, SessionState};
+use crate::status::report::{Phase, PolicyRule, Report, SessionState, Step, StepState};
 use crate::status::{Board, MAX_AGE};
 use crate::supervisor::{Conduct, Spawner};
 
@@ -41,6 +41,8 @@ pub struct Innkeeper {
     pub firewall: OnceLock<Firewall>,
     pub keeper: OnceLock<Keeper>,
     pub session: OnceLock<Session>,
+    /// The agent's process limit, counted once.
+    pub processes: OnceLock<Option<u64>>,
     /// Whom the DNS worker asks.
     pub upstreams: OnceLock<Vec<SocketAddr>>,
     /// The rule set that was loaded, as text.
@@ -79,6 +81,7 @@ impl Innkeeper {
             session: OnceLock::new(),
             rules: OnceLock::new(),
             upstreams: OnceLock::new(),
+            processes: OnceLock::new(),
             changing: Mutex::new(()),
         };
         innkeeper.show_policy();
@@ -159,8 +162,21 @@ impl Innkeeper {
         let mut report = self.board.report(max_age);
         if let Some(firewall) = self.firewall.get() {
             report.firewall = firewall.report();
+            self.names_are_back(&mut report);
         }
         Response::Status { report: Box::new(report) }
+    }
+
+    /// A boot that began without an answering upstream is no longer degraded once names are answered.
+    fn names_are_back(&self, report: &mut Report) {
+        let open = report.firewall.addresses.len();
+        let degraded = |step: &&mut Step| step.name == "firewall" && step.state == StepState::Degraded;
+        if let Some(step) = report.boot.steps.iter_mut().find(degraded).filter(|_| open > 0) {
+            step.state = StepState::Ok;
+            step.detail = format!("{open} addresses open; the rest is refused");
+            let took = step.ms.map(|ms| Duration::from_secs_f64(ms / 1e3));
+            self.board.step("firewall", StepState::Ok, took, step.detail.clone());
+        }
     }
 
     fn check(&self, what: &str) -> Response {

@@ -3,13 +3,14 @@
 //! PID 1 never waits for whoever reads its standard error: lines go through a bounded queue to a thread of their
 //! own, and what does not fit is counted and said later.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt::Write as _;
 use std::io::Write;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::{Duration, SystemTime};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
@@ -94,13 +95,57 @@ pub fn quiet(quiet: bool) {
     QUIET.store(quiet, Ordering::Relaxed);
 }
 
-/// One event. `source` names the room, `message` says what happened; both inert.
-pub fn event(source: &str, message: &str) {
+/// One event. `source` names the room, `message` says what happened; both inert. Rooms whose events the agent can
+/// cause at will are bounded: the log is the host's disk.
+pub fn event(source: &'static str, message: &str) {
     let json = JSON.load(Ordering::Relaxed);
     if QUIET.load(Ordering::Relaxed) && !json {
         return;
     }
-    emit(render(source, message));
+    let left_out = {
+        let mut buckets = BUCKETS.lock().unwrap_or_else(PoisonError::into_inner);
+        let bucket = buckets.entry(source).or_insert_with(|| Bucket::new(Instant::now()));
+        bucket.take(Instant::now())
+    };
+    match left_out {
+        None => {}
+        Some(0) => emit(render(source, message)),
+        Some(count) => {
+            emit(render(source, &format!("{count} more lines were left out: too many at a time")));
+            emit(render(source, message));
+        }
+    }
+}
+
+static BUCKETS: Mutex<BTreeMap<&'static str, Bucket>> = Mutex::new(BTreeMap::new());
+
+/// Lines of one room at once, and after that per second.
+const BURST: f64 = 50.0;
+const PER_SECOND: f64 = 0.5;
+
+struct Bucket {
+    lines: f64,
+    at: Instant,
+    left_out: u64,
+}
+
+impl Bucket {
+    fn new(now: Instant) -> Self {
+        Self { lines: BURST, at: now, left_out: 0 }
+    }
+
+    /// Whether a line may be written, and how many were left out before it.
+    fn take(&mut self, now: Instant) -> Option<u64> {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.lines = (self.lines + passed * PER_SECOND).min(BURST);
+        self.at = now;
+        if self.lines < 1.0 {
+            self.left_out += 1;
+            return None;
+        }
+        self.lines -= 1.0;
+        Some(std::mem::take(&mut self.left_out))
+    }
 }
 
 /// Like [`event`], but also while the console shows the session: the reason for the end.
@@ -186,7 +231,18 @@ pub fn bounded(text: &str, characters: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{bounded, inert};
+    use super::{Bucket, bounded, inert};
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn a_flood_of_lines_is_cut_and_counted() {
+        let now = Instant::now();
+        let mut bucket = Bucket::new(now);
+        let written = (0..10_000).filter(|_| bucket.take(now).is_some()).count();
+        assert_eq!(written, 50);
+        assert_eq!(bucket.take(now + Duration::from_secs(2)), Some(9_950));
+        assert_eq!(bucket.take(now + Duration::from_secs(2)), None);
+    }
 
     #[test]
     fn text_from_outside_is_inert() {

@@ -361,7 +361,6 @@ impl Host {
     fn pane_joined(&mut self, stream: UnixStream) {
         if self.pane.is_some() {
             // One pane at a time: another process of the agent's can't push it aside by mistake.
-            event("session", "a second process says that it is the pane; it is not heard");
             return;
         }
         self.panes += 1;

@@ -6,6 +6,7 @@
 pub mod backoff;
 pub mod confinement;
 pub mod launch;
+pub mod processes;
 mod reaper;
 pub mod run_as;
 

@@ -25,7 +25,8 @@ use crate::namespace::Listener;
 use crate::report::chain;
 use crate::session;
 use crate::status::Board;
-use crate::supervisor::Launch;
+use crate::supervisor::run_as::Identity;
+use crate::supervisor::{Launch, processes};
 
 pub(super) const NEXT_FIREWALL: &str =
     "somebody else changed the table inet innkeeper during the boot: find out who";
@@ -92,16 +93,24 @@ pub(super) fn memory() -> u64 {
     limit.map_or(machine, |limit| limit.min(machine))
 }
 
-/// Processes of the agent where the cgroup does not bound them. RLIMIT_NPROC counts a uid over all containers of the
-/// host, so the number is generous: it stops a bomb from taking the machine, not a large build.
-pub(super) fn process_limit() -> Option<u64> {
-    let bounded = ["/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max"]
-        .iter()
-        .any(|path| std::fs::read_to_string(path).is_ok_and(|text| text.trim().parse::<u64>().is_ok()));
-    let threads = std::fs::read_to_string("/proc/sys/kernel/threads-max");
-    let threads = threads.ok().and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(32_768);
-    (!bounded).then(|| (threads / 2).min(32_768))
+/// How many processes the agent may have: the box's own bound less a reserve, beside what its uid has elsewhere.
+pub(super) fn process_limit(innkeeper: &Innkeeper) -> Option<u64> {
+    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let bounds = ["/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max"];
+    let threads = number("/proc/sys/kernel/threads-max").unwrap_or(32_768);
+    let bound = bounds.iter().find_map(|path| number(path)).unwrap_or_else(|| (threads / 2).min(32_768));
+    let agent = &innkeeper.accounts.agent;
+    let count = Launch::own("count-processes", Some(Identity::worker(agent.uid, agent.gid)));
+    let said = innkeeper.spawner.listen(count, COUNT_LIMIT, 64);
+    let in_use = said.ok().filter(|said| said.exit.success()).and_then(|said| said.text.trim().parse().ok());
+    if in_use.is_none() {
+        innkeeper.board().warn("the agent's processes could not be counted, so their number is not limited");
+    }
+    Some(processes::limit(in_use?, bound))
 }
+
+/// Some twenty threads that end at once.
+const COUNT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Sockets that listen before ours: closed to the agent but for what the operator opened.
 pub(super) fn closed_listeners(listeners: &[Listener], opened: &[ListenPort]) -> Vec<SocketAddr> {

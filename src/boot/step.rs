@@ -57,11 +57,17 @@ pub struct Step {
 pub struct Verified<T> {
     pub proof: T,
     pub detail: String,
+    /// Held, but something is not available: a dead upstream, a protection that was given up.
+    pub degraded: bool,
 }
 
 impl<T> Verified<T> {
     pub fn new(proof: T, detail: impl Into<String>) -> Self {
-        Self { proof, detail: detail.into() }
+        Self { proof, detail: detail.into(), degraded: false }
+    }
+
+    pub fn degraded(proof: T, detail: impl Into<String>) -> Self {
+        Self { proof, detail: detail.into(), degraded: true }
     }
 }
 
@@ -98,11 +104,13 @@ impl Steps {
         self.spawner.watch(None);
         let took = started.elapsed();
         match outcome {
-            Ok(Verified { proof, detail }) => {
+            Ok(Verified { proof, detail, degraded }) => {
+                let (word, state) =
+                    if degraded { ("degraded", StepState::Degraded) } else { ("ok", StepState::Ok) };
                 let line =
-                    format!("{} ok in {:.1} ms{}", step.name, took.as_secs_f64() * 1e3, suffix(&detail));
+                    format!("{} {word} in {:.1} ms{}", step.name, took.as_secs_f64() * 1e3, suffix(&detail));
                 report::event("boot", &line);
-                self.board.step(step.name, StepState::Ok, Some(took), report::inert(&detail));
+                self.board.step(step.name, state, Some(took), report::inert(&detail));
                 Ok(proof)
             }
             Err(trouble) => {

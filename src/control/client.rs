@@ -30,7 +30,11 @@ pub fn connect() -> Result<UnixStream, ClientError> {
 pub fn send(stream: &mut UnixStream, request: &Request) -> Result<(), ClientError> {
     let mut line = serde_json::to_vec(request).map_err(ClientError::Answer)?;
     line.push(b'\n');
-    stream.write_all(&line).map_err(ClientError::Exchange)
+    match stream.write_all(&line) {
+        // Refused before it was read: the reason is in the answer.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(ClientError::Exchange),
+    }
 }
 
 /// One question, one answer.

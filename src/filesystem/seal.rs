@@ -3,12 +3,13 @@
 //! Remounts are per mount (MS_BIND|MS_REMOUNT|MS_RDONLY): the superblock of an overlay can't be remounted from
 //! inside, and the superblock of a volume is the host's.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
-use super::layout::STATE;
+use super::layout::{Owner, STATE};
 use super::mountinfo::{self, MountEntry, MountTable};
 
 #[derive(Debug, thiserror::Error)]
@@ -25,15 +26,18 @@ const SELF_GOVERNED: &[&str] = &["proc", "devpts", "mqueue"];
 
 /// Mounts that stay writable.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Writable(Vec<PathBuf>);
+pub struct Writable {
+    places: Vec<PathBuf>,
+    agent: Owner,
+}
 
 impl Writable {
     /// The layout's places, and the shared memory of POSIX.
     #[must_use]
-    pub fn new(layout: &[super::layout::Mount]) -> Self {
+    pub fn new(layout: &[super::layout::Mount], agent: Owner) -> Self {
         let mut paths: Vec<PathBuf> = layout.iter().map(|place| place.path.clone()).collect();
         paths.extend(["/dev/shm", "/dev/mqueue", "/dev/pts"].map(PathBuf::from));
-        Self(paths)
+        Self { places: paths, agent }
     }
 
     /// The mounts that must become read-only and are not.
@@ -41,7 +45,7 @@ impl Writable {
     pub fn others(&self, table: &MountTable) -> Vec<MountEntry> {
         table
             .visible()
-            .filter(|entry| !self.0.contains(&entry.path) && !entry.read_only())
+            .filter(|entry| !self.places.contains(&entry.path) && !entry.read_only())
             .filter(|entry| !SELF_GOVERNED.contains(&entry.fs_type.as_str()))
             .filter(|entry| !Self::holds_state(entry))
             .cloned()
@@ -58,7 +62,7 @@ impl Writable {
     pub fn sealed_mounts(&self) -> Vec<PathBuf> {
         let Ok(table) = MountTable::read() else { return Vec::new() };
         let sealed = |entry: &&MountEntry| {
-            !self.0.contains(&entry.path) && !SELF_GOVERNED.contains(&entry.fs_type.as_str())
+            !self.places.contains(&entry.path) && !SELF_GOVERNED.contains(&entry.fs_type.as_str())
         };
         table.visible().filter(sealed).map(|entry| entry.path.clone()).collect()
     }
@@ -82,18 +86,51 @@ pub fn apply(writable: &Writable) -> Result<(), SealError> {
 /// Looks at the mount table: what is still writable beside the list, by name.
 pub fn verify(writable: &Writable) -> Result<(), String> {
     let table = MountTable::read().map_err(|error| crate::report::chain(&error))?;
-    let open = writable.others(&table);
-    if open.is_empty() {
-        return Ok(());
+    let open: Vec<String> =
+        writable.others(&table).iter().filter_map(|entry| place_for(&entry.path, writable.agent)).collect();
+    if open.is_empty() { Ok(()) } else { Err(format!("still writable: {}", open.join(", "))) }
+}
+
+/// Files of a mount that is looked through when it can't be made read-only; /dev has a few dozen.
+const MAX_LOOKED_AT: usize = 20_000;
+
+/// A place in a writable mount where the agent may write: what counts is not the mount's flag but whether there is one.
+/// Devices and sockets decide for themselves; their mount's flag never mattered to them.
+fn place_for(mount: &Path, agent: Owner) -> Option<String> {
+    let device = std::fs::symlink_metadata(mount).ok()?.dev();
+    let mut pending = vec![mount.to_owned()];
+    let mut seen = 0;
+    while let Some(path) = pending.pop() {
+        seen += 1;
+        if seen > MAX_LOOKED_AT {
+            return Some(format!("{} (too large to look through)", mount.display()));
+        }
+        let Ok(metadata) = std::fs::symlink_metadata(&path) else { continue };
+        if metadata.dev() != device {
+            continue;
+        }
+        if (metadata.is_dir() || metadata.is_file()) && may_write(&metadata, agent) {
+            return Some(path.display().to_string());
+        }
+        if metadata.is_dir() {
+            pending
+                .extend(std::fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
+        }
     }
-    let paths: Vec<String> = open.iter().map(|entry| entry.path.display().to_string()).collect();
-    Err(format!("still writable: {}", paths.join(", ")))
+    None
+}
+
+fn may_write(metadata: &std::fs::Metadata, agent: Owner) -> bool {
+    let mode = metadata.mode();
+    // An owner may give itself what it lacks.
+    metadata.uid() == agent.uid || mode & 0o002 != 0 || metadata.gid() == agent.gid && mode & 0o020 != 0
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::layout::{Owner, Sizes, plan};
-    use super::{MountEntry, MountTable, Writable};
+    use super::{MountEntry, MountTable, Writable, place_for};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     fn entry(path: &str, fs_type: &str, option: &str) -> MountEntry {
         MountEntry {
@@ -107,7 +144,8 @@ mod tests {
     #[test]
     fn everything_but_the_list_is_to_be_sealed() {
         let sizes = Sizes { workspace: 1, tmp: 1, home: 1 };
-        let writable = Writable::new(&plan(Owner { uid: 1000, gid: 1000 }, "/home/claude", sizes));
+        let agent = Owner { uid: 1000, gid: 1000 };
+        let writable = Writable::new(&plan(agent, "/home/claude", sizes), agent);
         let table = MountTable::new(vec![
             entry("/", "overlay", "rw"),
             entry("/proc", "proc", "rw"),
@@ -126,9 +164,24 @@ mod tests {
     }
 
     #[test]
+    fn f09_a_mount_that_stays_writable_counts_by_what_the_agent_could_do_in_it() {
+        let mount = std::env::temp_dir().join(format!("innkeeper-seal-{}", std::process::id()));
+        std::fs::create_dir_all(mount.join("below")).unwrap();
+        let me = std::fs::symlink_metadata(&mount).unwrap();
+        let somebody = Owner { uid: me.uid() + 1, gid: me.gid() + 1 };
+        assert_eq!(place_for(&mount, somebody), None);
+        let open = std::fs::Permissions::from_mode(0o777);
+        std::fs::set_permissions(mount.join("below"), open).unwrap();
+        assert_eq!(place_for(&mount, somebody), Some(mount.join("below").display().to_string()));
+        assert_eq!(place_for(std::path::Path::new("/dev/null"), somebody), None);
+        std::fs::remove_dir_all(mount).unwrap();
+    }
+
+    #[test]
     fn a_root_that_is_a_tmpfs_is_sealed_too() {
         let sizes = Sizes { workspace: 1, tmp: 1, home: 1 };
-        let writable = Writable::new(&plan(Owner { uid: 1000, gid: 1000 }, "/home/claude", sizes));
+        let agent = Owner { uid: 1000, gid: 1000 };
+        let writable = Writable::new(&plan(agent, "/home/claude", sizes), agent);
         let table = MountTable::new(vec![entry("/", "tmpfs", "rw")]);
         assert_eq!(writable.others(&table).len(), 1);
     }

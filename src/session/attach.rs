@@ -7,7 +7,7 @@
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -19,7 +19,7 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGTERM, SIGWINCH};
 use super::terminal::Filter;
 use super::{NAME, TMUX, socket};
 use crate::account::{Account, Accounts};
-use crate::control::client;
+use crate::control::client::{self, ClientError};
 use crate::control::protocol::{Request, Response};
 use crate::status::report::{Phase, Step, StepState};
 use crate::supervisor::run_as::Identity;
@@ -32,7 +32,7 @@ pub enum AttachError {
     #[error("cannot find the agent's user")]
     Account(#[from] crate::account::AccountError),
     #[error("cannot ask the box")]
-    Ask(#[from] client::ClientError),
+    Ask(#[from] ClientError),
     #[error("the box has failed to boot: {0}")]
     BootFailed(String),
     #[error("cannot make a pseudo-terminal")]
@@ -59,8 +59,9 @@ pub fn run(attach: Attach) -> Result<(), AttachError> {
     tcgetattr(stdin).map_err(|_| AttachError::NoTerminal)?;
     let agent = Accounts::find()?.agent;
     loop {
-        wait_for_session()?;
-        let end = relay(&agent, attach)?;
+        wait_for_session(attach.console)?;
+        relay(&agent, attach)?;
+        let end = end();
         if !attach.console {
             say(match end {
                 End::Detached => "[the box keeps running]\n",
@@ -104,11 +105,22 @@ fn wait_for_enter() -> Result<bool, AttachError> {
 /// How often the boot's progress is asked.
 const PROGRESS: Duration = Duration::from_millis(100);
 
-fn wait_for_session() -> Result<(), AttachError> {
+/// A box that was just started has no control socket yet. PID 1's own console waits as long as PID 1 lives.
+const NO_SOCKET: Duration = Duration::from_secs(2);
+
+fn wait_for_session(console: bool) -> Result<(), AttachError> {
     let mut shown = 0;
     let mut last_state = String::new();
+    let started = Instant::now();
     loop {
-        let Response::Progress { phase, steps, session, open } = client::ask(&Request::Progress)? else {
+        let answer = match client::ask(&Request::Progress) {
+            Err(ClientError::Connect(_)) if console || started.elapsed() < NO_SOCKET => {
+                pause(PROGRESS);
+                continue;
+            }
+            answer => answer?,
+        };
+        let Response::Progress { phase, steps, session, open } = answer else {
             return Err(AttachError::BootFailed("it does not tell how far it is".to_owned()));
         };
         shown += show_steps(steps.get(shown..).unwrap_or_default());
@@ -162,6 +174,15 @@ enum End {
     Session,
 }
 
+/// Whether the operator left or the session ended. The client's exit status is the agent's to choose (`detach -E`), so
+/// the box is asked.
+fn end() -> End {
+    match client::ask(&Request::Progress) {
+        Ok(Response::Progress { open: true, phase: Phase::Ready, .. }) => End::Detached,
+        Ok(_) | Err(_) => End::Session,
+    }
+}
+
 /// The operator's terminal in raw mode; restored however this ends.
 struct RawMode {
     saved: Termios,
@@ -200,7 +221,7 @@ fn signal_pipe(signals: &[i32]) -> Result<UnixStream, AttachError> {
     Ok(reader)
 }
 
-fn relay(agent: &Account, attach: Attach) -> Result<End, AttachError> {
+fn relay(agent: &Account, attach: Attach) -> Result<(), AttachError> {
     let master =
         openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).map_err(AttachError::Pty)?;
     grantpt(&master).and_then(|()| unlockpt(&master)).map_err(AttachError::Pty)?;
@@ -218,19 +239,12 @@ fn relay(agent: &Account, attach: Attach) -> Result<End, AttachError> {
     drop(raw);
     // Closing the master hangs the client up if it still lives.
     drop(master);
-    let status = reap(child);
-    result.map(|()| if status == Some(0) { End::Detached } else { End::Session })
+    reap(child);
+    result
 }
 
-/// tmux prints "[exited]" and "[detached]" both with status 0; which of them it was, the box knows.
-fn reap(child: Pid) -> Option<i32> {
-    loop {
-        match waitpid(child, None) {
-            Ok(WaitStatus::Exited(_, code)) => return Some(code),
-            Err(nix::errno::Errno::EINTR) => {}
-            Ok(_) | Err(_) => return None,
-        }
-    }
+fn reap(child: Pid) {
+    while waitpid(child, None) == Err(nix::errno::Errno::EINTR) {}
 }
 
 fn start_client(agent: &Account, slave: &OwnedFd, attach: Attach) -> Result<Pid, AttachError> {

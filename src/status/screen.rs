@@ -71,7 +71,10 @@ fn head(screen: &mut Screen, report: &Report) {
         match step.state {
             StepState::Failed => screen.line(RED, &format!("  {} failed: {}", step.name, step.detail)),
             StepState::Running => screen.line(YELLOW, &format!("  {} …", step.name)),
-            StepState::Pending | StepState::Ok | StepState::Degraded => {}
+            StepState::Degraded => {
+                screen.line(YELLOW, &format!("  {} degraded: {}", step.name, step.detail));
+            }
+            StepState::Pending | StepState::Ok => {}
         }
     }
 }
