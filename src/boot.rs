@@ -166,7 +166,8 @@ fn mounts(innkeeper: &Arc<Innkeeper>, steps: &Steps) -> Result<Vec<Mount>, Failu
         workspace: sizes.workspace_size.resolve(memory),
         tmp: sizes.tmp_size.resolve(memory),
         home: sizes.home_size.resolve(memory),
-    };
+    }
+    .within(memory);
     if let Some(warning) = layout::memory_warning(sizes, memory) {
         innkeeper.board().warn(warning);
     }

@@ -135,12 +135,16 @@ fn open_directory(path: &Path) -> Result<File, std::io::Error> {
     OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
-/// A fresh volume belongs to root: the mount point itself, and nothing in it, is given to the owner.
+/// A fresh volume belongs to root and is empty: its mount point is given to the owner. A volume in use is somebody's: it
+/// is left as it is, and the verification says if the agent can't write there.
 fn own(place: &Mount) -> Result<(), FilesystemError> {
     let failed = |source| FilesystemError::Owner { path: place.path.clone(), source };
     let directory = open_directory(&place.path).map_err(failed)?;
     let metadata = directory.metadata().map_err(failed)?;
     let Owner { uid, gid } = place.owner;
+    if uid != 0 && metadata.uid() != uid && !(metadata.uid() == 0 && is_empty(&place.path)) {
+        return Ok(());
+    }
     if (metadata.uid(), metadata.gid()) != (uid, gid) {
         let change = |fd: &OwnedFd| std::os::unix::fs::fchown(fd, Some(uid), Some(gid));
         change(&OwnedFd::from(directory.try_clone().map_err(failed)?)).map_err(failed)?;
@@ -149,6 +153,12 @@ fn own(place: &Mount) -> Result<(), FilesystemError> {
         directory.set_permissions(Permissions::from_mode(place.mode)).map_err(failed)?;
     }
     Ok(())
+}
+
+/// Whether nothing is there, or only what mkfs made.
+fn is_empty(directory: &Path) -> bool {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name()).all(|name| name == "lost+found")
 }
 
 /// Looks at the outcome: mounted, with the flags, owner and mode that were asked for.
@@ -171,8 +181,15 @@ pub fn verify(layout: &[Mount]) -> Result<String, String> {
             }
         }
         let metadata = std::fs::symlink_metadata(&place.path).map_err(|error| format!("{path}: {error}"))?;
-        if !metadata.is_dir() || metadata.uid() != place.owner.uid || metadata.mode() & 0o7777 != place.mode {
-            return Err(format!("{path} has another owner or mode than it should"));
+        let as_planned = metadata.uid() == place.owner.uid && metadata.mode() & 0o7777 == place.mode;
+        // A kept volume may be anybody's as long as the agent can work in it; our own places may not.
+        let kept = place.owner != layout::ROOT && seal::may_write(&metadata, place.owner);
+        if !metadata.is_dir() || !(as_planned || kept) {
+            let (uid, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+            return Err(format!(
+                "{path} belongs to uid {uid} with mode {mode:o}: uid {} can't work there (chown the volume)",
+                place.owner.uid
+            ));
         }
         seen.push(format!("{path} ({})", entry.fs_type));
     }

@@ -15,6 +15,8 @@ use zeroize::Zeroizing;
 use crate::account::Accounts;
 use crate::boot;
 use crate::config::{self, Environment, Problems, Sources};
+use crate::control::client;
+use crate::control::protocol::Request;
 use crate::innkeeper::Innkeeper;
 use crate::namespace::Surroundings;
 use crate::report::{self, exit};
@@ -114,6 +116,10 @@ fn second_run(fd: i32, began: u64) -> Result<Ending, InitError> {
         // Orphans come to us all the same: Fly Machines, `docker run --init`, shared pid namespaces.
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(InitError::Subreaper)?;
+    }
+    if client::ask(&Request::Progress).is_ok() {
+        let reason = "a box runs here already (its control socket answers); enter it with: innkeeper attach";
+        return Ok(Ending { status: exit::USAGE, reason: reason.to_owned() });
     }
     // Side by side with the configuration: the lockdown waits for both.
     let surroundings = Surroundings::look().map_err(InitError::Look)?;

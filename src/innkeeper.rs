@@ -1,5 +1,6 @@
 //! The box as a whole, as PID 1's threads share it: what was configured, what runs, and what requests and signals do.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -66,6 +67,8 @@ impl Innkeeper {
         spawner: Spawner,
         began: u64,
     ) -> Self {
+        // From here on the sources serve reloads of the policy.
+        let sources = Sources { env: sources.env.with_credentials(&config.secrets), ..sources };
         let innkeeper = Self {
             policy: Mutex::new(Arc::new(Allowlist::new(config.network.rules.clone()))),
             config,
@@ -313,25 +316,63 @@ impl Conduct for Innkeeper {
     }
 }
 
-/// Signals every process of these users; returns how many there were.
+/// Signals the box's processes of these users; returns how many there were. As PID 1 that is everybody of them in this
+/// pid namespace, `docker exec` included; elsewhere the namespace has others in it (a pod, a host), and only our own
+/// descendants count: as child subreaper we are the parent of every orphan of theirs.
 pub fn kill_all(uids: &[u32], signal: impl Into<Option<Signal>>) -> usize {
     let signal = signal.into();
     let Ok(processes) = procfs::process::all_processes() else { return 0 };
-    let mut count = 0;
-    for process in processes.flatten() {
-        let theirs = process.uid().is_ok_and(|uid| uids.contains(&uid));
-        let zombie = process.stat().is_ok_and(|stat| stat.state == 'Z');
-        if theirs && !zombie && kill(Pid::from_raw(process.pid), signal).is_ok() {
-            count += 1;
+    let processes: Vec<Seen> = processes.flatten().filter_map(|process| Seen::of(&process)).collect();
+    let parents: HashMap<i32, i32> = processes.iter().map(|seen| (seen.pid, seen.parent)).collect();
+    let us = i32::try_from(std::process::id()).unwrap_or(1);
+    let theirs = processes.iter().filter(|seen| uids.contains(&seen.uid) && !seen.zombie);
+    theirs
+        .filter(|seen| us == 1 || descends(&parents, seen.pid, us))
+        .filter(|seen| kill(Pid::from_raw(seen.pid), signal).is_ok())
+        .count()
+}
+
+struct Seen {
+    pid: i32,
+    parent: i32,
+    uid: u32,
+    zombie: bool,
+}
+
+impl Seen {
+    /// A process that ends meanwhile is none.
+    fn of(process: &procfs::process::Process) -> Option<Self> {
+        let (stat, uid) = (process.stat().ok()?, process.uid().ok()?);
+        Some(Self { pid: process.pid, parent: stat.ppid, uid, zombie: stat.state == 'Z' })
+    }
+}
+
+fn descends(parents: &HashMap<i32, i32>, pid: i32, from: i32) -> bool {
+    let mut at = pid;
+    // A table read while processes come and go may hold a circle; no chain is longer than the table.
+    for _ in 0..parents.len() {
+        match parents.get(&at) {
+            Some(parent) if *parent == from => return true,
+            Some(parent) => at = *parent,
+            None => return false,
         }
     }
-    count
+    false
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{explain, split_target};
+    use super::{descends, explain, split_target};
     use crate::allowlist::{Allowlist, Origin, parse_rules};
+
+    #[test]
+    fn only_descendants_are_ours_where_we_are_not_pid_1() {
+        let parents =
+            [(10, 5), (11, 10), (12, 11), (20, 1), (5, 1), (30, 31), (31, 30)].into_iter().collect();
+        assert!(descends(&parents, 12, 10) && descends(&parents, 11, 10));
+        assert!(!descends(&parents, 20, 10) && !descends(&parents, 5, 10), "a neighbour, a parent");
+        assert!(!descends(&parents, 30, 10), "a circle ends");
+    }
 
     #[test]
     fn names_and_urls_are_taken_apart() {

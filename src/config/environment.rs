@@ -9,6 +9,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use zeroize::Zeroizing;
 
+use crate::secrets::{SecretSource, Secrets};
+
 const MAGIC: &[u8; 8] = b"IKENVI1\n";
 /// More than execve(2) passes: arguments and environment together are at most 6 MiB (fs/exec.c, `bprm_stack_limits`).
 pub const MAX_BYTES: usize = 8 << 20;
@@ -31,6 +33,23 @@ impl Environment {
     #[must_use]
     pub fn text(&self, name: &str) -> Option<&str> {
         self.get(name)?.to_str()
+    }
+
+    /// The same with the credentials themselves in place of the files that held them: after the seal those can't be
+    /// read again, and a reload must not miss them.
+    #[must_use]
+    pub fn with_credentials(&self, secrets: &Secrets) -> Self {
+        let is_file = |value: &OsStr| {
+            secrets
+                .iter()
+                .any(|one| matches!(&one.source, SecretSource::File(path) if path.as_os_str() == value))
+        };
+        let named = secrets.iter().map(|one| (OsStr::new(one.name.as_str()), OsStr::new(one.value.expose())));
+        let kept = self
+            .iter()
+            .filter(|(name, value)| !(name.as_bytes().ends_with(b"_FILE") && is_file(value)))
+            .filter(|(name, _)| !secrets.iter().any(|one| OsStr::new(one.name.as_str()) == *name));
+        named.chain(kept).collect()
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {

@@ -47,6 +47,25 @@ pub struct Sizes {
     pub home: u64,
 }
 
+/// The defaults of the configuration.
+const DEFAULTS: Sizes = Sizes { workspace: 512 << 20, tmp: 512 << 20, home: 1 << 30 };
+
+impl Sizes {
+    /// Memory that a full tmpfs holds can't be won back by ending processes: all of them would be ended, PID 1 last. So
+    /// sizes that nobody chose stay within shares of the memory that leave room to work.
+    #[must_use]
+    pub fn within(self, memory: u64) -> Self {
+        let share = |size: u64, default: u64, percent: u64| {
+            if size == default { size.min(memory / 100 * percent) } else { size }
+        };
+        Self {
+            workspace: share(self.workspace, DEFAULTS.workspace, 25),
+            tmp: share(self.tmp, DEFAULTS.tmp, 15),
+            home: share(self.home, DEFAULTS.home, 20),
+        }
+    }
+}
+
 /// PID 1's own state is small: sockets and generated settings.
 const STATE_SIZE: u64 = 8 << 20;
 /// The agent's runtime directory holds sockets.
@@ -100,6 +119,16 @@ mod tests {
         assert_eq!(memory_warning(sizes, 4 << 30), None);
         let warning = memory_warning(sizes, 1 << 30).unwrap();
         assert!(warning.contains("2048 MiB") && warning.contains("1024 MiB"), "{warning}");
+    }
+
+    #[test]
+    fn sizes_that_nobody_chose_leave_room_to_work() {
+        let default = Sizes { workspace: 512 << 20, tmp: 512 << 20, home: 1 << 30 };
+        assert_eq!(default.within(8 << 30), default);
+        let small = default.within(300 << 20);
+        assert!(small.workspace + small.tmp + small.home < 200 << 20, "{small:?}");
+        let chosen = Sizes { tmp: 600 << 20, ..default };
+        assert_eq!(chosen.within(300 << 20).tmp, 600 << 20, "what was chosen is kept, with a warning");
     }
 
     #[test]

@@ -120,7 +120,7 @@ fn place_for(mount: &Path, agent: Owner) -> Option<String> {
     None
 }
 
-fn may_write(metadata: &std::fs::Metadata, agent: Owner) -> bool {
+pub(super) fn may_write(metadata: &std::fs::Metadata, agent: Owner) -> bool {
     let mode = metadata.mode();
     // An owner may give itself what it lacks.
     metadata.uid() == agent.uid || mode & 0o002 != 0 || metadata.gid() == agent.gid && mode & 0o020 != 0

@@ -231,11 +231,12 @@ fn relay(agent: &Account, attach: Attach) -> Result<(), AttachError> {
     )
     .map_err(AttachError::Pty)?;
     copy_size(&master);
-    let changed = signal_pipe(&[SIGWINCH, SIGCHLD, SIGTERM, SIGHUP])?;
+    let changed = signal_pipe(&[SIGWINCH, SIGCHLD])?;
+    let leave = signal_pipe(&[SIGTERM, SIGHUP])?;
     let child = start_client(agent, &slave, attach)?;
     drop(slave);
     let raw = RawMode::enter()?;
-    let result = copy(&master, &changed, child);
+    let result = copy(&master, &changed, &leave, child);
     drop(raw);
     // Closing the master hangs the client up if it still lives.
     drop(master);
@@ -300,7 +301,7 @@ fn readable(fd: &PollFd<'_>) -> bool {
     fd.revents().intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR)
 }
 
-fn copy(master: &OwnedFd, changed: &UnixStream, child: Pid) -> Result<(), AttachError> {
+fn copy(master: &OwnedFd, changed: &UnixStream, leave: &UnixStream, child: Pid) -> Result<(), AttachError> {
     let mut filter = Filter::default();
     let mut buffer = vec![0; 64 << 10];
     let mut out = Vec::with_capacity(64 << 10);
@@ -310,6 +311,7 @@ fn copy(master: &OwnedFd, changed: &UnixStream, child: Pid) -> Result<(), Attach
         let mut fds = vec![
             PollFd::from_borrowed_fd(master.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(changed.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(leave.as_fd(), PollFlags::IN),
         ];
         if stdin_open {
             fds.push(PollFd::from_borrowed_fd(stdin, PollFlags::IN));
@@ -325,6 +327,9 @@ fn copy(master: &OwnedFd, changed: &UnixStream, child: Pid) -> Result<(), Attach
             return Ok(());
         }
         if ready.get(2) == Some(&true) {
+            return Ok(());
+        }
+        if ready.get(3) == Some(&true) {
             stdin_open = forward(stdin, master.as_fd(), &mut buffer);
         }
         if ready.first() == Some(&true) {

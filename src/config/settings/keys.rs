@@ -90,9 +90,19 @@ pub const SETTINGS: &[Setting] = &[
         "deny",
         "what happens when the agent asks for a name",
     ),
-    row("filesystem.workspace_size", Kind::Size, "512M", "size of /workspace"),
-    row("filesystem.tmp_size", Kind::Size, "512M", "size of /tmp"),
-    row("filesystem.home_size", Kind::Size, "1G", "size of the agent's home"),
+    row(
+        "filesystem.workspace_size",
+        Kind::Size,
+        "512M",
+        "size of /workspace; unless set, at most 25 % of the memory",
+    ),
+    row("filesystem.tmp_size", Kind::Size, "512M", "size of /tmp; unless set, at most 15 % of the memory"),
+    row(
+        "filesystem.home_size",
+        Kind::Size,
+        "1G",
+        "size of the agent's home; unless set, at most 20 % of the memory",
+    ),
     row("repository.url", Kind::Url, "", "address of a repository to clone, or git@HOST:PATH")
         .example("https://github.com/owner/repo")
         .also(&["REPO_URL"]),
