@@ -50,6 +50,16 @@ const STEPS: [Step; 9] = [CONFIG, LOCKDOWN, MOUNTS, HOME, DNS, FIREWALL, IDENTIT
 
 /// NFLOG group of refused packets.
 const NFLOG_GROUP: u16 = 100;
+/// The home, and the directories in which Claude Code works without asking whether it may.
+fn home_arguments(innkeeper: &Innkeeper) -> Vec<String> {
+    let mut args = vec!["--home".to_owned(), innkeeper.accounts.agent.home.clone()];
+    let mut trust = vec![layout::WORKSPACE.to_owned()];
+    let paths = innkeeper.config.repositories.iter().map(|repository| &repository.path);
+    trust.extend(paths.map(|path| format!("{}/{path}", layout::WORKSPACE)));
+    args.extend(trust.into_iter().flat_map(|directory| ["--trust".to_owned(), directory]));
+    args
+}
+
 /// Enough to see what is wrong with a home.
 const HOME_PROBLEMS: usize = 5;
 /// A child that furnishes the home copies a few small files.
@@ -82,11 +92,15 @@ const ACCEPTED: [&str; 1] =
 /// Everything was parsed before the first effect; here is what it came to.
 fn config(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failure> {
     let config = &innkeeper.config;
-    let plan = || match config.session.command.first() {
-        Some(program) if !Path::new(program).is_absolute() => {
-            Err(Trouble::unfit("session.command is not an absolute path", "write the program's whole path"))
+    let plan = || {
+        host::privileges()?;
+        match config.session.command.first() {
+            Some(program) if !Path::new(program).is_absolute() => Err(Trouble::unfit(
+                "session.command is not an absolute path",
+                "write the program's whole path",
+            )),
+            Some(_) | None => Ok(()),
         }
-        Some(_) | None => Ok(()),
     };
     steps.run(
         CONFIG,
@@ -151,6 +165,8 @@ fn lockdown(innkeeper: &Innkeeper, steps: &Steps) -> Result<Network, Failure> {
             Ok(Verified::new(network.clone(), format!("nothing passes; {detail}")))
         },
     )?;
+    // Where it can't begin now, the step that needs it looks itself.
+    innkeeper.surroundings.look_for_listeners().ok();
     // Nobody else sets it: the boot is one thread.
     drop(innkeeper.firewall.set(firewall));
     Ok(network)
@@ -237,7 +253,7 @@ fn furnish(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failure> {
     let agent = &innkeeper.accounts.agent;
     let plan = || {
         if Path::new(home::SKELETON).is_dir() {
-            Ok(vec!["--home".to_owned(), agent.home.clone()])
+            Ok(home_arguments(innkeeper))
         } else {
             let what = format!("the image has no {}", home::SKELETON);
             Err(Trouble::unfit(what, "build the image from innkeeper's Dockerfile"))
@@ -485,7 +501,9 @@ fn readiness(
 fn ready(innkeeper: &Innkeeper) {
     let took = crate::init::since(innkeeper.began);
     innkeeper.board().update(|report| {
-        report.phase = Phase::Ready;
+        if report.phase == Phase::Booting {
+            report.phase = Phase::Ready;
+        }
         report.boot.ready_ms = Some(milliseconds(took));
         report.session.detail = "the box is ready; the task begins".to_owned();
     });

@@ -6,6 +6,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::filesystem::mountinfo::MountTable;
 use crate::innkeeper::Innkeeper;
 
 /// Files looked at; an image of this product has some 60,000.
@@ -28,7 +29,9 @@ pub struct Findings {
 
 /// Looks at the image below `/` and warns.
 pub fn run(innkeeper: &Innkeeper) {
-    for warning in warnings(&look(Path::new("/"))) {
+    let table = MountTable::read().ok();
+    let nosuid = table.is_some_and(|table| table.at(Path::new("/")).is_some_and(|root| root.has("nosuid")));
+    for warning in warnings(&look(Path::new("/")), nosuid) {
         innkeeper.board().warn(warning);
     }
 }
@@ -104,12 +107,20 @@ fn roots(passwd: &str) -> Vec<String> {
 
 /// The findings as sentences.
 #[must_use]
-pub fn warnings(findings: &Findings) -> Vec<String> {
+pub fn warnings(findings: &Findings, nosuid: bool) -> Vec<String> {
     let mut warnings = Vec::new();
+    let effect = if nosuid {
+        "without effect here: the file system is nosuid"
+    } else {
+        "without effect for the session, which has no_new_privs; not so for docker exec -u"
+    };
     for (paths, what) in [
-        (&findings.setuid, "setuid or setgid files (without effect here: the file system is nosuid)"),
-        (&findings.capabilities, "file capabilities (without effect here: the file system is nosuid)"),
-        (&findings.writable, "places in root's PATH that others than root may write (read-only here)"),
+        (&findings.setuid, format!("setuid or setgid files ({effect})")),
+        (&findings.capabilities, format!("files with capabilities ({effect})")),
+        (
+            &findings.writable,
+            "places in root's PATH that others than root may write (read-only here)".to_owned(),
+        ),
     ] {
         if !paths.is_empty() {
             warnings.push(format!("the image has {} {what}: {}", paths.len(), named(paths)));
@@ -156,7 +167,7 @@ mod tests {
         assert!(findings.writable.contains(&root.join("usr/local/bin")));
         assert!(findings.preload);
         assert_eq!(findings.roots, ["toor"]);
-        assert_eq!(warnings(&findings).len(), 4);
+        assert_eq!(warnings(&findings, true).len(), 4);
         fs::remove_dir_all(root).unwrap();
     }
 

@@ -239,11 +239,7 @@ fn attach_console(spawner: &Spawner, terminal: Option<String>) {
 /// The relay may have been killed with the box: give the operator a sane screen back.
 fn restore_console() {
     let mut out = std::io::stdout().lock();
-    drop(
-        out.write_all(
-            b"\x1b[?1049l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[?25h\x1b[0m\r",
-        ),
-    );
+    drop(out.write_all(crate::session::terminal::RESET.as_bytes()));
     drop(out.flush());
 }
 

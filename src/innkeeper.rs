@@ -280,9 +280,9 @@ impl Desk for Innkeeper {
         }
     }
 
-    fn pane(&self, stream: UnixStream) {
+    fn pane(&self, stream: UnixStream, pid: i32) {
         if let Some(session) = self.session.get() {
-            session.pane(stream);
+            session.pane(stream, pid);
         }
     }
 }

@@ -41,7 +41,7 @@ pub struct Network {
 #[derive(Debug)]
 pub struct Surroundings {
     network: Mutex<Receiver<Result<Network, NamespaceError>>>,
-    listeners: Mutex<Receiver<Vec<Listener>>>,
+    listeners: Mutex<Option<Receiver<Vec<Listener>>>>,
 }
 
 /// A socket that listened before Innkeeper opened its own.
@@ -55,13 +55,20 @@ impl Surroundings {
     /// Begins to look.
     pub fn look() -> std::io::Result<Self> {
         let (tell_network, network) = mpsc::channel();
-        let (tell_listeners, listeners) = mpsc::channel();
         crate::supervisor::thread("surroundings", move || {
             // Nobody listens where the boot has failed already.
             drop(tell_network.send(Network::inspect()));
-            drop(tell_listeners.send(older_listeners()));
         })?;
-        Ok(Self { network: Mutex::new(network), listeners: Mutex::new(listeners) })
+        Ok(Self { network: Mutex::new(network), listeners: Mutex::new(None) })
+    }
+
+    /// Begins to look who listens here: once the lockdown is in, which must not wait for it.
+    pub fn look_for_listeners(&self) -> std::io::Result<()> {
+        let (tell, listeners) = mpsc::channel();
+        // Nobody waits for it where the boot has failed.
+        crate::supervisor::thread("listeners", move || drop(tell.send(older_listeners())))?;
+        *self.listeners.lock().unwrap_or_else(PoisonError::into_inner) = Some(listeners);
+        Ok(())
     }
 
     /// The network namespace; asked once.
@@ -73,8 +80,9 @@ impl Surroundings {
     /// Who listens here beside us; asked once, and waited for before our own listeners are opened.
     #[must_use]
     pub fn listeners(&self) -> Vec<Listener> {
-        let receiver = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
-        receiver.recv().unwrap_or_default()
+        let begun = self.listeners.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // No thread was to be had: looked at here.
+        begun.and_then(|listeners| listeners.recv().ok()).unwrap_or_else(older_listeners)
     }
 }
 

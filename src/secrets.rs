@@ -8,9 +8,6 @@ use std::path::PathBuf;
 use zeroize::Zeroizing;
 
 pub mod shape;
-mod transfer;
-
-pub use transfer::TransferError;
 
 /// A credential. It can be looked at only by [`Secret::expose`], is wiped when dropped and can't be copied, printed
 /// or serialised by accident.

@@ -8,6 +8,7 @@ pub mod pane;
 pub mod terminal;
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
@@ -15,7 +16,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::process::PidfdFlags;
 
 use crate::control::protocol::{ClaudeStart, PaneNews, PaneOrder};
 use crate::firewall::EgressLocked;
@@ -56,7 +59,7 @@ pub struct Plan {
 }
 
 enum Event {
-    Pane(UnixStream),
+    Pane(UnixStream, i32),
     News(u64, PaneNews),
     PaneGone(u64),
     ServerEnded(u64, Exit),
@@ -86,6 +89,8 @@ const SERVER_BACKOFF: Backoff =
 const STILLBORN: Duration = Duration::from_secs(5);
 /// How often the server's socket is looked at.
 const SOCKET_CHECK: Duration = Duration::from_secs(1);
+/// The pane reaps Claude and says so at once; what takes longer is not to be believed.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// A client of a healthy server answers at once.
 const CLIENT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -101,9 +106,9 @@ impl Session {
     }
 
     /// A process of the agent's says that it is the pane.
-    pub fn pane(&self, stream: UnixStream) {
+    pub fn pane(&self, stream: UnixStream, pid: i32) {
         // The session's thread ends only with the box.
-        drop(self.events.send(Event::Pane(stream)));
+        drop(self.events.send(Event::Pane(stream, pid)));
     }
 
     /// Tells Claude to end, then the server; returns when both have, or after `limit`.
@@ -129,6 +134,7 @@ enum Due {
 
 struct Pane {
     id: u64,
+    pid: i32,
     stream: UnixStream,
 }
 
@@ -144,6 +150,8 @@ struct Host {
     pane: Option<Pane>,
     panes: u64,
     claude_started: Option<Instant>,
+    /// Claude's process (pidfd_open(2)).
+    process: Option<OwnedFd>,
     claude_backoff: Backoff,
     /// Whether a life of Claude has lasted: its prompt has been worked on.
     worked: bool,
@@ -151,6 +159,8 @@ struct Host {
     resume_next: bool,
     resumed: bool,
     timer: Option<Timer>,
+    looked: Instant,
+    silent_since: Option<Instant>,
     stopping: Option<Sender<()>>,
 }
 
@@ -168,11 +178,14 @@ impl Host {
             pane: None,
             panes: 0,
             claude_started: None,
+            process: None,
             claude_backoff: CLAUDE_BACKOFF,
             worked: false,
             resume_next: false,
             resumed: false,
             timer: Some(Timer { at: Instant::now(), what: Due::StartServer }),
+            looked: Instant::now(),
+            silent_since: None,
             stopping: None,
         }
     }
@@ -184,8 +197,13 @@ impl Host {
             });
             match events.recv_timeout(wait) {
                 Ok(event) => self.handle(event),
-                Err(RecvTimeoutError::Timeout) => self.look_at_socket(),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if self.looked.elapsed() >= SOCKET_CHECK {
+                self.looked = Instant::now();
+                self.look_at_socket();
+                self.look_at_claude();
             }
             if let Some(timer) = self.timer.take_if(|timer| timer.at <= Instant::now()) {
                 match timer.what {
@@ -198,7 +216,7 @@ impl Host {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Pane(stream) => self.pane_joined(stream),
+            Event::Pane(stream, pid) => self.pane_joined(stream, pid),
             Event::News(id, news) if self.is_pane(id) => self.hear(news),
             Event::PaneGone(id) if self.is_pane(id) => self.pane_gone(),
             Event::ServerEnded(id, exit) if id == self.server_id => self.server_ended(exit),
@@ -348,19 +366,53 @@ impl Host {
         let socket = socket(self.plan.identity.uid);
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        if let Err(rustix::io::Errno::NOENT) =
-            rustix::fs::openat2(rustix::fs::CWD, socket.as_str(), flags, Mode::empty(), resolve)
-        {
-            event("session", "the tmux socket was removed; the server is told to make it again");
-            server.signal(Signal::SIGUSR1);
+        let found = rustix::fs::openat2(rustix::fs::CWD, socket.as_str(), flags, Mode::empty(), resolve)
+            .and_then(|place| rustix::fs::fstat(&place));
+        match found.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+            Ok(FileType::Socket) => {}
+            Err(rustix::io::Errno::NOENT) => {
+                event("session", "the tmux socket was removed; the server is told to make it again");
+                server.signal(Signal::SIGUSR1);
+            }
+            Ok(_) | Err(_) => {
+                event(
+                    "session",
+                    "something else is in the place of the tmux socket; the session is made again",
+                );
+                self.clear_socket();
+                server.signal(Signal::SIGTERM);
+            }
+        }
+    }
+
+    /// Removes what is in the socket's place: as the agent, whose directory it is.
+    fn clear_socket(&self) {
+        let launch = Launch::program("/bin/rm", self.plan.identity.clone())
+            .args(["-rf", "--", &socket(self.plan.identity.uid)])
+            .env(self.plan.env.clone());
+        if let Ok(mut child) = self.spawner.spawn(launch) {
+            child.wait_for(CLIENT_LIMIT);
+        }
+    }
+
+    /// Claude is gone and the pane did not say so: it is stopped, or not ours any more.
+    fn look_at_claude(&mut self) {
+        if self.process.is_some() && !self.alive(Duration::ZERO) {
+            match self.silent_since {
+                None => self.silent_since = Some(Instant::now()),
+                Some(since) if since.elapsed() > LAST_MOMENT => self.pane_gone(),
+                Some(_) => {}
+            }
+        } else {
+            self.silent_since = None;
         }
     }
 
     // --- the pane ---
 
-    fn pane_joined(&mut self, stream: UnixStream) {
-        if self.pane.is_some() {
-            // One pane at a time: another process of the agent's can't push it aside by mistake.
+    fn pane_joined(&mut self, stream: UnixStream, pid: i32) {
+        if self.pane.is_some() || self.parent(pid) != self.server.as_ref().map(Remote::pid) {
+            // One pane at a time, and a child of the server's: no other process takes its place by mistake.
             return;
         }
         self.panes += 1;
@@ -377,7 +429,7 @@ impl Host {
             event("session", &format!("cannot listen to the pane: {error}"));
             return self.end_server();
         }
-        self.pane = Some(Pane { id, stream });
+        self.pane = Some(Pane { id, pid, stream });
         if self.stopping.is_none() {
             self.start_claude();
         }
@@ -411,6 +463,11 @@ impl Host {
     fn hear(&mut self, news: PaneNews) {
         match news {
             PaneNews::Started { pid } => {
+                let Some(claude) = self.watch_claude(pid) else {
+                    event("session", "the pane names a process that is not its own; it is not believed");
+                    return;
+                };
+                self.process = Some(claude);
                 *self.session.claude.lock().unwrap_or_else(PoisonError::into_inner) = Some(pid);
                 event("session", &format!("Claude Code is running (pid {pid})"));
                 self.board.session(|session| {
@@ -418,9 +475,13 @@ impl Host {
                     session.claude_pid = Some(pid);
                 });
             }
+            PaneNews::Exited { .. } if self.alive(LAST_MOMENT) => {
+                event("session", "the pane says that Claude Code has ended, but its process lives");
+            }
             PaneNews::Exited { code, signal } => {
                 let exit = match (code, signal) {
-                    (_, Some(signal)) => Exit::Signal(signal),
+                    (_, Some(signal)) if (1..=64).contains(&signal) => Exit::Signal(signal),
+                    (_, Some(_)) => Exit::Code(-1),
                     (code, None) => Exit::Code(code.unwrap_or(-1)),
                 };
                 self.claude_ended(&format!("Claude Code ended ({exit})"), Some(exit));
@@ -432,7 +493,31 @@ impl Host {
         }
     }
 
+    /// The process that the pane started, by a descriptor that can't come to mean another one. It must be the pane's
+    /// own child and of the agent's uid: the news is hearsay.
+    fn watch_claude(&self, pid: i32) -> Option<OwnedFd> {
+        let process = rustix::process::Pid::from_raw(pid)?;
+        let claude = rustix::process::pidfd_open(process, PidfdFlags::empty()).ok()?;
+        // Looked at after the descriptor was taken: what is seen now is what it means.
+        let seen = procfs::process::Process::new(pid).ok()?;
+        let own = seen.uid().ok()? == self.plan.identity.uid;
+        (own && self.parent(pid) == self.pane.as_ref().map(|pane| pane.pid)).then_some(claude)
+    }
+
+    fn parent(&self, pid: i32) -> Option<i32> {
+        procfs::process::Process::new(pid).and_then(|process| process.stat()).map(|stat| stat.ppid).ok()
+    }
+
+    /// Whether Claude's process still lives after `patience`; the kernel says so, not the pane.
+    fn alive(&self, patience: Duration) -> bool {
+        let Some(process) = &self.process else { return false };
+        let limit = Timespec::try_from(patience).ok();
+        let mut fds = [PollFd::new(process, PollFlags::IN)];
+        poll(&mut fds, limit.as_ref()) == Ok(0)
+    }
+
     fn claude_gone(&mut self) {
+        self.process = None;
         *self.session.claude.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let Some(started) = self.claude_started.take() else { return };
         let lasted = started.elapsed() >= STILLBORN;

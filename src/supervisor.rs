@@ -39,7 +39,7 @@ impl Exit {
     pub fn status(self) -> i32 {
         match self {
             Self::Code(code) => code,
-            Self::Signal(signal) => 128 + signal,
+            Self::Signal(signal) => signal.saturating_add(128),
         }
     }
 
@@ -129,6 +129,11 @@ pub struct Remote {
 }
 
 impl Remote {
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
     /// Sends a signal. The supervisor does it, which knows whether the pid still is this child's.
     pub fn signal(&self, signal: Signal) {
         self.spawner.order(Order::Signal { pid: self.pid, signal });
@@ -434,7 +439,10 @@ impl Supervisor {
     fn obey(&mut self, order: Order) -> Option<Ending> {
         match order {
             Order::Launch { launch, reply } => {
-                drop(reply.send(self.launch(*launch)));
+                // Nothing new once the end has begun: a boot that goes on would start what is being ended.
+                let started =
+                    if self.stop.is_some() { Err(SupervisorError::Stopping) } else { self.launch(*launch) };
+                drop(reply.send(started));
                 None
             }
             Order::Signal { pid, signal } => {

@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use caps::{CapSet, Capability};
 use sha2::{Digest, Sha256};
 
 use super::step::Trouble;
@@ -36,6 +37,37 @@ pub(super) const NEXT_MOUNTS: &str = "add --cap-add SYS_ADMIN (where AppArmor is
 pub(super) const NEXT_SEAL: &str = "add --cap-add SYS_ADMIN (where AppArmor is active also --security-opt \
      apparmor=unconfined), or --read-only and the mount read-only (-v …:ro); to give this up: \
      INNKEEPER_BOOT_ACCEPT=rootfs";
+
+/// What Innkeeper can't do without, and what for. All but the first are Docker's defaults.
+const CAPABILITIES: &[(Capability, &str)] = &[
+    (Capability::CAP_NET_ADMIN, "NET_ADMIN"),
+    (Capability::CAP_SETUID, "SETUID"),
+    (Capability::CAP_SETGID, "SETGID"),
+    (Capability::CAP_SETPCAP, "SETPCAP"),
+    (Capability::CAP_KILL, "KILL"),
+    (Capability::CAP_CHOWN, "CHOWN"),
+    (Capability::CAP_FOWNER, "FOWNER"),
+    (Capability::CAP_DAC_OVERRIDE, "DAC_OVERRIDE"),
+];
+
+/// Says what is missing before anything is begun, all of it at once.
+pub(super) fn privileges() -> Result<(), Trouble> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Trouble::unfit(
+            "innkeeper runs as another user than root, so it can protect nothing",
+            "leave out --user (the agent is uid 1000 all the same)",
+        ));
+    }
+    let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+    let missing: Vec<&str> =
+        CAPABILITIES.iter().filter(|(capability, _)| !has(*capability)).map(|(_, name)| *name).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let flags: Vec<String> = missing.iter().map(|name| format!("--cap-add {name}")).collect();
+    let what = format!("missing capabilities: {}", missing.join(", "));
+    Err(Trouble::unfit(what, format!("docker run {} …", flags.join(" "))))
+}
 
 /// The remedy by the cause.
 pub(super) fn firewall_trouble(error: &firewall::FirewallError) -> Trouble {

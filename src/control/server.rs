@@ -19,7 +19,8 @@ pub enum ServerError {
 /// Does what requests ask. `stream` is given up to `pane`, which lives as long as the pane.
 pub trait Desk: Send + Sync + 'static {
     fn answer(&self, asker: Asker, request: Request) -> Response;
-    fn pane(&self, stream: UnixStream);
+    /// `pid` is who connected, as the kernel says.
+    fn pane(&self, stream: UnixStream, pid: i32);
 }
 
 /// A request is one short line: who needs longer to write it is not a client of ours.
@@ -60,7 +61,7 @@ fn accept(listener: &UnixListener, agent: u32, desk: &Arc<dyn Desk>) {
         let desk = Arc::clone(desk);
         let serve = move || {
             let _place = place;
-            converse(stream, asker, desk.as_ref());
+            converse(stream, asker, peer.pid.as_raw_nonzero().get(), desk.as_ref());
         };
         if let Err(error) = std::thread::Builder::new().name("request".into()).spawn(serve) {
             crate::report::event("control", &format!("cannot serve a request: {error}"));
@@ -90,7 +91,7 @@ fn refuse(mut stream: UnixStream, reason: &str) {
     }
 }
 
-fn converse(mut stream: UnixStream, asker: Asker, desk: &dyn Desk) {
+fn converse(mut stream: UnixStream, asker: Asker, pid: i32, desk: &dyn Desk) {
     let limits = stream.set_read_timeout(Some(PATIENCE)).and(stream.set_write_timeout(Some(PATIENCE)));
     if limits.is_err() {
         return;
@@ -100,7 +101,7 @@ fn converse(mut stream: UnixStream, asker: Asker, desk: &dyn Desk) {
         Err(error) => Response::Failed { reason: format!("no request of this version: {error}") },
         Ok(request) => match asker.may(&request) {
             Err(reason) => Response::Refused { reason },
-            Ok(()) if request == Request::Pane => return desk.pane(stream),
+            Ok(()) if request == Request::Pane => return desk.pane(stream, pid),
             Ok(()) => desk.answer(asker, request),
         },
     };

@@ -166,6 +166,8 @@ impl Shared {
         launch.stderr = last_words().map_err(KeeperError::Channel)?;
         let child = self.spawner.spawn(launch).map_err(KeeperError::Spawn)?;
         ours.set_write_timeout(Some(SETUP_LIMIT)).map_err(KeeperError::Channel)?;
+        // Held until the link is there: a policy that comes meanwhile waits, and is sent after the setup.
+        let mut link = lock(&self.link);
         let setup = Setup {
             sockets: self.sockets.kinds.clone(),
             upstreams: self.plan.upstreams.clone(),
@@ -175,7 +177,8 @@ impl Shared {
         };
         let fds: Vec<BorrowedFd<'_>> = self.sockets.fds.iter().map(AsFd::as_fd).collect();
         channel::send_setup(&ours, &setup, &fds).map_err(KeeperError::Setup)?;
-        *lock(&self.link) = Some(ours.try_clone().map_err(KeeperError::Channel)?);
+        *link = Some(ours.try_clone().map_err(KeeperError::Channel)?);
+        drop(link);
         let pid = child.pid();
         self.board.worker("dns", |worker| worker.pid = Some(pid));
         Ok((child, ours))

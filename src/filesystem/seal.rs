@@ -43,9 +43,15 @@ impl Writable {
     /// The mounts that must become read-only and are not.
     #[must_use]
     pub fn others(&self, table: &MountTable) -> Vec<MountEntry> {
+        self.sealable(table).into_iter().filter(|entry| !entry.read_only()).collect()
+    }
+
+    /// The mounts that are to be read-only and nosuid, and are not both.
+    fn sealable(&self, table: &MountTable) -> Vec<MountEntry> {
         table
             .visible()
-            .filter(|entry| !self.places.contains(&entry.path) && !entry.read_only())
+            .filter(|entry| !self.places.contains(&entry.path))
+            .filter(|entry| !(entry.read_only() && entry.has("nosuid")))
             .filter(|entry| !SELF_GOVERNED.contains(&entry.fs_type.as_str()))
             .filter(|entry| !Self::holds_state(entry))
             .cloned()
@@ -72,7 +78,7 @@ impl Writable {
 pub fn apply(writable: &Writable) -> Result<(), SealError> {
     let table = MountTable::read().map_err(SealError::Table)?;
     let mut failed = None;
-    for entry in writable.others(&table) {
+    for entry in writable.sealable(&table) {
         // nosuid too: no setuid file or file capability of the image has an effect any more, for anybody.
         let flags =
             entry.flags() | MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID;

@@ -30,8 +30,11 @@ pub const KNOWN: &[&str] = &[
     "/var/run/secrets/kubernetes.io/serviceaccount",
     "/var/run/secrets/eks.amazonaws.com/serviceaccount",
     "/var/run/secrets/azure/tokens",
-    "/run/secrets",
 ];
+
+/// Credentials that the runtime mounts for us. Covered like a door; where that can't be, their own modes decide, and
+/// what the agent can read of them is said with the secrets.
+const SECRETS: &str = "/run/secrets";
 
 /// The doors of this box: the known ones that exist, and every socket that was mounted into it.
 pub fn found(table: &MountTable) -> Vec<PathBuf> {
@@ -54,12 +57,13 @@ fn is_socket(path: &Path) -> bool {
 
 /// Covers every door with something empty that the agent can't open. PID 1 has read the secrets before.
 pub fn cover(doors: &[PathBuf]) -> Result<(), SurfaceError> {
+    let secrets = Some(PathBuf::from(SECRETS)).filter(|path| path.is_dir());
     let directory = Path::new(super::layout::STATE_PRIVATE).join("cover");
     super::private_directory(&directory, 0o000).map_err(SurfaceError::Prepare)?;
     let file = Path::new(super::layout::STATE_PRIVATE).join("cover-file");
     super::write_root_file(&file, b"", 0o000).map_err(SurfaceError::Prepare)?;
     let mut failed = None;
-    for door in doors {
+    for door in doors.iter().chain(&secrets) {
         let cover = if door.is_dir() { &directory } else { &file };
         let bound = mount(Some(cover), door, None::<&str>, MsFlags::MS_BIND, None::<&str>);
         if let Err(source) = bound {

@@ -16,7 +16,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, unlockpt};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGTERM, SIGWINCH};
 
-use super::terminal::Filter;
+use super::terminal::{Filter, RESET};
 use super::{NAME, TMUX, socket};
 use crate::account::{Account, Accounts};
 use crate::control::client::{self, ClientError};
@@ -202,9 +202,7 @@ impl RawMode {
 impl Drop for RawMode {
     fn drop(&mut self) {
         // Modes that a client which died could not take back: alternate screen, mouse, paste, key modes, cursor.
-        say(
-            "\x1b[?1049l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[?2004l\x1b[>4;0m\x1b[?25h\x1b[0m",
-        );
+        say(RESET);
         // A terminal that is gone has no mode.
         tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &self.saved).ok();
     }
@@ -244,9 +242,22 @@ fn relay(agent: &Account, attach: Attach) -> Result<(), AttachError> {
     result
 }
 
+/// The client ends with its terminal; one that does not is ended. It is the agent's, so it is not waited for long.
 fn reap(child: Pid) {
-    while waitpid(child, None) == Err(nix::errno::Errno::EINTR) {}
+    let deadline = Instant::now() + LAST_MOMENT;
+    while Instant::now() < deadline {
+        if waitpid(child, Some(WaitPidFlag::WNOHANG)) != Ok(WaitStatus::StillAlive) {
+            return;
+        }
+        pause(Duration::from_millis(10));
+    }
+    // Of another uid than ours only as root; where we are the agent ourselves it is our own process as well.
+    nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).ok();
+    waitpid(child, None).ok();
 }
+
+/// A tmux client whose terminal is gone ends at once.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 fn start_client(agent: &Account, slave: &OwnedFd, attach: Attach) -> Result<Pid, AttachError> {
     let identity = Identity { tty: true, confine: true, ..Identity::worker(agent.uid, agent.gid) };
@@ -370,16 +381,19 @@ fn drain(master: &OwnedFd, filter: &mut Filter, buffer: &mut [u8]) {
     loop {
         let mut fds = [PollFd::from_borrowed_fd(master.as_fd(), PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let pending = poll(&mut fds, Some(&now)).unwrap_or(0);
+        if poll(&mut fds, Some(&now)).unwrap_or(0) == 0 || out.len() > MAX_LAST_WORDS {
+            break;
+        }
         match rustix::io::read(master, &mut *buffer) {
-            Ok(count) if pending > 0 && count > 0 => {
-                filter.pass(buffer.get(..count).unwrap_or_default(), &mut out);
-            }
+            Ok(count) if count > 0 => filter.pass(buffer.get(..count).unwrap_or_default(), &mut out),
             Ok(_) | Err(_) => break,
         }
     }
     write_all(rustix::stdio::stdout(), &out);
 }
+
+/// What a client writes while it ends is a few sequences; somebody else may go on writing for ever.
+const MAX_LAST_WORDS: usize = 256 << 10;
 
 fn forward(from: BorrowedFd<'_>, to: BorrowedFd<'_>, buffer: &mut [u8]) -> bool {
     match rustix::io::read(from, &mut *buffer) {

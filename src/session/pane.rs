@@ -193,7 +193,7 @@ fn restore_terminal() {
         mode.local_modes |= LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG | LocalModes::IEXTEN;
         rustix::termios::tcsetattr(stdin, rustix::termios::OptionalActions::Now, &mode).ok();
     }
-    write_out("\x1b[?1049l\x1b[?25h\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[0m");
+    write_out(super::terminal::RESET);
 }
 
 fn say(text: &str) {

@@ -5,6 +5,11 @@
 //! whatever reads the operator's keyboard next) does not. Works on bytes that are split anywhere: a sequence is held
 //! back until it is known whole. See ECMA-48 and xterm's "Control Sequences" (ctlseqs).
 
+/// Takes back what a program that was killed left set: alternate screen, mouse reports, focus reports, bracketed paste,
+/// key modes, hidden cursor, colours.
+pub const RESET: &str =
+    "\x1b[?1049l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[?2004l\x1b[>4;0m\x1b[?25h\x1b[0m";
+
 /// The longest sequence that is held; a longer one is dropped to its end.
 const MAX_SEQUENCE: usize = 4096;
 

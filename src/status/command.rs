@@ -31,6 +31,13 @@ pub struct StatusArgs {
 /// Runs the command; returns its exit status.
 #[must_use]
 pub fn run(args: &StatusArgs) -> u8 {
+    if args.check == Some(Check::Live) {
+        // Asked every few seconds by the engine: no protection is verified for it.
+        return match client::ask(&Request::Progress) {
+            Ok(Response::Progress { phase, .. }) => u8::from(phase == Phase::Failed),
+            Ok(_) | Err(_) => 1,
+        };
+    }
     let report = match client::ask(&Request::Status) {
         Ok(Response::Status { report }) => report,
         Ok(Response::Refused { reason } | Response::Failed { reason }) => {

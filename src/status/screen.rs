@@ -175,7 +175,7 @@ fn warnings(screen: &mut Screen, report: &Report) {
 
 fn denials(screen: &mut Screen, report: &Report) {
     if report.denials.is_empty() {
-        screen.line(BOLD, "Nothing was refused");
+        screen.line(BOLD, "No name was refused");
         return;
     }
     screen.line(BOLD, "Refused (the newest first)");
