@@ -171,8 +171,10 @@ impl Owner {
 
     fn policy(&mut self, allowlist: Allowlist) -> Result<(), FirewallError> {
         let closed = self.book.restrict(&allowlist);
+        // If the kernel refuses, the old policy stays; what it could not close ends by its own timeout.
+        self.kernel()?.withdraw(&closed).map_err(FirewallError::Load)?;
         self.allowlist = allowlist;
-        self.kernel()?.withdraw(&closed).map_err(FirewallError::Load)
+        Ok(())
     }
 
     fn admit(&mut self, learned: &Learned) -> Vec<IpAddr> {

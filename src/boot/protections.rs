@@ -70,7 +70,10 @@ impl Attack {
     fn judge(&self, protection: &'static str) -> Result<String, String> {
         let attempts = self.recent()?;
         let passed = readiness::passed(&attempts, Some(protection));
-        if passed.is_empty() {
+        // A protection that nothing tried is not proven; only a box without host doors has nothing to try there.
+        if protection != "host-doors" && !attempts.iter().any(|attempt| attempt.protection == protection) {
+            Err("the self-attack tried nothing here".to_owned())
+        } else if passed.is_empty() {
             Ok(readiness::summary(&attempts, Some(protection)))
         } else {
             Err(format!("the self-attack got through: {}", passed.join("; ")))

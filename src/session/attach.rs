@@ -70,8 +70,8 @@ pub fn run(attach: Attach) -> Result<(), AttachError> {
             return Ok(());
         }
         let line = match end {
-            End::Detached => "[the box keeps running. Enter: back to the session]\n",
-            End::Session => "[the session ended. Enter: wait for the next one]\n",
+            End::Detached => "[the box keeps running. Enter: back to the session, Ctrl-C: stop the box]\n",
+            End::Session => "[the session ended. Enter: wait for the next one, Ctrl-C: stop the box]\n",
         };
         say(line);
         if !wait_for_enter()? {
