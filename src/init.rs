@@ -9,6 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, setrlimit};
 use rustix::process::DumpableBehavior;
 use zeroize::Zeroizing;
 
@@ -44,6 +45,8 @@ pub enum InitError {
     Damaged(#[from] config::environment::EnvironmentError),
     #[error("cannot become unreadable to others")]
     Dumpable(#[source] rustix::io::Errno),
+    #[error("cannot forbid core dumps")]
+    Core(#[source] std::io::Error),
     #[error("cannot become the reaper of orphans")]
     Subreaper(#[source] rustix::io::Errno),
     #[error("cannot look at the network")]
@@ -111,6 +114,7 @@ fn keep(bytes: &[u8]) -> std::io::Result<std::fs::File> {
 fn second_run(fd: i32, began: u64) -> Result<Ending, InitError> {
     // Before the secrets are in memory: from now on nobody without CAP_SYS_PTRACE reads /proc/1/{mem,environ,fd}.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(InitError::Dumpable)?;
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|error| InitError::Core(error.into()))?;
     let environment = take(fd)?;
     if std::process::id() != 1 {
         // Orphans come to us all the same: Fly Machines, `docker run --init`, shared pid namespaces.

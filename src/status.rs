@@ -186,10 +186,15 @@ impl Board {
     /// Counts a refusal; the same one again raises its count.
     pub fn deny(&self, denial: Denial) {
         let mut denials = lock(&self.denials);
-        let same = |d: &Denial| d.layer == denial.layer && d.what == denial.what && d.uid == denial.uid;
-        let count =
-            denials.iter().position(same).and_then(|at| denials.remove(at)).map_or(0, |old| old.count);
-        denials.push_back(Denial { count: denial.count.saturating_add(count), ..denial });
+        // Whoever could not be named is taken for who was refused the same before.
+        let same = |known: &Denial| {
+            let who = known.uid == denial.uid || denial.uid.is_none();
+            who && known.layer == denial.layer && known.what == denial.what
+        };
+        let old = denials.iter().position(same).and_then(|at| denials.remove(at));
+        let (count, uid) = old.map_or((0, None), |old| (old.count, old.uid));
+        let (count, uid) = (denial.count.saturating_add(count), denial.uid.or(uid));
+        denials.push_back(Denial { count, uid, ..denial });
         while denials.len() > MAX_DENIALS {
             denials.pop_front();
         }

@@ -16,32 +16,40 @@ const INTERVAL: Duration = Duration::from_millis(50);
 /// What is reported for names beyond [`MAX_NAMES`].
 const OTHERS: &str = "(other names)";
 
+/// Seconds that look-ups may take at once, and as a share of the time after that.
+const MAX_CREDIT: f64 = 0.2;
+const SHARE: f64 = 0.1;
+
 #[derive(Debug)]
 pub struct Denials {
     pending: HashMap<(String, Option<u32>), DnsDenial>,
     order: std::collections::VecDeque<(String, Option<u32>)>,
     tokens: u32,
     filled: Instant,
-    attribute_at: Instant,
+    /// Seconds that may be spent on looking owners up; below zero after an expensive look.
+    credit: f64,
+    credited: Instant,
 }
 
 impl Denials {
     #[must_use]
     pub fn new(now: Instant) -> Self {
         let order = std::collections::VecDeque::new();
-        Self { pending: HashMap::new(), order, tokens: BURST, filled: now, attribute_at: now }
+        Self { pending: HashMap::new(), order, tokens: BURST, filled: now, credit: MAX_CREDIT, credited: now }
     }
 
     /// Whether the owner of the client's socket may be looked up now. See [`Denials::attributed`].
-    #[must_use]
-    pub fn may_attribute(&self, now: Instant) -> bool {
-        now >= self.attribute_at
+    pub fn may_attribute(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.credited).as_secs_f64();
+        self.credited = now;
+        self.credit = (self.credit + passed * SHARE).min(MAX_CREDIT);
+        self.credit > 0.0
     }
 
-    /// A look-up took `spent`: the next one waits twenty times as long, so that a box with very many sockets can't
-    /// make its DNS server busy with reading tables.
-    pub fn attributed(&mut self, now: Instant, spent: Duration) {
-        self.attribute_at = now + spent * 20;
+    /// A look-up took `spent`. All of them together take a share of the time, so that neither a flood nor a box with very
+    /// many sockets makes its DNS server busy with reading tables; an ordinary refusal always has its owner.
+    pub fn attributed(&mut self, spent: Duration) {
+        self.credit -= spent.as_secs_f64();
     }
 
     /// Counts one refused question. Without an owner it joins an earlier one of the same name, if there is one.
@@ -170,8 +178,12 @@ mod tests {
         let now = Instant::now();
         let mut denials = Denials::new(now);
         assert!(denials.may_attribute(now));
-        denials.attributed(now, Duration::from_millis(5));
-        assert!(!denials.may_attribute(now + Duration::from_millis(99)));
-        assert!(denials.may_attribute(now + Duration::from_millis(100)));
+        for _ in 0..40 {
+            assert!(denials.may_attribute(now), "ordinary refusals always have their owner");
+            denials.attributed(Duration::from_millis(4));
+        }
+        denials.attributed(Duration::from_millis(140));
+        assert!(!denials.may_attribute(now + Duration::from_millis(900)), "a flood has to wait");
+        assert!(denials.may_attribute(now + Duration::from_millis(1100)));
     }
 }

@@ -148,8 +148,7 @@ impl Responder {
         let mut owner = None;
         if denials.may_attribute(begin) {
             owner = self.tables.owner(request.src(), transport(request.protocol()));
-            let end = Instant::now();
-            denials.attributed(end, end - begin);
+            denials.attributed(begin.elapsed());
         }
         denials.add(what, reason, owner);
         drop(denials);

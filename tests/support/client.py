@@ -1,0 +1,120 @@
+"""The plainest client there can be, for the tests of the box: what it prints is what came back.
+
+It runs on both sides: from the box's network before the box boots, to show that a request gets through, and in the
+box, as the agent or as root. It knows no resolver but the one that it is told.
+
+    dns SERVER NAME [TYPE] [udp|tcp]   the response code and the addresses or texts; SERVER may be ADDRESS@PORT
+    tcp|udp ADDRESS PORT [TEXT]        what was answered
+    ping ADDRESS TEXT                  what was echoed
+    flow ADDRESS PORT                  connects, then sends each line of standard input and prints what comes back until that line does
+
+The last line of every failure begins with "error: "; the exit status is then 1.
+"""
+
+import socket
+import struct
+import sys
+
+WAIT = 2
+TYPES = {"A": 1, "NS": 2, "CNAME": 5, "NULL": 10, "MX": 15, "TXT": 16, "AAAA": 28, "SRV": 33, "HTTPS": 65, "ANY": 255}
+
+
+def family(address):
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def connected(kind, address, port):
+    sock = socket.socket(family(address), kind)
+    sock.settimeout(WAIT)
+    sock.connect((address, int(port)))
+    return sock
+
+
+def dns(server, name, kind="A", transport="udp"):
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.rstrip(".").split("."))
+    question = labels + b"\0" + struct.pack("!HH", TYPES[kind], 1)
+    query = struct.pack("!6H", 0x1234, 0x0100, 1, 0, 0, 0) + question
+    address, _, port = server.partition("@")
+    with connected(socket.SOCK_STREAM if transport == "tcp" else socket.SOCK_DGRAM, address, port or 53) as sock:
+        sock.sendall(struct.pack("!H", len(query)) + query if transport == "tcp" else query)
+        answer = sock.recv(65535)
+    answer = answer[2:] if transport == "tcp" else answer
+    flags, _, count = struct.unpack("!3H", answer[2:8])
+    at, values = 12 + len(question), []
+    for _ in range(count):
+        while answer[at] and answer[at] < 192:
+            at += 1 + answer[at]
+        at += 2 if answer[at] else 1
+        number, _, _, size = struct.unpack("!HHIH", answer[at : at + 10])
+        data = answer[at + 10 : at + 10 + size]
+        at += 10 + size
+        if number == 1:
+            values.append(socket.inet_ntop(socket.AF_INET, data))
+        elif number == 28:
+            values.append(socket.inet_ntop(socket.AF_INET6, data))
+        elif number == 16:
+            values.append(data[1:].decode())
+    return " ".join([{0: "NOERROR", 2: "SERVFAIL", 3: "NXDOMAIN", 5: "REFUSED"}.get(flags & 15, str(flags & 15))] + values)
+
+
+def exchange(kind, address, port, text="hello"):
+    with connected(kind, address, port) as sock:
+        sock.sendall(text.encode())
+        return sock.recv(4096).decode(errors="replace")
+
+
+def ping(address, text):
+    six = ":" in address
+    protocol = socket.IPPROTO_ICMPV6 if six else socket.IPPROTO_ICMP
+    try:
+        sock = socket.socket(family(address), socket.SOCK_DGRAM, protocol)
+        raw = False
+    except PermissionError:
+        sock = socket.socket(family(address), socket.SOCK_RAW, protocol)
+        raw = True
+    with sock:
+        sock.settimeout(WAIT)
+        header = struct.pack("!BBHHH", 128 if six else 8, 0, 0, 0x77, 1)
+        if raw and not six:
+            header = header[:2] + struct.pack("!H", checksum(header + text.encode())) + header[4:]
+        sock.sendto(header + text.encode(), (address, 0))
+        while True:
+            answer = sock.recv(4096)
+            answer = answer[20:] if raw and not six else answer
+            # A raw socket sees its own request on loopback, and neighbour discovery.
+            if answer[0] in (0, 129):
+                return answer[8:].decode(errors="replace")
+
+
+def checksum(data):
+    data += b"\0" * (len(data) % 2)
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def flow(address, port):
+    with connected(socket.SOCK_STREAM, address, port) as sock:
+        print("connected", flush=True)
+        for line in sys.stdin:
+            sock.sendall(line.encode())
+            answer = ""
+            while line not in answer:
+                more = sock.recv(4096).decode(errors="replace")
+                if not more:
+                    return "closed"
+                answer += more
+            print(answer.splitlines()[-1], flush=True)
+    return "closed"
+
+
+def main(what, *rest):
+    kinds = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+    return exchange(kinds[what], *rest) if what in kinds else {"dns": dns, "ping": ping, "flow": flow}[what](*rest)
+
+
+try:
+    print(main(*sys.argv[1:]))
+except (OSError, struct.error, IndexError) as error:
+    sys.exit(f"error: {error.__class__.__name__}: {error}")
