@@ -232,15 +232,16 @@ pub(super) fn session_plan(innkeeper: &Innkeeper, repository: Option<String>) ->
     let workdir = repository.unwrap_or_else(|| layout::WORKSPACE.to_owned());
     let mut env = agent_environment(innkeeper);
     env.extend(CLAUDE_ENV.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-    let mut oauth_token = None;
+    let (mut oauth_token, mut files) = (None, Vec::new());
     for variable in config.agent_variables() {
         match variable.value {
             AgentValue::Plain(value) => env.push((variable.name.to_owned(), value)),
             AgentValue::Secret(secret) if variable.name == "CLAUDE_CODE_OAUTH_TOKEN" => {
                 oauth_token = Some(secret.expose().to_owned());
             }
-            AgentValue::Secret(secret) | AgentValue::SecretFile(secret) => {
-                env.push((variable.name.to_owned(), secret.expose().to_owned()));
+            AgentValue::Secret(secret) => env.push((variable.name.to_owned(), secret.expose().to_owned())),
+            AgentValue::SecretFile(secret) => {
+                files.push((variable.name.to_owned(), secret.expose().to_owned()));
             }
         }
     }
@@ -257,6 +258,7 @@ pub(super) fn session_plan(innkeeper: &Innkeeper, repository: Option<String>) ->
         prompt: config.session.prompt.as_ref().map(|prompt| prompt.as_str().to_owned()),
         resume: false,
         oauth_token,
+        files,
     };
     let on_exit = match config.session.on_exit {
         OnExit::Restart => session::OnExit::Restart,

@@ -111,8 +111,10 @@ pub struct ClaudeStart {
     pub prompt: Option<String>,
     /// Continue the last conversation if there is one.
     pub resume: bool,
-    /// Given to Claude on a descriptor, and to nobody else.
+    /// Given to Claude on a descriptor.
     pub oauth_token: Option<String>,
+    /// Variables whose value is the path of a file with this content, as Google's client wants it.
+    pub files: Vec<(String, String)>,
 }
 
 impl std::fmt::Debug for ClaudeStart {

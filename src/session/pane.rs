@@ -228,6 +228,9 @@ fn spawn(start: &ClaudeStart) -> std::io::Result<Pid> {
             command.env(name, value);
         }
     }
+    for (name, content) in &start.files {
+        command.env(name, agents_file(&name.to_lowercase(), content)?);
+    }
     // The read end has no CLOEXEC on purpose and is closed here right after the spawn: Claude alone inherits it.
     let token = start.oauth_token.as_deref().map(token_pipe).transpose()?;
     if let Some(token) = &token {
@@ -252,9 +255,19 @@ fn prompt_argument(prompt: &str) -> std::io::Result<String> {
     if prompt.len() <= MAX_PROMPT_ARGUMENT {
         return Ok(prompt.to_owned());
     }
-    let directory = std::env::var("XDG_RUNTIME_DIR").unwrap_or_else(|_| "/tmp".to_owned());
-    let path = format!("{directory}/prompt-{}.md", std::process::id());
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-    file.write_all(prompt.as_bytes())?;
+    let path = agents_file("prompt.md", prompt)?;
     Ok(format!("Your task is in the file {path}: read all of it, then do it."))
+}
+
+/// A file in the agent's runtime directory, which is a tmpfs and nobody else's; replaces the one of a former life.
+fn agents_file(name: &str, content: &str) -> std::io::Result<String> {
+    let directory = crate::filesystem::layout::runtime_directory(nix::unistd::getuid().as_raw());
+    let path = format!("{directory}/{name}");
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+    file.write_all(content.as_bytes())?;
+    Ok(path)
 }

@@ -220,7 +220,8 @@ fn t91_what_a_pane_prints_reaches_no_clipboard_even_if_the_agent_turns_tmuxs_opt
     terminal.forget();
     guest.type_into_pane("1", print);
     terminal.sees("shown-after");
-    assert!(terminal.saw("]52;") && terminal.saw("evil-title"), "without the relay: {:?}", terminal.text());
+    // The title comes when tmux next looks at it, perhaps before the text: the clipboard is the control.
+    assert!(terminal.saw("\x1b]52;"), "without the relay: {:?}", terminal.text());
     guest.tmux(&["detach-client", "-s", "claude"]).expect("detach");
     terminal.ends();
 
