@@ -95,6 +95,11 @@ enum Command {
 /// Runs what argv says; returns the exit status.
 #[must_use]
 pub fn run(args: Vec<OsString>) -> u8 {
+    // PID 1's first instructions: building the tables of the command line takes longer than the lockdown itself.
+    if let Some(init) = Init::at_once(args.get(1..).unwrap_or_default()) {
+        call_ourselves(c"innkeeper");
+        return crate::init::run(&init);
+    }
     let called = args.first().map(Path::new).and_then(Path::file_name).unwrap_or_default().to_os_string();
     match called.to_str() {
         // The image's links: gh asks the box for its token, the others are short forms.
@@ -103,12 +108,6 @@ pub fn run(args: Vec<OsString>) -> u8 {
             let mut long = vec![OsString::from("innkeeper"), short.into()];
             long.extend(args.into_iter().skip(1));
             parse(&long)
-        }
-        // PID 1's first instruction: the lockdown waits for nothing that is not needed.
-        _ if std::process::id() == 1
-            && (args.len() == 1 || args.get(1..) == Some(&[OsString::from("init")])) =>
-        {
-            crate::init::run(&Init::default())
         }
         Some(_) | None => parse(&args),
     }

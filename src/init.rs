@@ -35,6 +35,22 @@ pub struct Init {
     pub began: Option<u64>,
 }
 
+impl Init {
+    /// Reads the two forms in which PID 1 is started: `init` (or nothing, as PID 1), and what the first run executes.
+    #[must_use]
+    pub fn at_once(args: &[OsString]) -> Option<Self> {
+        let words: Vec<&str> = args.iter().filter_map(|arg| arg.to_str()).collect();
+        match words.as_slice() {
+            [] if args.is_empty() && std::process::id() == 1 => Some(Self::default()),
+            ["init"] => Some(Self::default()),
+            ["init", "--environment-fd", fd, "--began", began] => {
+                Some(Self { environment_fd: Some(fd.parse().ok()?), began: Some(began.parse().ok()?) })
+            }
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
     #[error("cannot hand the environment to the second run")]
