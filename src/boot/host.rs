@@ -10,8 +10,8 @@ use std::time::Duration;
 use caps::{CapSet, Capability};
 use sha2::{Digest, Sha256};
 
+use super::places::{agent_environment, agent_identity};
 use super::step::Trouble;
-use super::{agent_environment, agent_identity};
 use crate::config::provider::AgentValue;
 use crate::config::{ListenPort, OnExit, Transport};
 use crate::control::protocol::ClaudeStart;

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use super::places::{agent_identity, sealed_directories};
 use super::step::Trouble;
-use super::{agent_identity, sealed_directories};
 use crate::filesystem::{self, Sealed};
 use crate::firewall::Firewall;
 use crate::innkeeper::Innkeeper;

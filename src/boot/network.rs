@@ -1,0 +1,201 @@
+//! The steps that close the network and open what the policy allows: lockdown, dns, firewall.
+
+use std::net::SocketAddrV6;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::host;
+use super::step::{Failure, Steps, Trouble, Verified};
+use super::{DNS, FIREWALL, LOCKDOWN};
+use crate::dns::keeper::{self, Keeper, Sockets};
+use crate::dns::resolv_conf::{self, EngineForwarding, Upstreams};
+use crate::firewall::ruleset::{EngineDns, FirewallPlan};
+use crate::firewall::{EgressLocked, Firewall};
+use crate::innkeeper::Innkeeper;
+use crate::namespace::Network;
+use crate::report::{chain, event};
+use crate::status::milliseconds;
+use crate::status::report::Denial;
+use crate::supervisor::run_as::Identity;
+
+/// NFLOG group of refused packets.
+const NFLOG_GROUP: u16 = 100;
+
+pub(super) fn lockdown(innkeeper: &Innkeeper, steps: &Steps) -> Result<Network, Failure> {
+    let config = &innkeeper.config;
+    let plan = || {
+        let network = innkeeper.surroundings.network().map_err(|error| Trouble::internal(&error))?;
+        let machine = innkeeper.given("FLY_MACHINE_ID").is_some() && Path::new("/.fly").exists();
+        match network.shared(std::process::id() == 1, machine) {
+            Some(why) if !network.initial && config.boot.accepts("shared-network") => {
+                innkeeper.board().warn(format!("{why}: accepted by boot.accept=shared-network"));
+                Ok(network)
+            }
+            Some(why) => {
+                Err(Trouble::unfit(why, "give the box a network of its own: leave out --network host"))
+            }
+            None => Ok(network),
+        }
+    };
+    let board = Arc::clone(innkeeper.board());
+    let refused = move |name: &crate::allowlist::DomainName, address: std::net::IpAddr, reason: &str| {
+        board.deny(Denial {
+            time: crate::report::now(),
+            layer: "firewall".to_owned(),
+            what: format!("{name} → {address}"),
+            uid: None,
+            process: None,
+            reason: reason.to_owned(),
+            count: 1,
+            allow: format!("innkeeper allow '{name} private'"),
+        });
+    };
+    let firewall = Firewall::start(Box::new(refused))
+        .map_err(|error| Failure { step: LOCKDOWN.name, trouble: Trouble::internal(&error) })?;
+    let network = steps.run(
+        LOCKDOWN,
+        plan,
+        |_| {
+            firewall.lockdown().map_err(|error| host::firewall_trouble(&error))?;
+            // The kernel has acknowledged: from here on nothing passes. Looking at it comes after.
+            let took = milliseconds(crate::init::since(innkeeper.began));
+            innkeeper.board().update(|report| report.boot.lockdown_ms = Some(took));
+            Ok(())
+        },
+        |network| {
+            let detail = firewall.verify().map_err(|found| Trouble::unfit(found, host::NEXT_FIREWALL))?;
+            Ok(Verified::new(network.clone(), format!("nothing passes; {detail}")))
+        },
+    )?;
+    // Where it can't begin now, the step that needs it looks itself.
+    innkeeper.surroundings.look_for_listeners().ok();
+    // Nobody else sets it: the boot is one thread.
+    drop(innkeeper.firewall.set(firewall));
+    Ok(network)
+}
+
+/// What the firewall step needs of this one.
+pub(super) struct Resolver {
+    sockets: Sockets,
+    upstreams: Upstreams,
+    plan: FirewallPlan,
+    ipv6: bool,
+}
+
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Result<Resolver, Failure> {
+    let configured = &innkeeper.config.network.upstreams;
+    let plan = || {
+        let text = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
+        let mut upstreams = resolv_conf::parse(&text);
+        if !configured.is_empty() {
+            upstreams.servers.clone_from(configured);
+        }
+        if upstreams.servers.is_empty() {
+            innkeeper.board().warn(format!(
+                "no upstream resolver: {RESOLV_CONF} names none and network.upstreams is empty; no name resolves"
+            ));
+        }
+        // Looked at before our own listeners exist: whatever listened then is not the agent's.
+        let listeners = innkeeper.surroundings.listeners();
+        Ok((upstreams, host::closed_listeners(&listeners, &innkeeper.config.network.loopback)))
+    };
+    let mut sockets = None;
+    let resolver = steps.run(
+        DNS,
+        plan,
+        |(upstreams, _)| {
+            sockets = Some(Sockets::open().map_err(|error| {
+                Trouble::unfit(chain(&error), "something else listens on port 53 of this network: stop it")
+            })?);
+            host::write_resolv_conf(Path::new(RESOLV_CONF), upstreams, innkeeper.board());
+            Ok(())
+        },
+        |(upstreams, closed)| {
+            let detail =
+                format!("listening on {}, asking {}", keeper::LISTEN_V4, host::list(&upstreams.servers));
+            Ok(Verified::new((upstreams.clone(), closed.clone()), detail))
+        },
+    )?;
+    let (upstreams, closed) = resolver;
+    let Some(sockets) = sockets else {
+        let trouble = Trouble::unfit("no socket was opened", "please report this");
+        return Err(Failure { step: DNS.name, trouble });
+    };
+    let dns_v6 = sockets.v6.then(|| SocketAddrV6::new(std::net::Ipv6Addr::LOCALHOST, keeper::PORT, 0, 0));
+    let plan = FirewallPlan {
+        dns_uid: innkeeper.accounts.dns.uid,
+        dns_v4: std::net::SocketAddrV4::new(keeper::LISTEN_V4, keeper::PORT),
+        dns_v6,
+        upstreams: upstreams.servers.clone(),
+        engine_dns: engine(&upstreams),
+        inbound: innkeeper.config.network.inbound.iter().map(|port| port.port).collect(),
+        closed_loopback: closed,
+        nflog_group: NFLOG_GROUP,
+        vm: network.initial && network.initial_pids,
+    };
+    Ok(Resolver { sockets, upstreams, plan, ipv6: network.ipv6_route })
+}
+
+/// Docker's server forwards from a uid-0 socket inside the box only to what it did not mark as `host(…)`.
+pub(super) fn engine(upstreams: &Upstreams) -> Option<EngineDns> {
+    match upstreams.engine.as_ref()? {
+        EngineForwarding::To(servers) if servers.is_empty() => None,
+        EngineForwarding::To(servers) => Some(EngineDns { forwards_to: servers.clone() }),
+        EngineForwarding::Unknown => Some(EngineDns { forwards_to: Vec::new() }),
+    }
+}
+
+pub(super) fn firewall(
+    innkeeper: &Innkeeper,
+    steps: &Steps,
+    resolver: Resolver,
+) -> Result<EgressLocked, Failure> {
+    let Some(firewall) = innkeeper.firewall.get() else {
+        let trouble = Trouble::unfit("the lockdown is gone", "please report this");
+        return Err(Failure { step: FIREWALL.name, trouble });
+    };
+    let Resolver { sockets, upstreams, plan, ipv6 } = resolver;
+    if let Some(engine) = &plan.engine_dns {
+        innkeeper.board().warn(host::engine_warning(engine));
+    }
+    let limit = innkeeper.config.network.boot_timeout;
+    steps.run(
+        FIREWALL,
+        || Ok(plan),
+        |plan| {
+            let allowlist = innkeeper.allowlist();
+            let loaded = firewall.load(plan.clone(), (*allowlist).clone());
+            loaded.map_err(|error| host::firewall_trouble(&error))?;
+            let worker = keeper::Plan {
+                identity: Identity::worker(innkeeper.accounts.dns.uid, innkeeper.accounts.dns.gid),
+                upstreams: upstreams.servers.clone(),
+                refresh: innkeeper.config.network.refresh,
+                ipv6,
+            };
+            let policy = innkeeper.worker_policy();
+            let (spawner, board) = (innkeeper.spawner.clone(), Arc::clone(innkeeper.board()));
+            let started = Keeper::start(worker, sockets, policy, spawner, board, firewall.clone());
+            let (keeper, primed) = started.map_err(|error| Trouble::internal(&error))?;
+            drop(innkeeper.keeper.set(keeper));
+            drop(innkeeper.upstreams.set(upstreams.servers.clone()));
+            drop(innkeeper.rules.set(crate::firewall::ruleset::skeleton(plan).to_string()));
+            if primed.recv_timeout(limit).is_err() {
+                event("boot", "not every name was answered in time; it goes on in the background");
+            }
+            Ok(())
+        },
+        |_| {
+            let locked =
+                EgressLocked::verify(firewall).map_err(|found| Trouble::unfit(found, host::NEXT_FIREWALL))?;
+            let open = firewall.report().addresses.len();
+            let names = innkeeper.allowlist().exact_names().len();
+            if open == 0 && names > 0 {
+                let detail = "no name was answered yet; all are asked again in the background";
+                return Ok(Verified::degraded(locked, detail));
+            }
+            Ok(Verified::new(locked, format!("{open} addresses open; the rest is refused")))
+        },
+    )
+}

@@ -1,0 +1,227 @@
+//! The steps that decide where the agent may write and who it is there: mounts, home, identity, seal.
+
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::host;
+use super::step::{Failure, Steps, Trouble, Verified};
+use super::{HOME, IDENTITY, MOUNTS, SEAL};
+use crate::config::Model;
+use crate::control;
+use crate::filesystem::layout::{self, Mount};
+use crate::filesystem::seal::Writable;
+use crate::filesystem::{self, Sealed};
+use crate::identity::{self, home};
+use crate::innkeeper::{CREDENTIAL_HOSTS, Innkeeper};
+use crate::report::{chain, event};
+use crate::supervisor::Launch;
+use crate::supervisor::run_as::Identity;
+
+/// The home, and the directories in which Claude Code works without asking whether it may.
+pub(super) fn home_arguments(innkeeper: &Innkeeper) -> Vec<String> {
+    let mut args = vec!["--home".to_owned(), innkeeper.accounts.agent.home.clone()];
+    let mut trust = vec![layout::WORKSPACE.to_owned()];
+    let paths = innkeeper.config.repositories.iter().map(|repository| &repository.path);
+    trust.extend(paths.map(|path| format!("{}/{path}", layout::WORKSPACE)));
+    args.extend(trust.into_iter().flat_map(|directory| ["--trust".to_owned(), directory]));
+    args
+}
+
+/// Enough to see what is wrong with a home.
+const HOME_PROBLEMS: usize = 5;
+/// A child that furnishes the home copies a few small files.
+const HOME_LIMIT: Duration = Duration::from_secs(15);
+
+pub(super) fn mounts(innkeeper: &Arc<Innkeeper>, steps: &Steps) -> Result<Vec<Mount>, Failure> {
+    let agent = &innkeeper.accounts.agent;
+    let memory = host::memory();
+    let sizes = &innkeeper.config.filesystem;
+    let sizes = layout::Sizes {
+        workspace: sizes.workspace_size.resolve(memory),
+        tmp: sizes.tmp_size.resolve(memory),
+        home: sizes.home_size.resolve(memory),
+    }
+    .within(memory);
+    if let Some(warning) = layout::memory_warning(sizes, memory) {
+        innkeeper.board().warn(warning);
+    }
+    let places = steps.run(
+        MOUNTS,
+        || Ok(layout::plan(agent.owner(), &agent.home, sizes)),
+        |places| filesystem::apply(places).map_err(|error| host::mount_trouble(&error)),
+        |places| {
+            let detail =
+                filesystem::verify(places).map_err(|found| Trouble::unfit(found, host::NEXT_MOUNTS))?;
+            Ok(Verified::new(places.clone(), detail))
+        },
+    )?;
+    open_control(innkeeper)?;
+    Ok(places)
+}
+
+/// As soon as /run/innkeeper is there: `attach` and `status` show the rest of the boot.
+pub(super) fn open_control(innkeeper: &Arc<Innkeeper>) -> Result<(), Failure> {
+    let failed = |trouble| Failure { step: MOUNTS.name, trouble };
+    let private = filesystem::private_directory(Path::new(layout::STATE_PRIVATE), 0o700);
+    private.map_err(|error| failed(Trouble::internal(&error)))?;
+    let desk = innkeeper.shared();
+    control::server::serve(Path::new(control::protocol::SOCKET), innkeeper.accounts.agent.uid, desk)
+        .map_err(|error| failed(Trouble::internal(&error)))
+}
+
+/// Whom the agent's processes run as, wherever PID 1 starts them.
+#[must_use]
+pub(super) fn agent_identity(innkeeper: &Innkeeper, cwd: &str) -> Identity {
+    let agent = &innkeeper.accounts.agent;
+    Identity {
+        cwd: PathBuf::from(cwd),
+        confine: true,
+        allow_userns: innkeeper.config.agent.userns,
+        allow_ptrace: innkeeper.config.agent.ptrace,
+        processes: *innkeeper.processes.get_or_init(|| host::process_limit(innkeeper)),
+        oom_score_adj: 500,
+        ..Identity::worker(agent.uid, agent.gid)
+    }
+}
+
+/// The agent's environment, without any secret.
+#[must_use]
+pub(super) fn agent_environment(innkeeper: &Innkeeper) -> Vec<(String, String)> {
+    let extra_ca = innkeeper.config.tls.ca_certs.is_some();
+    identity::environment(&innkeeper.accounts.agent, extra_ca, |name| innkeeper.given(name))
+}
+
+/// Runs a hidden subcommand of ours as the agent, to its end; returns what it said.
+pub(super) fn as_agent(
+    innkeeper: &Innkeeper,
+    subcommand: &'static str,
+    args: Vec<String>,
+) -> Result<String, Trouble> {
+    let identity = agent_identity(innkeeper, "/");
+    let launch = Launch::own(subcommand, Some(identity)).args(args).env(agent_environment(innkeeper));
+    let next = "look at the volume at the agent's home: is it reachable and writable for its uid?";
+    let said = innkeeper.spawner.listen(launch, HOME_LIMIT, 4096);
+    let said = said.map_err(|error| Trouble::unfit(chain(&error), next))?;
+    if said.exit.success() {
+        return Ok(said.text);
+    }
+    let words = crate::report::inert(said.text.trim());
+    Err(Trouble::unfit(format!("`innkeeper {subcommand}` as the agent: {}: {words}", said.exit), next))
+}
+
+pub(super) fn furnish(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failure> {
+    let agent = &innkeeper.accounts.agent;
+    let plan = || {
+        if Path::new(home::SKELETON).is_dir() {
+            Ok(home_arguments(innkeeper))
+        } else {
+            let what = format!("the image has no {}", home::SKELETON);
+            Err(Trouble::unfit(what, "build the image from innkeeper's Dockerfile"))
+        }
+    };
+    let mut problems = String::new();
+    let apply = |args: &Vec<String>| {
+        problems = as_agent(innkeeper, "home", args.clone())?;
+        Ok(())
+    };
+    steps.run(HOME, plan, apply, |_| {
+        // The link itself, not what it leads to: the home is the agent's.
+        let claude = Path::new(&agent.home).join(".claude.json");
+        std::fs::symlink_metadata(&claude).map_err(|error| {
+            let next = "is the home, or the volume there, writable for the agent's uid?";
+            Trouble::unfit(format!("{} was not made: {error}", claude.display()), next)
+        })?;
+        Ok(Verified::new((), agent.home.clone()))
+    })?;
+    // What a former agent left in a kept home is its own affair, but to be known.
+    for problem in problems.lines().take(HOME_PROBLEMS) {
+        innkeeper.board().warn(format!("home: {}", crate::report::inert(problem)));
+    }
+    Ok(())
+}
+
+pub(super) fn identity(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failure> {
+    let config = &innkeeper.config;
+    let plan = || {
+        let extra_ca = match &config.tls.ca_certs {
+            Some(path) => Some(identity::certificates(&path.display().to_string()).map_err(|error| {
+                Trouble::unfit(chain(&error), "tls.ca_certs must name a PEM file that is in the box")
+            })?),
+            None => None,
+        };
+        let with_token = config.secrets.get("GH_TOKEN").is_some();
+        let hosts = CREDENTIAL_HOSTS.iter().filter(|_| with_token).map(|host| (*host).to_owned()).collect();
+        let (name, email) = (config.identity.name.clone(), config.identity.email.clone());
+        let model_url = match &config.model {
+            Model::Anthropic => Some("https://api.anthropic.com".to_owned()),
+            Model::Gateway { url } => Some(url.as_str().to_owned()),
+            Model::Bedrock { .. } | Model::Vertex { .. } => None,
+        };
+        Ok(identity::Plan { name, email, extra_ca, credential_hosts: hosts, model_url })
+    };
+    steps.run(
+        IDENTITY,
+        plan,
+        |plan| identity::apply(plan).map_err(|error| Trouble::internal(&error)),
+        |plan| {
+            let found = identity::verify(plan);
+            let next = "the image must link /etc/gitconfig to /run/innkeeper/etc/gitconfig";
+            found.map(|detail| Verified::new((), detail)).map_err(|found| Trouble::unfit(found, next))
+        },
+    )
+}
+
+pub(super) fn seal(innkeeper: &Innkeeper, steps: &Steps, places: &[Mount]) -> Result<Sealed, Failure> {
+    let accepted = |name: &str| innkeeper.config.boot.accepts(name);
+    let plan = || {
+        let doors = filesystem::surfaces::find().map_err(|error| Trouble::internal(&error))?;
+        Ok((Writable::new(places, innkeeper.accounts.agent.owner()), doors))
+    };
+    steps.run(
+        SEAL,
+        plan,
+        |(writable, doors)| {
+            // Both go on after a failure; what counts is what the verification finds.
+            if let Err(error) = filesystem::surfaces::cover(doors) {
+                event("seal", &chain(&error));
+            }
+            if let Err(error) = filesystem::seal::apply(writable) {
+                event("seal", &chain(&error));
+            }
+            Ok(())
+        },
+        |(writable, doors)| match filesystem::seal::verify(writable) {
+            Ok(()) => {
+                let detail = if doors.is_empty() {
+                    "read-only but for the agent's places".to_owned()
+                } else {
+                    format!("read-only but for the agent's places; {} host doors covered", doors.len())
+                };
+                Ok(Verified::new(Sealed::new(writable.clone(), doors.clone()), detail))
+            }
+            Err(found) if accepted("rootfs") => {
+                let detail = format!("given up by boot.accept=rootfs: {found}");
+                Ok(Verified::degraded(Sealed::new(writable.clone(), doors.clone()), detail))
+            }
+            Err(found) => Err(Trouble::unfit(found, host::NEXT_SEAL)),
+        },
+    )
+}
+
+/// For the attack's plan: directories where nobody but root may make a file.
+#[must_use]
+pub(super) fn sealed_directories(writable: &Writable) -> Vec<PathBuf> {
+    let mut directories: Vec<PathBuf> =
+        ["/", "/etc", "/usr/local/bin", "/opt", "/var", "/run", "/root", "/dev", "/run/innkeeper"]
+            .map(PathBuf::from)
+            .to_vec();
+    directories.extend(writable.sealed_mounts());
+    directories.retain(|path| {
+        std::fs::symlink_metadata(path).is_ok_and(|m| m.is_dir() && !m.file_type().is_socket())
+    });
+    directories.sort();
+    directories.dedup();
+    directories
+}

@@ -1,0 +1,82 @@
+//! What a ready box does: clone its repositories, then start the session.
+
+use std::sync::Arc;
+
+use super::host;
+use super::places::{agent_environment, agent_identity};
+use crate::config::Repository;
+use crate::filesystem::{Sealed, layout};
+use crate::firewall::EgressLocked;
+use crate::innkeeper::Innkeeper;
+use crate::report::event;
+use crate::session::Session;
+use crate::status::report::StepState;
+use crate::supervisor::thread;
+use crate::workspace;
+
+pub(super) fn task(innkeeper: &Arc<Innkeeper>, locked: &EgressLocked, _: &Sealed) {
+    let cloned = repositories(innkeeper, &innkeeper.config.repositories, locked);
+    innkeeper.board().step("repositories", StepState::Ok, None, cloned.detail);
+    let plan = host::session_plan(innkeeper, cloned.first);
+    if let Some(prompt) = &plan.start.prompt {
+        event("session", &format!("the prompt has the SHA-256 {}", host::sha256(prompt)));
+    }
+    let (spawner, board) = (innkeeper.spawner.clone(), Arc::clone(innkeeper.board()));
+    match Session::start(plan, spawner, board, locked) {
+        Ok(session) => drop(innkeeper.session.set(session)),
+        Err(error) => event("session", &format!("cannot start its thread: {error}")),
+    }
+    let looking = Arc::clone(innkeeper);
+    let look = thread("look", move || {
+        crate::image_audit::run(&looking);
+        host::foreign_rules(&looking);
+    });
+    if let Err(error) = look {
+        event("audit", &format!("the image was not looked at: {error}"));
+    }
+}
+
+pub(super) struct Cloned {
+    first: Option<String>,
+    detail: String,
+}
+
+/// Every repository on a thread of its own; one that fails or takes long does not hold up the session for ever.
+pub(super) fn repositories(
+    innkeeper: &Arc<Innkeeper>,
+    repositories: &[Repository],
+    locked: &EgressLocked,
+) -> Cloned {
+    if repositories.is_empty() {
+        return Cloned { first: None, detail: "none configured".to_owned() };
+    }
+    let board = innkeeper.board();
+    board.step("repositories", StepState::Running, None, String::new());
+    let (sender, done) = std::sync::mpsc::channel();
+    for (index, repository) in repositories.iter().enumerate() {
+        let plan = workspace::Plan {
+            repository: repository.clone(),
+            identity: agent_identity(innkeeper, layout::WORKSPACE),
+            env: agent_environment(innkeeper),
+        };
+        let (sender, innkeeper, locked) = (sender.clone(), Arc::clone(innkeeper), locked.clone());
+        let cloning = thread("clone", move || {
+            let worked = workspace::clone(&plan, &innkeeper.spawner, innkeeper.board(), &locked);
+            // Nobody listens any more when it took too long.
+            drop(sender.send((index, worked.then(|| plan.directory()))));
+        });
+        if let Err(error) = cloning {
+            event("repositories", &format!("cannot begin a clone: {error}"));
+        }
+    }
+    drop(sender);
+    let deadline = std::time::Instant::now() + workspace::PATIENCE;
+    let mut cloned = Vec::new();
+    while let Ok(result) = done.recv_timeout(deadline.saturating_duration_since(std::time::Instant::now())) {
+        cloned.push(result);
+    }
+    cloned.sort();
+    let directories: Vec<String> = cloned.into_iter().filter_map(|(_, directory)| directory).collect();
+    let detail = format!("{} of {} in place", directories.len(), repositories.len());
+    Cloned { first: directories.into_iter().next(), detail }
+}
