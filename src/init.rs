@@ -79,7 +79,7 @@ pub fn run(init: &Init) -> u8 {
     };
     match outcome {
         Ok(ending) => {
-            report::last_words("exit", &format!("{} (exit status {})", ending.reason, ending.status));
+            say_why(&ending);
             report::flush();
             ending.status
         }
@@ -88,6 +88,17 @@ pub fn run(init: &Init) -> u8 {
             exit::INTERNAL
         }
     }
+}
+
+/// The whole reason, where it has several lines, and then the last line: the reason in one, and the exit status.
+fn say_why(ending: &Ending) {
+    let mut lines = ending.reason.lines();
+    let first = lines.next().unwrap_or_default();
+    if lines.next().is_some() {
+        report::last_words("boot", ending.reason.strip_prefix("boot: ").unwrap_or(&ending.reason));
+    }
+    let first = first.trim_end_matches(':');
+    report::last_words("exit", &format!("{first} (exit status {})", ending.status));
 }
 
 /// CLOCK_MONOTONIC, which both runs share.
