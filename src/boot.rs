@@ -32,8 +32,8 @@ const LOCKDOWN: Step = Step { name: "lockdown", limit: Duration::from_secs(10) }
 const MOUNTS: Step = Step { name: "mounts", limit: Duration::from_secs(10) };
 const HOME: Step = Step { name: "home", limit: Duration::from_secs(20) };
 const DNS: Step = Step { name: "dns", limit: Duration::from_secs(10) };
-/// Longer than `network.boot_timeout` can be.
-const FIREWALL: Step = Step { name: "firewall", limit: Duration::from_secs(120) };
+/// Longer than `network.boot_timeout` can be, which is five minutes.
+const FIREWALL: Step = Step { name: "firewall", limit: Duration::from_secs(330) };
 const IDENTITY: Step = Step { name: "identity", limit: Duration::from_secs(20) };
 const SEAL: Step = Step { name: "seal", limit: Duration::from_secs(20) };
 const READINESS: Step = Step { name: "readiness", limit: Duration::from_secs(30) };

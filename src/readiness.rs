@@ -100,7 +100,8 @@ pub fn summary(attempts: &[Attempt], protection: Option<&str>) -> String {
         mine.filter(|a| a.outcome == outcome).map(|a| a.name.as_str()).collect()
     };
     let (refused, impossible) = (of(Outcome::Refused), of(Outcome::Impossible));
-    let mut text = format!("{} attempts refused", refused.len());
+    let attempts = if refused.len() == 1 { "attempt" } else { "attempts" };
+    let mut text = format!("{} {attempts} refused", refused.len());
     if refused.is_empty() && impossible.is_empty() {
         return "nothing to attack".to_owned();
     }
@@ -127,7 +128,7 @@ mod tests {
     #[test]
     fn an_attempt_that_can_not_be_made_is_never_counted_as_refused() {
         let attempts = [attempt("a", Outcome::Refused), attempt("b", Outcome::Impossible)];
-        assert_eq!(summary(&attempts, None), "1 attempts refused, 1 n/a here (b)");
+        assert_eq!(summary(&attempts, None), "1 attempt refused, 1 n/a here (b)");
         assert!(passed(&attempts, None).is_empty());
         assert_eq!(passed(&[attempt("c", Outcome::Passed)], Some("egress-ipv4")), ["c: why"]);
         assert!(passed(&[attempt("c", Outcome::Passed)], Some("rootfs")).is_empty());

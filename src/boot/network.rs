@@ -9,6 +9,7 @@ use super::step::{Failure, Steps, Trouble, Verified};
 use super::{DNS, FIREWALL, LOCKDOWN};
 use crate::dns::keeper::{self, Keeper, Sockets};
 use crate::dns::resolv_conf::{self, EngineForwarding, Upstreams};
+use crate::firewall::admission::NEVER;
 use crate::firewall::ruleset::{EngineDns, FirewallPlan};
 use crate::firewall::{EgressLocked, Firewall};
 use crate::innkeeper::Innkeeper;
@@ -47,7 +48,11 @@ pub(super) fn lockdown(innkeeper: &Innkeeper, steps: &Steps) -> Result<Network, 
             process: None,
             reason: reason.to_owned(),
             count: 1,
-            allow: format!("innkeeper allow '{name} private'"),
+            allow: if reason.ends_with(NEVER) {
+                "nothing opens this address".to_owned()
+            } else {
+                format!("innkeeper allow '{name} private'")
+            },
         });
     };
     let firewall = Firewall::start(Box::new(refused))

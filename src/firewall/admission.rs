@@ -16,6 +16,9 @@ pub const MAX_PER_NAME: usize = 128;
 /// Addresses open in all: bounds kernel memory against a flood below a wildcard.
 pub const MAX_TOTAL: usize = 16_384;
 
+/// How the reason ends where no rule would change it.
+pub const NEVER: &str = "is never opened";
+
 /// What is to be done with an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
@@ -47,7 +50,7 @@ pub fn decide(allowlist: &Allowlist, learned: &Learned) -> Result<Decision, Stri
                 decision.refused.push((*address, reason));
             }
             AddressClass::Never(range) => {
-                decision.refused.push((*address, format!("{range} is never opened")));
+                decision.refused.push((*address, format!("{range} {NEVER}")));
             }
         }
     }
