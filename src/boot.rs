@@ -104,7 +104,7 @@ fn readiness(
         || Ok(protections::Attack::plan(innkeeper, sealed)),
         |_| Ok(()),
         |attack| {
-            let attempts = attack.run().map_err(|error| Trouble::internal(&error))?;
+            let attempts = attack.recent().map_err(Trouble::fault)?;
             protections::register(innkeeper, attack, sealed)?;
             Ok(Verified::new((), crate::readiness::summary(&attempts, None)))
         },

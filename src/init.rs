@@ -223,7 +223,7 @@ fn identity() -> BoxIdentity {
     let mut random = [0_u8; 8];
     // Never blocks in a running system; an id of zeros would still be an id.
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).ok();
-    let id = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let id = report::hex(&random);
     let name = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     BoxIdentity { id, name, image_digest: None, policy_sha256: String::new() }
 }

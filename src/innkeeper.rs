@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use sha2::{Digest, Sha256};
 
 use crate::account::Accounts;
 use crate::allowlist::{Allowlist, DomainName, Rule, Verdict};
@@ -20,7 +19,7 @@ use crate::dns::keeper::Keeper;
 use crate::dns::protocol::Policy;
 use crate::firewall::Firewall;
 use crate::namespace::Surroundings;
-use crate::report::{chain, event};
+use crate::report::{self, chain, event};
 use crate::session::Session;
 use crate::status::report::{Phase, PolicyRule, Report, SessionState, Step, StepState};
 use crate::status::{Board, MAX_AGE};
@@ -131,12 +130,12 @@ impl Innkeeper {
         let rules: Vec<PolicyRule> = allowlist.rules().iter().map(shown).collect();
         let mut text: Vec<&str> = rules.iter().map(|rule| rule.rule.as_str()).collect();
         text.sort_unstable();
-        let digest = Sha256::digest(text.join("\n").as_bytes());
+        let digest = report::sha256(&text.join("\n"));
         let generation = self.generation.load(Ordering::Relaxed);
         self.board.update(|report| {
             report.policy.generation = generation;
             report.policy.rules = rules;
-            report.box_.policy_sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+            report.box_.policy_sha256 = digest;
         });
     }
 

@@ -13,6 +13,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 /// Exit statuses, the one table.
 pub mod exit {
@@ -218,6 +219,18 @@ pub fn inert(text: &str) -> String {
         }
     }
     out
+}
+
+/// Octets as hexadecimal digits.
+#[must_use]
+pub fn hex(octets: &[u8]) -> String {
+    octets.iter().map(|octet| format!("{octet:02x}")).collect()
+}
+
+/// A text's SHA-256, by which it can be named without being shown.
+#[must_use]
+pub fn sha256(text: &str) -> String {
+    hex(&Sha256::digest(text.as_bytes()))
 }
 
 /// Bounds a text from outside; cut at a character, with a mark.

@@ -8,7 +8,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use caps::{CapSet, Capability};
-use sha2::{Digest, Sha256};
 
 use super::places::{agent_environment, agent_identity};
 use super::step::Trouble;
@@ -114,20 +113,21 @@ pub(super) fn mount_trouble(error: &filesystem::FilesystemError) -> Trouble {
     }
 }
 
+/// The number that a file of the kernel holds; none where it says `max`, or is not there.
+fn number(path: &str) -> Option<u64> {
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
 /// The memory that the box may use: the cgroup's limit, else the machine's.
 pub(super) fn memory() -> u64 {
     let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
-    let limit = limits.iter().find_map(|path| {
-        let text = std::fs::read_to_string(path).ok()?;
-        text.trim().parse::<u64>().ok()
-    });
+    let limit = limits.iter().find_map(|path| number(path));
     let machine = <procfs::Meminfo as procfs::Current>::current().map_or(u64::MAX, |info| info.mem_total);
     limit.map_or(machine, |limit| limit.min(machine))
 }
 
 /// How many processes the agent may have: the box's own bound less a reserve, beside what its uid has elsewhere.
 pub(super) fn process_limit(innkeeper: &Innkeeper) -> Option<u64> {
-    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let bounds = ["/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max"];
     let threads = number("/proc/sys/kernel/threads-max").unwrap_or(32_768);
     let bound = bounds.iter().find_map(|path| number(path)).unwrap_or_else(|| (threads / 2).min(32_768));
@@ -210,10 +210,6 @@ pub(super) fn engine_warning(engine: &EngineDns) -> String {
         "accepted: the engine's own resolver forwards from a uid-0 socket inside the box, so uid 0 may ask {whom} on \
          port 53 (the agent may not)"
     )
-}
-
-pub(super) fn sha256(text: &str) -> String {
-    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 const CLAUDE: &str = "/usr/local/bin/claude";

@@ -43,17 +43,9 @@ impl Attack {
         }
     }
 
-    /// Attacks now.
-    pub(super) fn run(&self) -> Result<Vec<Attempt>, readiness::ReadinessError> {
-        let attempts = readiness::attack(&self.spawner, &self.identity, &self.attack)?;
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        *last = Some((Instant::now(), Ok(attempts.clone())));
-        Ok(attempts)
-    }
-
     /// The result of an attack that is not older than a proof may be; a failed one counts as long, so that seven
     /// protections do not attack seven times. Who asks meanwhile waits for the attack that runs.
-    fn recent(&self) -> Result<Vec<Attempt>, String> {
+    pub(super) fn recent(&self) -> Result<Vec<Attempt>, String> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         match &*last {
             Some((at, result)) if at.elapsed() < MAX_AGE => result.clone(),

@@ -25,8 +25,14 @@ impl Trouble {
 
     /// A fault of ours (exit status 70).
     pub fn internal(error: &dyn std::error::Error) -> Self {
+        Self::fault(report::chain(error))
+    }
+
+    /// The same, of which only the words are left.
+    #[must_use]
+    pub fn fault(what: String) -> Self {
         let next = "this is a fault of innkeeper: please report it with the boot log".to_owned();
-        Self { what: report::chain(error), next, status: exit::INTERNAL }
+        Self { what, next, status: exit::INTERNAL }
     }
 }
 

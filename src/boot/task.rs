@@ -19,7 +19,7 @@ pub(super) fn task(innkeeper: &Arc<Innkeeper>, locked: &EgressLocked, _: &Sealed
     innkeeper.board().step("repositories", StepState::Ok, None, cloned.detail);
     let plan = host::session_plan(innkeeper, cloned.first);
     if let Some(prompt) = &plan.start.prompt {
-        event("session", &format!("the prompt has the SHA-256 {}", host::sha256(prompt)));
+        event("session", &format!("the prompt has the SHA-256 {}", crate::report::sha256(prompt)));
     }
     let (spawner, board) = (innkeeper.spawner.clone(), Arc::clone(innkeeper.board()));
     match Session::start(plan, spawner, board, locked) {

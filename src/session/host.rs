@@ -31,7 +31,7 @@ const STILLBORN: Duration = Duration::from_secs(5);
 /// How often the server's socket is looked at.
 const SOCKET_CHECK: Duration = Duration::from_secs(1);
 /// The pane reaps Claude and says so at once; what takes longer is not to be believed.
-pub(super) const LAST_MOMENT: Duration = Duration::from_secs(1);
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// A client of a healthy server answers at once.
 pub(super) const CLIENT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -48,9 +48,9 @@ pub(super) enum Due {
 }
 
 pub(super) struct Pane {
-    pub(super) id: u64,
-    pub(super) pid: i32,
-    pub(super) stream: UnixStream,
+    id: u64,
+    pid: i32,
+    stream: UnixStream,
 }
 
 pub(super) struct Host {
@@ -63,19 +63,19 @@ pub(super) struct Host {
     pub(super) server_started: Instant,
     pub(super) server_backoff: Backoff,
     pub(super) pane: Option<Pane>,
-    pub(super) panes: u64,
-    pub(super) claude_started: Option<Instant>,
+    panes: u64,
+    claude_started: Option<Instant>,
     /// Claude's process (pidfd_open(2)).
-    pub(super) process: Option<OwnedFd>,
-    pub(super) claude_backoff: Backoff,
+    process: Option<OwnedFd>,
+    claude_backoff: Backoff,
     /// Whether a life of Claude has lasted: its prompt has been worked on.
-    pub(super) worked: bool,
+    worked: bool,
     /// Whether the next life continues the conversation, and whether the present one was to.
-    pub(super) resume_next: bool,
-    pub(super) resumed: bool,
+    resume_next: bool,
+    resumed: bool,
     pub(super) timer: Option<Timer>,
-    pub(super) looked: Instant,
-    pub(super) silent_since: Option<Instant>,
+    looked: Instant,
+    silent_since: Option<Instant>,
     pub(super) stopping: Option<Sender<()>>,
 }
 
@@ -244,7 +244,7 @@ impl Host {
     }
 
     /// Whether Claude's process still lives after `patience`; the kernel says so, not the pane.
-    pub(super) fn alive(&self, patience: Duration) -> bool {
+    fn alive(&self, patience: Duration) -> bool {
         let Some(process) = &self.process else { return false };
         let limit = Timespec::try_from(patience).ok();
         let mut fds = [PollFd::new(process, PollFlags::IN)];
@@ -317,7 +317,7 @@ impl Host {
     }
 
     /// The pane's process is gone although we did not end it: the whole session is made anew.
-    pub(super) fn pane_gone(&mut self) {
+    fn pane_gone(&mut self) {
         self.pane = None;
         self.claude_gone();
         if self.stopping.is_none() {

@@ -24,7 +24,7 @@ impl Host {
         }
     }
 
-    pub(super) fn try_start_server(&mut self) -> Result<(), String> {
+    fn try_start_server(&mut self) -> Result<(), String> {
         for program in [TMUX, TMUX_CONF] {
             if !Path::new(program).exists() {
                 return Err(format!("{program} is missing in the image"));
@@ -45,7 +45,7 @@ impl Host {
     }
 
     /// The session is made by a second child, as the agent; `-N` because only our own server will do.
-    pub(super) fn make_session(&self, server: &mut Child, socket: &str) -> Result<(), String> {
+    fn make_session(&self, server: &mut Child, socket: &str) -> Result<(), String> {
         let deadline = Instant::now() + CLIENT_LIMIT;
         let workdir = self.plan.workdir.as_str();
         loop {
@@ -98,7 +98,7 @@ impl Host {
         }
     }
 
-    pub(super) fn watch_server(&mut self, mut child: Child) {
+    fn watch_server(&mut self, mut child: Child) {
         self.server = Some(child.remote());
         let (id, events) = (self.server_id, self.session.events.clone());
         let remote = child.remote();
@@ -130,7 +130,7 @@ impl Host {
         self.back_off_server(format!("the tmux server ended ({exit})"));
     }
 
-    pub(super) fn back_off_server(&mut self, cause: String) {
+    fn back_off_server(&mut self, cause: String) {
         let pause = self.server_backoff.after(self.server_started.elapsed());
         event("session", &format!("{cause}; again in {:.1} s", pause.as_secs_f64()));
         self.board.session(|session| {
@@ -168,7 +168,7 @@ impl Host {
     }
 
     /// Removes what is in the socket's place: as the agent, whose directory it is.
-    pub(super) fn clear_socket(&self) {
+    fn clear_socket(&self) {
         let launch = Launch::program("/bin/rm", self.plan.identity.clone())
             .args(["-rf", "--", &socket(self.plan.identity.uid)])
             .env(self.plan.env.clone());
