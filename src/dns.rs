@@ -5,7 +5,6 @@
 
 pub mod answer;
 pub mod cache;
-pub mod channel;
 pub mod connected;
 pub mod denials;
 pub mod keeper;
@@ -17,7 +16,6 @@ pub mod protocol;
 pub mod refresh;
 pub mod resolv_conf;
 pub mod server;
-pub mod socket_table;
 pub mod tcp;
 pub mod upstream;
 
@@ -35,12 +33,12 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::allowlist::RuleError;
-use channel::{ChannelError, receive_setup};
+use crate::channel::{self, ChannelError};
+use crate::socket_table::SocketTables;
 use link::{Link, read_frames, write_frames};
 use lookup::{Lookups, Rules};
-use protocol::{FromWorker, Health, Policy, Setup, SocketKind};
+use protocol::{FromWorker, Health, MAX_TO_WORKER, Policy, Setup, SocketKind, ToWorker};
 use server::{Handler, Responder};
-use socket_table::SocketTables;
 use upstream::Upstreams;
 
 /// Health goes to PID 1 at most this often.
@@ -79,7 +77,15 @@ pub fn run() -> Result<(), WorkerError> {
 
 /// Serves what comes over `channel` until PID 1 closes it.
 pub fn serve(channel: UnixStream) -> Result<(), WorkerError> {
-    let (setup, sockets) = receive_setup(&channel)?;
+    let (setup, sockets) = match channel::receive_with_sockets(&channel, MAX_TO_WORKER)? {
+        (ToWorker::Setup(setup), sockets) if setup.sockets.len() == sockets.len() => (setup, sockets),
+        (ToWorker::Setup(setup), sockets) => {
+            let (got, expected) = (sockets.len(), setup.sockets.len());
+            return Err(ChannelError::Sockets { got, expected }.into());
+        }
+        (ToWorker::Policy(_) | ToWorker::Admitted(_) | ToWorker::Forget { .. }, _)
+        | (ToWorker::Attributed { .. } | ToWorker::Refresh, _) => return Err(ChannelError::NotSetup.into()),
+    };
     channel.set_nonblocking(true).map_err(WorkerError::Channel)?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(WorkerError::Runtime)?;

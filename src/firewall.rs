@@ -40,9 +40,19 @@ enum Order {
     Lockdown(Sender<Result<(), FirewallError>>),
     Load(Box<FirewallPlan>, Allowlist, Sender<Result<(), FirewallError>>),
     Policy(Allowlist, Sender<Result<(), FirewallError>>),
-    Admit(Learned, Sender<Vec<IpAddr>>),
+    Admit(Learned, Sender<Admission>),
+    Claims(Vec<(IpAddr, u16)>, Sender<Vec<Vec<DomainName>>>),
     Verify(Sender<Result<String, String>>),
     Report(Sender<Report>),
+}
+
+/// What came of an answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Admission {
+    /// Open in the kernel now.
+    pub open: Vec<IpAddr>,
+    /// Names that lost an address to make room; who still holds an answer for them must ask again.
+    pub forgotten: Vec<DomainName>,
 }
 
 /// The way to the firewall's thread.
@@ -90,9 +100,15 @@ impl Firewall {
         self.ask(|reply| Order::Policy(allowlist, reply))?
     }
 
+    /// The names for which these pairs are open, the one that was admitted last first.
+    #[must_use]
+    pub fn claims(&self, pairs: Vec<(IpAddr, u16)>) -> Vec<Vec<DomainName>> {
+        self.ask(|reply| Order::Claims(pairs, reply)).unwrap_or_default()
+    }
+
     /// Opens what the policy lets of an answer; returns what is open once the kernel has acknowledged it.
     #[must_use]
-    pub fn admit(&self, learned: Learned) -> Vec<IpAddr> {
+    pub fn admit(&self, learned: Learned) -> Admission {
         self.ask(|reply| Order::Admit(learned, reply)).unwrap_or_default()
     }
 
@@ -140,6 +156,7 @@ impl Owner {
                 Order::Load(plan, allowlist, reply) => drop(reply.send(self.load(&plan, allowlist))),
                 Order::Policy(allowlist, reply) => drop(reply.send(self.policy(allowlist))),
                 Order::Admit(learned, reply) => drop(reply.send(self.admit(&learned))),
+                Order::Claims(pairs, reply) => drop(reply.send(self.claims(&pairs))),
                 Order::Verify(reply) => drop(reply.send(self.verify())),
                 Order::Report(reply) => drop(reply.send(self.report())),
             }
@@ -177,9 +194,18 @@ impl Owner {
         Ok(())
     }
 
-    fn admit(&mut self, learned: &Learned) -> Vec<IpAddr> {
+    fn claims(&self, pairs: &[(IpAddr, u16)]) -> Vec<Vec<DomainName>> {
+        let of = |(address, port): &(IpAddr, u16)| {
+            let claims =
+                self.book.iter().filter(|(_, open)| open.address == *address && open.ports.contains(port));
+            claims.map(|(name, _)| name.clone()).collect()
+        };
+        pairs.iter().map(of).collect()
+    }
+
+    fn admit(&mut self, learned: &Learned) -> Admission {
         // Refused: the worker asked under a policy that has changed meanwhile; it learns so by the empty answer.
-        let Ok(decision) = admission::decide(&self.allowlist, learned) else { return Vec::new() };
+        let Ok(decision) = admission::decide(&self.allowlist, learned) else { return Admission::default() };
         for (address, reason) in &decision.refused {
             (self.refused)(&learned.name, *address, reason);
         }
@@ -192,7 +218,7 @@ impl Owner {
             Err(error) => {
                 let message = format!("cannot open {}: {}", learned.name, crate::report::chain(&error));
                 crate::report::event("firewall", &message);
-                return Vec::new();
+                return Admission::default();
             }
         }
         let ports = &decision.ports;
@@ -206,7 +232,7 @@ impl Owner {
             // They end by their own timeout; too many open for a while is not too few.
             crate::report::event("firewall", &crate::report::chain(&error));
         }
-        decision.open
+        Admission { open: decision.open, forgotten: Vec::new() }
     }
 
     /// The pairs whose timeout in the kernel is to be set: never shortened, since another name may share them.

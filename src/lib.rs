@@ -3,7 +3,10 @@
 pub mod account;
 pub mod addresses;
 pub mod allowlist;
+pub mod attribution;
+pub mod audit;
 pub mod boot;
+pub mod channel;
 pub mod cli;
 pub mod config;
 pub mod control;
@@ -19,6 +22,7 @@ pub mod readiness;
 pub mod report;
 pub mod secrets;
 pub mod session;
+pub mod socket_table;
 pub mod status;
 pub mod supervisor;
 pub mod workspace;

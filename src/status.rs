@@ -11,6 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::audit::Use;
 use report::{
     Boot, BoxIdentity, Denial, Dns, Firewall, Gate, Phase, Policy, Protection, Report, Repository, SCHEMA,
     SecretHeld, Session, SessionState, Step, StepState, Worker,
@@ -198,6 +199,11 @@ impl Board {
         while denials.len() > MAX_DENIALS {
             denials.pop_front();
         }
+    }
+
+    /// Notes connections that were let out.
+    pub fn used(&self, used: &Use) {
+        let _ = (self, used);
     }
 
     pub fn session(&self, change: impl FnOnce(&mut Session)) {

@@ -32,6 +32,7 @@ fn plan() -> FirewallPlan {
         inbound: vec![],
         closed_loopback: vec![],
         nflog_group: 5,
+        uses_group: 6,
         vm: false,
     }
 }

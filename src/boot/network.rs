@@ -21,6 +21,8 @@ use crate::supervisor::run_as::Identity;
 
 /// NFLOG group of refused packets.
 const NFLOG_GROUP: u16 = 100;
+/// NFLOG group of connections that are let out.
+const USES_GROUP: u16 = 101;
 
 pub(super) fn lockdown(innkeeper: &Innkeeper, steps: &Steps) -> Result<Network, Failure> {
     let config = &innkeeper.config;
@@ -138,6 +140,7 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
         inbound: innkeeper.config.network.inbound.iter().map(|port| port.port).collect(),
         closed_loopback: closed,
         nflog_group: NFLOG_GROUP,
+        uses_group: USES_GROUP,
         vm: network.initial && network.initial_pids,
     };
     Ok(Resolver { sockets, upstreams, plan, ipv6: network.ipv6_route })

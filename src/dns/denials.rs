@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::protocol::DnsDenial;
-use super::socket_table::Owner;
+use crate::socket_table::Owner;
 
 /// Different refused names that are remembered at a time; the rest share one line.
 const MAX_NAMES: usize = 512;
@@ -70,7 +70,8 @@ impl Denials {
             denial.count += 1;
             return;
         }
-        let denial = DnsDenial { what: what.to_owned(), reason: reason.to_owned(), uid, inode, count: 1 };
+        let denial =
+            DnsDenial { what: what.to_owned(), reason: reason.to_owned(), uid, inode, count: 1, id: None };
         self.pending.insert(key.clone(), denial);
         self.order.push_back(key);
     }

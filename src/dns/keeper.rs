@@ -4,16 +4,19 @@
 //! queue for the next one.
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::channel::{self, ChannelError};
-use super::protocol::{Admitted, DnsDenial, FromWorker, Health, Policy, Setup, SocketKind, ToWorker};
-use crate::firewall::Firewall;
+use super::protocol::{
+    Admitted, DnsDenial, FromWorker, Health, MAX_FROM_WORKER, MAX_TO_WORKER, Policy, Setup, SocketKind,
+    ToWorker,
+};
+use crate::channel::{self, ChannelError};
+use crate::firewall::{Admission, Firewall};
 use crate::report::{bounded, inert};
 use crate::status::Board;
 use crate::status::report::{Denial, FailingName, Upstream};
@@ -176,7 +179,8 @@ impl Shared {
             ipv6: self.plan.ipv6,
         };
         let fds: Vec<BorrowedFd<'_>> = self.sockets.fds.iter().map(AsFd::as_fd).collect();
-        channel::send_setup(&ours, &setup, &fds).map_err(KeeperError::Setup)?;
+        channel::send_with_sockets(&ours, &ToWorker::Setup(setup), &fds, MAX_TO_WORKER)
+            .map_err(KeeperError::Setup)?;
         *link = Some(ours.try_clone().map_err(KeeperError::Channel)?);
         drop(link);
         let pid = child.pid();
@@ -215,7 +219,7 @@ impl Shared {
     /// Serves one life of the worker; returns when its channel closes or it says something impossible.
     fn converse(&self, stream: &UnixStream, primed: &SyncSender<u64>) {
         loop {
-            let message = match channel::receive(stream) {
+            let message = match channel::receive(stream, MAX_FROM_WORKER) {
                 Ok(Some(message)) => message,
                 Ok(None) => return,
                 Err(error) => {
@@ -227,8 +231,11 @@ impl Shared {
                 FromWorker::Learned(learned) => {
                     self.resolved(&learned.name.to_string(), None);
                     let id = learned.id;
-                    let addresses: Vec<IpAddr> = self.firewall.admit(learned);
+                    let Admission { open: addresses, forgotten } = self.firewall.admit(learned);
                     self.send(&ToWorker::Admitted(Admitted { id, addresses }));
+                    if !forgotten.is_empty() {
+                        self.send(&ToWorker::Forget { names: forgotten });
+                    }
                 }
                 FromWorker::Primed { generation } => drop(primed.try_send(generation)),
                 FromWorker::Failed { name, cause } => self.resolved(&name.to_string(), Some(&cause)),
@@ -241,7 +248,7 @@ impl Shared {
     fn send(&self, message: &ToWorker) {
         let mut link = lock(&self.link);
         if let Some(stream) = link.as_mut()
-            && let Err(error) = channel::send(stream, message)
+            && let Err(error) = channel::send(stream, message, MAX_TO_WORKER)
         {
             // It can't be told what is open, so it must not answer: a new one begins with the whole truth.
             crate::report::event("dns", &crate::report::chain(&error));

@@ -15,9 +15,9 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::channel::{ChannelError, announced_length, decode, encode};
 use super::protocol::{Admitted, FromWorker, Learned, MAX_FROM_WORKER, MAX_TO_WORKER, Policy, ToWorker};
 use crate::allowlist::DomainName;
+use crate::channel::{ChannelError, announced_length, decode, encode};
 
 /// How long PID 1 may take to open addresses. Its answer takes microseconds; this is for a stopped machine.
 pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(2);
@@ -132,6 +132,7 @@ pub async fn read_frames(
         match decode(&body)? {
             ToWorker::Admitted(admitted) => link.admitted(admitted),
             ToWorker::Policy(policy) => on_policy(policy),
+            ToWorker::Forget { .. } | ToWorker::Attributed { .. } | ToWorker::Refresh => {}
             // A second setup would bring sockets that nobody takes.
             ToWorker::Setup(_) => return Err(ChannelError::NotSetup),
         }

@@ -1,7 +1,7 @@
 //! What PID 1 and the worker `dns` say to each other, over the socketpair that is the worker's standard input.
 //!
-//! Frames: a length (u32, little endian) and so many octets of JSON. The first frame to the worker is
-//! [`ToWorker::Setup`] and carries the listening sockets by SCM_RIGHTS, in the order of [`Setup::sockets`].
+//! The first frame to the worker is [`ToWorker::Setup`] and carries the listening sockets by SCM_RIGHTS, in the order of
+//! [`Setup::sockets`].
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -29,6 +29,16 @@ pub enum ToWorker {
     Setup(Setup),
     Policy(Policy),
     Admitted(Admitted),
+    /// Addresses of these names were closed to make room: what was learned of the names is no longer true.
+    Forget {
+        names: Vec<DomainName>,
+    },
+    /// PID 1 has looked who asked ([`DnsDenial::id`]): the client may have its answer.
+    Attributed {
+        id: u64,
+    },
+    /// Time was lost (a suspended machine, a paused container): every exact name is asked again now.
+    Refresh,
 }
 
 /// Everything that the worker needs to begin.
@@ -97,6 +107,9 @@ pub struct DnsDenial {
     /// Inode of the client's socket, by which PID 1 may find the process.
     pub inode: Option<u64>,
     pub count: u64,
+    /// Set while the client is kept waiting, so that its process still exists when PID 1 looks; PID 1 answers with
+    /// [`ToWorker::Attributed`].
+    pub id: Option<u64>,
 }
 
 /// Sent at most once a second, when something changed.

@@ -24,7 +24,7 @@ use super::cache::{Key, Known};
 use super::denials::Denials;
 use super::lookup::{Lookups, Outcome};
 use super::policy::{Decision, EDE_BLOCKED, Local, Query, Question, Why, decide};
-use super::socket_table::{self, SocketTables};
+use crate::socket_table::{self, SocketTables};
 
 /// Clients that wait for an answer at a time; the rest are told to come again.
 const WAITING_CLIENTS: usize = 2048;

@@ -13,8 +13,10 @@ use std::time::Duration;
 use hickory_resolver::proto::op::{Edns, Message, MessageType, OpCode, Query};
 use hickory_resolver::proto::rr::RecordType;
 use hickory_resolver::proto::rr::rdata::opt::{EdnsCode, EdnsOption};
-use innkeeper::dns::channel;
-use innkeeper::dns::protocol::{Admitted, FromWorker, Learned, Policy, Setup, SocketKind, ToWorker};
+use innkeeper::channel;
+use innkeeper::dns::protocol::{
+    Admitted, FromWorker, Learned, MAX_FROM_WORKER, MAX_TO_WORKER, Policy, Setup, SocketKind, ToWorker,
+};
 
 use crate::fake_upstream::{framed, name, read_framed};
 
@@ -80,7 +82,7 @@ impl Warden {
     }
 
     pub(crate) fn send(&self, frame: &ToWorker) {
-        channel::send(&self.stream, frame).unwrap();
+        channel::send(&self.stream, frame, MAX_TO_WORKER).unwrap();
     }
 
     pub(crate) fn admit(&self, admission: impl FnMut(&Learned) -> Option<Vec<IpAddr>> + Send + 'static) {
@@ -184,7 +186,13 @@ impl Sockets {
             refresh_s: 300,
             ipv6,
         };
-        channel::send_setup(&stream, &setup, &[self.udp.as_fd(), self.tcp.as_fd()]).unwrap();
+        channel::send_with_sockets(
+            &stream,
+            &ToWorker::Setup(setup),
+            &[self.udp.as_fd(), self.tcp.as_fd()],
+            MAX_TO_WORKER,
+        )
+        .unwrap();
         let told = Arc::new(Told::default());
         let all: Admission = Box::new(|learned| Some(learned.addresses.clone()));
         let admission = Arc::new(Mutex::new(all));
@@ -199,7 +207,7 @@ pub(crate) fn policy(generation: u64, rules: &[&str]) -> Policy {
 }
 
 fn be_pid_1(stream: &UnixStream, told: &Told, admission: &Mutex<Admission>) {
-    while let Ok(Some(frame)) = channel::receive(stream) {
+    while let Ok(Some(frame)) = channel::receive(stream, MAX_FROM_WORKER) {
         let answer = match &frame {
             FromWorker::Learned(learned) => {
                 let addresses = (admission.lock().unwrap())(learned);
@@ -210,7 +218,7 @@ fn be_pid_1(stream: &UnixStream, told: &Told, admission: &Mutex<Admission>) {
         told.frames.lock().unwrap().push(frame);
         told.changed.notify_all();
         if let Some(answer) = answer {
-            channel::send(stream, &answer).ok();
+            channel::send(stream, &answer, MAX_TO_WORKER).ok();
         }
     }
 }

@@ -42,6 +42,8 @@ pub struct FirewallPlan {
     pub closed_loopback: Vec<SocketAddr>,
     /// The NFLOG group that the watch worker reads.
     pub nflog_group: u16,
+    /// The NFLOG group that gets the first packet of every connection that is let out.
+    pub uses_group: u16,
     /// Innkeeper owns the kernel, so nobody else renews the DHCP lease.
     pub vm: bool,
 }

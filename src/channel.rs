@@ -1,6 +1,8 @@
-//! Frames on the socketpair between PID 1 and the worker: blocking, bounded, usable from any thread.
+//! Frames on the socketpair between PID 1 and a worker, and the descriptors that go with the first of them: blocking,
+//! bounded, usable from any thread.
 //!
-//! Both sides use it until the worker's runtime takes over. Bytes only: what a frame means is `protocol.rs`'s.
+//! A frame is a length (u32, little endian) and so many octets of JSON. What a frame means is in the `protocol.rs` of
+//! the worker's room; this knows bytes and limits only.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -14,9 +16,7 @@ use rustix::net::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::protocol::{FromWorker, MAX_FROM_WORKER, MAX_TO_WORKER, Setup, ToWorker};
-
-/// The most sockets that come with a setup: UDP and TCP, IPv4 and IPv6, and room for a few more addresses.
+/// The most descriptors that come with a frame: UDP and TCP, IPv4 and IPv6, and room for a few more addresses.
 pub const MAX_SOCKETS: usize = 16;
 const HEADER: usize = 4;
 
@@ -66,21 +66,21 @@ pub fn decode<T: DeserializeOwned>(json: &[u8]) -> Result<T, ChannelError> {
     serde_json::from_slice(json).map_err(ChannelError::Json)
 }
 
-/// PID 1's first frame, with the listening sockets in the order of [`Setup::sockets`].
-pub fn send_setup(
+/// PID 1's first frame to a worker, with the descriptors that it is about.
+pub fn send_with_sockets<T: Serialize>(
     stream: &UnixStream,
-    setup: &Setup,
+    frame: &T,
     sockets: &[BorrowedFd<'_>],
+    limit: usize,
 ) -> Result<(), ChannelError> {
-    let expected = setup.sockets.len();
-    if sockets.len() != expected || expected > MAX_SOCKETS {
-        return Err(ChannelError::Sockets { got: sockets.len(), expected });
+    if sockets.len() > MAX_SOCKETS {
+        return Err(ChannelError::Sockets { got: sockets.len(), expected: MAX_SOCKETS });
     }
-    let bytes = encode(&ToWorker::Setup(setup.clone()), MAX_TO_WORKER)?;
+    let bytes = encode(frame, limit)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !ancillary.push(SendAncillaryMessage::ScmRights(sockets)) {
-        return Err(ChannelError::Sockets { got: sockets.len(), expected });
+        return Err(ChannelError::Sockets { got: sockets.len(), expected: MAX_SOCKETS });
     }
     let sent = sendmsg(stream, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL)
         .map_err(|e| ChannelError::Write(e.into()))?;
@@ -88,8 +88,12 @@ pub fn send_setup(
     stream.write_all(bytes.get(sent..).unwrap_or_default()).map_err(ChannelError::Write)
 }
 
-/// The worker's side of [`send_setup`]: waits for the first frame.
-pub fn receive_setup(stream: &UnixStream) -> Result<(Setup, Vec<OwnedFd>), ChannelError> {
+/// The worker's side of [`send_with_sockets`]: waits for the first frame. How many descriptors belong to it is for
+/// the caller to compare.
+pub fn receive_with_sockets<T: DeserializeOwned>(
+    stream: &UnixStream,
+    limit: usize,
+) -> Result<(T, Vec<OwnedFd>), ChannelError> {
     let mut header = [0; HEADER];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -107,25 +111,22 @@ pub fn receive_setup(stream: &UnixStream) -> Result<(Setup, Vec<OwnedFd>), Chann
     }
     let mut stream = stream;
     stream.read_exact(header.get_mut(received.bytes..).unwrap_or_default()).map_err(ChannelError::Read)?;
-    match decode(&read_body(&mut stream, header, MAX_TO_WORKER)?)? {
-        ToWorker::Setup(setup) if setup.sockets.len() == sockets.len() => Ok((setup, sockets)),
-        ToWorker::Setup(setup) => {
-            Err(ChannelError::Sockets { got: sockets.len(), expected: setup.sockets.len() })
-        }
-        ToWorker::Policy(_) | ToWorker::Admitted(_) => Err(ChannelError::NotSetup),
-    }
+    Ok((decode(&read_body(&mut stream, header, limit)?)?, sockets))
 }
 
-/// PID 1 to the worker. Give the stream a write time-out: a worker that doesn't read is a dead worker.
-pub fn send(mut stream: &UnixStream, frame: &ToWorker) -> Result<(), ChannelError> {
-    stream.write_all(&encode(frame, MAX_TO_WORKER)?).map_err(ChannelError::Write)
+/// Sends a frame. Give the stream a write time-out: who doesn't read is dead.
+pub fn send<T: Serialize>(mut stream: &UnixStream, frame: &T, limit: usize) -> Result<(), ChannelError> {
+    stream.write_all(&encode(frame, limit)?).map_err(ChannelError::Write)
 }
 
-/// The next frame from the worker; none when the worker has gone.
-pub fn receive(mut stream: &UnixStream) -> Result<Option<FromWorker>, ChannelError> {
+/// The next frame; none when the other end has gone.
+pub fn receive<T: DeserializeOwned>(
+    mut stream: &UnixStream,
+    limit: usize,
+) -> Result<Option<T>, ChannelError> {
     let mut header = [0; HEADER];
     match stream.read_exact(&mut header) {
-        Ok(()) => Ok(Some(decode(&read_body(&mut stream, header, MAX_FROM_WORKER)?)?)),
+        Ok(()) => Ok(Some(decode(&read_body(&mut stream, header, limit)?)?)),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
         Err(error) => Err(ChannelError::Read(error)),
     }
@@ -142,58 +143,50 @@ fn read_body(stream: &mut &UnixStream, header: [u8; HEADER], limit: usize) -> Re
 
 #[cfg(test)]
 mod tests {
-    use super::super::protocol::{Admitted, Policy, SocketKind};
     use super::*;
     use std::os::fd::AsFd;
 
-    fn setup() -> Setup {
-        let policy = Policy { generation: 1, rules: vec!["ok.test".into(); 20_000] };
-        Setup { sockets: vec![SocketKind::Udp], upstreams: vec![], policy, refresh_s: 300, ipv6: false }
-    }
+    const LIMIT: usize = 1 << 20;
 
     #[test]
-    fn setup_arrives_with_its_sockets() {
+    fn a_frame_arrives_with_its_sockets() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let sent = socket.local_addr().unwrap();
-        let sender = std::thread::spawn(move || send_setup(&ours, &setup(), &[socket.as_fd()]));
-        let (received, sockets) = receive_setup(&theirs).unwrap();
+        let frame = vec!["ok.test".to_owned(); 20_000];
+        let expected = frame.clone();
+        let sender = std::thread::spawn(move || send_with_sockets(&ours, &frame, &[socket.as_fd()], LIMIT));
+        let (received, sockets): (Vec<String>, _) = receive_with_sockets(&theirs, LIMIT).unwrap();
         sender.join().unwrap().unwrap();
-        assert_eq!(received, setup());
+        assert_eq!(received, expected);
         let socket = std::net::UdpSocket::from(sockets.into_iter().next().unwrap());
         assert_eq!(socket.local_addr().unwrap(), sent);
         assert!(rustix::io::fcntl_getfd(&socket).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
     }
 
     #[test]
-    fn sockets_and_announcement_must_agree() {
+    fn more_sockets_than_a_frame_holds_are_an_error() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        let refused = send_setup(&ours, &setup(), &[]);
-        assert!(matches!(refused, Err(ChannelError::Sockets { got: 0, expected: 1 })), "{refused:?}");
+        let sockets = vec![ours.as_fd(); MAX_SOCKETS + 1];
+        let refused = send_with_sockets(&ours, &1, &sockets, LIMIT);
+        assert!(matches!(refused, Err(ChannelError::Sockets { .. })), "{refused:?}");
     }
 
     #[test]
     fn a_large_announcement_is_refused_before_it_is_read() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         (&ours).write_all(&u32::MAX.to_le_bytes()).unwrap();
-        assert!(matches!(receive(&theirs), Err(ChannelError::TooLarge { .. })));
+        assert!(matches!(receive::<String>(&theirs, LIMIT), Err(ChannelError::TooLarge { .. })));
     }
 
     #[test]
     fn every_cut_of_a_frame_is_an_end_or_an_error() {
-        let bytes = encode(&FromWorker::Serving, MAX_FROM_WORKER).unwrap();
+        let bytes = encode(&"serving", LIMIT).unwrap();
         for cut in 0..bytes.len() {
             let (ours, theirs) = UnixStream::pair().unwrap();
             (&ours).write_all(&bytes[..cut]).unwrap();
             drop(ours);
-            assert!(!matches!(receive(&theirs), Ok(Some(_))), "cut {cut}");
+            assert!(!matches!(receive::<String>(&theirs, LIMIT), Ok(Some(_))), "cut {cut}");
         }
-    }
-
-    #[test]
-    fn the_first_frame_must_be_the_setup() {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        send(&ours, &ToWorker::Admitted(Admitted { id: 1, addresses: vec![] })).unwrap();
-        assert!(matches!(receive_setup(&theirs), Err(ChannelError::NotSetup)));
     }
 }
