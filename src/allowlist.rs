@@ -272,6 +272,10 @@ pub enum RuleError {
     Port(String),
     #[error("unknown option \"{0}\"; there are private, by=agent|broker|boot, required, telemetry")]
     Option(String),
+    #[error(
+        "port 53 can't be opened: every question about a name is the box's own resolver's (network.upstreams)"
+    )]
+    Resolver,
     #[error("a deny rule takes no ports and no options: it denies the name as a whole")]
     DenyWithDetails,
     #[error("\"{0}\" is a URL; a rule is a NAME[:PORT[,PORT…]]")]
@@ -341,6 +345,8 @@ fn split_ports(subject: &str) -> Result<(&str, Option<Vec<u16>>), RuleError> {
     for text in list.split(',') {
         let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
         match text.parse::<u16>() {
+            // Such a rule could not work: these packets are redirected before any rule about a name.
+            Ok(53) if digits => return Err(RuleError::Resolver),
             Ok(port) if digits && port != 0 => ports.push(port),
             Ok(_) | Err(_) => return Err(RuleError::Port(text.to_owned())),
         }

@@ -148,6 +148,11 @@ impl Keeper {
         self.shared.send(&ToWorker::Policy(policy.clone()));
     }
 
+    /// Has every exact name asked again: what is known may be hours old.
+    pub fn refresh(&self) {
+        self.shared.send(&ToWorker::Refresh);
+    }
+
     /// Whether the worker serves now.
     pub fn verify(&self) -> Result<String, String> {
         match *lock(&self.shared.serving) {
