@@ -1,5 +1,6 @@
 //! The box as a whole, as PID 1's threads share it: what was configured, what runs, and what requests and signals do.
 
+mod check;
 mod policy_changes;
 
 use std::collections::HashMap;
@@ -13,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::account::Accounts;
-use crate::allowlist::{Allowlist, DomainName};
+use crate::allowlist::Allowlist;
 use crate::audit;
 use crate::clock::{self, Jump};
 use crate::config::{Config, Sources};
@@ -23,7 +24,7 @@ use crate::dns::keeper::Keeper;
 use crate::dns::protocol::Policy;
 use crate::firewall::Firewall;
 use crate::namespace::{Surroundings, changes};
-use crate::policy::{LivePolicy, explain};
+use crate::policy::LivePolicy;
 use crate::report::event;
 use crate::session::Session;
 use crate::status::report::{Phase, Report, SessionState, Step, StepState};
@@ -151,15 +152,6 @@ impl Innkeeper {
         }
     }
 
-    fn check(&self, what: &str) -> Response {
-        let (name, port) = match split_target(what) {
-            Ok(target) => target,
-            Err(reason) => return Response::Failed { reason },
-        };
-        let explained = explain(&self.allowlist(), &name, port);
-        Response::Verdict { allowed: explained.allowed, name: name.to_string(), explanation: explained.text }
-    }
-
     /// Looks after what time does: grants that end, clocks that jump.
     pub fn watch_time(self: &Arc<Self>) -> std::io::Result<()> {
         let (ticking, jumping) = (Arc::clone(self), Arc::clone(self));
@@ -221,26 +213,6 @@ const LOG_PAGE: usize = 512;
 
 /// Where GH_TOKEN is a git credential.
 pub const CREDENTIAL_HOSTS: &[&str] = &["github.com", "gist.github.com"];
-
-/// The name and port of `NAME`, `NAME:PORT` or a URL.
-fn split_target(what: &str) -> Result<(DomainName, u16), String> {
-    let (scheme, rest) = what.split_once("://").unwrap_or(("https", what));
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let authority = authority.rsplit('@').next().unwrap_or_default();
-    let (name, port) = match authority.rsplit_once(':') {
-        Some((name, port)) => (name, port.parse::<u16>().map_err(|_| format!("\"{port}\" is not a port"))?),
-        None => (
-            authority,
-            match scheme {
-                "http" => 80,
-                "ssh" => 22,
-                _ => 443,
-            },
-        ),
-    };
-    let name = DomainName::parse(name).map_err(|error| format!("\"{name}\" is not a host name: {error}"))?;
-    Ok((name, port))
-}
 
 impl Desk for Innkeeper {
     fn answer(&self, asker: Asker, request: Request) -> Response {
@@ -343,8 +315,7 @@ fn descends(parents: &HashMap<i32, i32>, pid: i32, from: i32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{descends, explain, split_target};
-    use crate::allowlist::{Allowlist, Origin, parse_rules};
+    use super::descends;
 
     #[test]
     fn only_descendants_are_ours_where_we_are_not_pid_1() {
@@ -353,30 +324,5 @@ mod tests {
         assert!(descends(&parents, 12, 10) && descends(&parents, 11, 10));
         assert!(!descends(&parents, 20, 10) && !descends(&parents, 5, 10), "a neighbour, a parent");
         assert!(!descends(&parents, 30, 10), "a circle ends");
-    }
-
-    #[test]
-    fn names_and_urls_are_taken_apart() {
-        let target = |text: &str| split_target(text).map(|(name, port)| format!("{name}:{port}"));
-        assert_eq!(target("GitHub.com").unwrap(), "github.com:443");
-        assert_eq!(target("github.com:22").unwrap(), "github.com:22");
-        assert_eq!(target("https://user:pw@github.com/a/b?c").unwrap(), "github.com:443");
-        assert_eq!(target("http://archive.example.org/x").unwrap(), "archive.example.org:80");
-        assert!(target("https://10.0.0.1/").is_err());
-        assert!(target("github.com:99999").is_err());
-    }
-
-    #[test]
-    fn a_verdict_names_the_rule_or_the_line_to_add() {
-        let (rules, _) =
-            parse_rules("github.com:443,22", |line| Origin::File { path: "d.conf".into(), line });
-        let allowlist = Allowlist::new(rules);
-        let verdict = |text: &str| {
-            let (name, port) = split_target(text).unwrap();
-            explain(&allowlist, &name, port)
-        };
-        assert_eq!(verdict("github.com:22").text, "github.com:22 is allowed by github.com:22,443 (d.conf:1)");
-        assert!(verdict("github.com:80").text.ends_with("innkeeper allow github.com:80"));
-        assert!(!verdict("evil.example").allowed);
     }
 }
