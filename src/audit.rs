@@ -19,6 +19,8 @@ use crate::status::report::{Denial, SCHEMA};
 const MAX_TRAFFIC: usize = 2048;
 /// Everything else that is remembered.
 const MAX_EVENTS: usize = 1024;
+/// Characters of an event that are remembered.
+const MAX_MESSAGE: usize = 2000;
 /// A refusal or use that goes on is written to standard error again after this.
 const AGAIN: Duration = Duration::from_secs(60);
 
@@ -120,7 +122,10 @@ fn with<T>(act: impl FnOnce(&mut Log) -> T) -> T {
 
 /// An event line. Returns the entry, for standard error.
 pub fn note(source: &str, message: &str) -> Entry {
-    let what = What::Note { source: source.to_owned(), message: report::inert(message) };
+    let what = What::Note {
+        source: source.to_owned(),
+        message: report::inert(&report::bounded(message, MAX_MESSAGE)),
+    };
     with(|log| log.event(what))
 }
 
