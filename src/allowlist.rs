@@ -454,25 +454,32 @@ impl Allowlist {
     /// Whether the agent may use this name, and by which rules.
     #[must_use]
     pub fn verdict(&self, name: &DomainName) -> Verdict<'_> {
-        let mut allowed: Vec<&Rule> = Vec::new();
-        let mut other = None;
-        for rule in self.matching(name) {
-            if rule.deny {
-                return Verdict::Denied(Denied::DenyRule(rule));
-            }
-            match rule.options.by {
-                Subject::Agent => allowed.push(rule),
-                Subject::Broker | Subject::Boot => other = other.or(Some(rule)),
-            }
+        if let Some(denied) = self.denial(name) {
+            return Verdict::Denied(denied);
         }
-        if allowed.is_empty() {
-            return Verdict::Denied(other.map_or(Denied::NotListed, Denied::OtherSubject));
-        }
+        let allowed: Vec<&Rule> =
+            self.matching(name).filter(|rule| rule.options.by == Subject::Agent).collect();
         let mut ports: Vec<u16> = allowed.iter().flat_map(|rule| rule.ports.iter().copied()).collect();
         ports.sort_unstable();
         ports.dedup();
         let private = allowed.iter().any(|rule| rule.options.private);
         Verdict::Allowed(Allowed { rules: allowed, ports, private })
+    }
+
+    /// Why the agent may not use this name; none if it may. For who asks very often: it allocates nothing.
+    #[must_use]
+    pub fn denial(&self, name: &DomainName) -> Option<Denied<'_>> {
+        let (mut allowed, mut other) = (false, None);
+        for rule in self.matching(name) {
+            if rule.deny {
+                return Some(Denied::DenyRule(rule));
+            }
+            match rule.options.by {
+                Subject::Agent => allowed = true,
+                Subject::Broker | Subject::Boot => other = other.or(Some(rule)),
+            }
+        }
+        if allowed { None } else { Some(other.map_or(Denied::NotListed, Denied::OtherSubject)) }
     }
 
     fn matching<'a, 'n>(&'a self, name: &'n DomainName) -> impl Iterator<Item = &'a Rule> + use<'a, 'n> {

@@ -194,9 +194,10 @@ impl Board {
             who && known.layer == denial.layer && known.what == denial.what
         };
         let old = denials.iter().position(same).and_then(|at| denials.remove(at));
-        let (count, uid) = old.map_or((0, None), |old| (old.count, old.uid));
+        let (count, uid, process) = old.map_or((0, None, None), |old| (old.count, old.uid, old.process));
         let (count, uid) = (denial.count.saturating_add(count), denial.uid.or(uid));
-        denials.push_back(Denial { count, uid, ..denial });
+        let process = denial.process.clone().or(process);
+        denials.push_back(Denial { count, uid, process, ..denial });
         while denials.len() > MAX_DENIALS {
             denials.pop_front();
         }

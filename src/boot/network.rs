@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::host;
 use super::step::{Failure, Steps, Trouble, Verified};
 use super::{DNS, FIREWALL, LOCKDOWN};
+use crate::attribution::Attributor;
 use crate::dns::keeper::{self, Keeper, Sockets};
 use crate::dns::resolv_conf::{self, EngineForwarding, Upstreams};
 use crate::firewall::admission::NEVER;
@@ -181,6 +182,7 @@ pub(super) fn firewall(
                 upstreams: upstreams.servers.clone(),
                 refresh: innkeeper.config.network.refresh,
                 ipv6,
+                attributor: Attributor::new(innkeeper.accounts.agent.uid),
             };
             let policy = innkeeper.worker_policy();
             let (spawner, board) = (innkeeper.spawner.clone(), Arc::clone(innkeeper.board()));
