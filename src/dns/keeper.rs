@@ -274,10 +274,11 @@ impl Shared {
                     if !stale {
                         lock(&self.answers).note(name, &addresses, ttl_s, Instant::now());
                     }
-                    self.send(&ToWorker::Admitted(Admitted { id, addresses }));
+                    // First what is closed: no moment in which the worker answers it.
                     if !forgotten.is_empty() {
                         self.send(&ToWorker::Forget { names: forgotten });
                     }
+                    self.send(&ToWorker::Admitted(Admitted { id, addresses }));
                 }
                 FromWorker::Primed { generation } => drop(primed.try_send(generation)),
                 FromWorker::Failed { name, cause } => self.resolved(&name.to_string(), Some(&cause)),
