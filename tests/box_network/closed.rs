@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::common::{
     GET, everybody, gets_through, nothing_to, only_questions_to, python, python_outside, refused_fast,
 };
-use crate::rig::{AGENT, BoxOptions, Mark, ROOT, Rig, RunningBox, host};
+use crate::rig::{AGENT, BoxOptions, Mark, ROOT, Rig, RunningBox, Talking, host};
 
 fn page(guest: &RunningBox, user: &str, name: &str) {
     let page = guest.exec(user, &format!("curl -sS -m 10 http://{name}/"));
@@ -195,62 +195,100 @@ fn t35_neighbours_of_an_open_address_are_closed() {
     assert!(guest.client(AGENT, &["tcp", &host("github"), "443", "hello"]).ok(), "the resolved one");
 }
 
-const SERVE: &str = "import socket, sys\ns = socket.create_server(('', 8888))\nprint('up', flush=True)\n\
-                     while True:\n c, _ = s.accept(); c.sendall(b'secret of the box'); c.close()";
-const SERVE_SIX: &str = "import socket, sys\ns = socket.create_server(('::', 8888), family=socket.AF_INET6)\nprint('up', flush=True)\n\
-                     while True:\n c, _ = s.accept(); c.sendall(b'secret of the box'); c.close()";
-const SERVE_UDP: &str = "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.bind(('', 8889))\nprint('up', flush=True)\n\
-                     while True:\n d, p = s.recvfrom(999); s.sendto(b'secret of the box', p)";
+/// Answers with its sign whoever comes to one of its doors (`tcp ADDRESS PORT` …), until its standard input ends.
+const SERVE: &str = r#"
+import socket, sys, threading
+SIGN = b"secret of the box"
+def tcp(listener):
+    while True:
+        connection, _ = listener.accept()
+        connection.sendall(SIGN)
+        connection.close()
+def udp(datagrams):
+    while True:
+        _, peer = datagrams.recvfrom(999)
+        datagrams.sendto(SIGN, peer)
+doors = sys.argv[1:]
+for at in range(0, len(doors), 3):
+    kind, host, port = doors[at : at + 3]
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    opened = socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    opened.bind((host, int(port)))
+    if kind == "tcp":
+        opened.listen()
+    threading.Thread(target=tcp if kind == "tcp" else udp, args=(opened,), daemon=True).start()
+print("up", flush=True)
+sys.stdin.read()
+"#;
+
+/// The server with these doors, in the box as this user or else in its network.
+fn serve(rig: &Rig, guest: Option<(&RunningBox, &str)>, doors: &[&str]) -> Talking {
+    let program = [&["python3", "-c", SERVE], doors].concat();
+    let mut server = match guest {
+        Some((guest, user)) => guest.spawn(user, &program),
+        None => rig.spawn_inside(&program),
+    };
+    assert_eq!(server.hear(), "up");
+    server
+}
+
+const SECRET: &str = "secret of the box\n";
 
 #[test]
 fn t38_nobody_comes_in_but_where_the_operator_opened() {
     let Some(rig) = Rig::new() else { return };
-    let doors: [(&str, &[&str]); 3] = [
-        (SERVE, &["tcp", "172.31.77.2", "8888", "hello"]),
-        (SERVE_SIX, &["tcp", "fd77::2", "8888", "hello"]),
-        (SERVE_UDP, &["udp", "172.31.77.2", "8889", "hello"]),
+    let doors = ["tcp", "0.0.0.0", "8888", "tcp", "fd77::2", "8888", "udp", "0.0.0.0", "8889"];
+    let knocks: [&[&str]; 3] = [
+        &["tcp", "172.31.77.2", "8888", "hello"],
+        &["tcp", "fd77::2", "8888", "hello"],
+        &["udp", "172.31.77.2", "8889", "hello"],
     ];
-    for (server, knock) in doors {
-        let mut listener = rig.spawn_inside(&["timeout", "60", "python3", "-c", server]);
-        assert_eq!(listener.hear(), "up");
-        assert_eq!(rig.world_client(knock).out, "secret of the box\n");
-        drop(rig.inside("pkill -f 'secret of the [b]ox'"));
-        listener.end();
+    let server = serve(&rig, None, &doors);
+    for knock in knocks {
+        assert_eq!(rig.world_client(knock).out, SECRET, "{knock:?}");
     }
+    server.end();
     {
         let guest = rig.boot(&BoxOptions::new());
         for user in [AGENT, ROOT] {
-            for (server, knock) in doors {
-                let mut listener = guest.spawn(user, &["timeout", "60", "python3", "-c", server]);
-                assert_eq!(listener.hear(), "up");
-                let mark = rig.world.sync();
+            let server = serve(&rig, Some((&guest, user)), &doors);
+            let mark = rig.world.sync();
+            for knock in knocks {
                 let said = rig.world_client(knock);
-                assert!(!said.ok() && !said.out.contains("secret"), "{user} {knock:?}: {said:?}");
-                // Not even a reset or an ICMP error tells that somebody lives there.
-                only_questions_to(&rig, mark, "9.9.9.53");
-                let own = if knock[0] == "tcp" {
-                    guest.client(AGENT, &["tcp", "127.0.0.1", "8888"])
-                } else {
-                    guest.client(AGENT, &["udp", "127.0.0.1", "8889"])
-                };
-                assert!(own.ok() || knock[1].contains(':'), "the box itself: {own:?}");
-                guest.exec_root("pkill -f 'secret of the [b]ox'");
-                listener.end();
+                assert!(!said.ok() && said.out.is_empty(), "{user} {knock:?}: {said:?}");
             }
+            // Not even a reset or an ICMP error tells that somebody lives there.
+            only_questions_to(&rig, mark, "9.9.9.53");
+            for own in
+                [["tcp", "127.0.0.1", "8888"], ["udp", "127.0.0.1", "8889"], ["tcp", "172.31.77.2", "8888"]]
+            {
+                assert_eq!(guest.client(AGENT, &own).out, SECRET, "the box talks to itself");
+            }
+            server.end();
         }
         assert!(!rig.world_client(&["ping", "172.31.77.2", "hello"]).ok());
         guest.stop();
     }
     let open = rig.boot(&BoxOptions::new().env("INNKEEPER_NETWORK_INBOUND", "8888,8889/udp"));
-    for (server, knock) in doors {
-        let mut listener = open.spawn(AGENT, &["timeout", "60", "python3", "-c", server]);
-        assert_eq!(listener.hear(), "up");
+    let server = serve(
+        &rig,
+        Some((&open, AGENT)),
+        &[&doors[..], &["tcp", "0.0.0.0", "8889", "udp", "0.0.0.0", "8888"]].concat(),
+    );
+    for knock in knocks {
         let said = rig.world_client(knock);
-        assert_eq!(said.out, "secret of the box\n", "{knock:?}: {said:?}\n{}", open.logs());
-        open.exec_root("pkill -f 'secret of the [b]ox'");
-        listener.end();
+        assert_eq!(said.out, SECRET, "{knock:?}: {said:?}");
     }
-    assert!(!rig.world_client(&["tcp", "172.31.77.2", "22", "hello"]).ok());
+    // What was opened is the port of one protocol.
+    for closed in [
+        ["tcp", "172.31.77.2", "8889", "x"],
+        ["udp", "172.31.77.2", "8888", "x"],
+        ["tcp", "172.31.77.2", "22", "x"],
+    ] {
+        assert!(!rig.world_client(&closed).ok(), "{closed:?}");
+    }
+    server.end();
 }
 
 #[test]
@@ -512,13 +550,21 @@ fn t22_of_four_hundred_addresses_those_that_are_answered_are_open() {
 #[test]
 fn t201_listeners_that_were_there_before_are_closed_until_the_operator_opens_them() {
     let Some(rig) = Rig::new() else { return };
-    let sidecar = "import socket, threading\n\
-        def serve(family, host, port):\n s = socket.create_server((host, port), family=family)\n while True:\n  c, _ = s.accept(); c.sendall(b'sidecar'); c.close()\n\
-        for family, host, port in ((socket.AF_INET, '127.0.0.1', 9200), (socket.AF_INET, '0.0.0.0', 9201), (socket.AF_INET6, '::1', 9202)):\n \
-        threading.Thread(target=serve, args=(family, host, port), daemon=True).start()\n\
-        u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\nu.bind(('127.0.0.1', 9203))\nprint('up', flush=True)\nwhile True:\n d, p = u.recvfrom(99); u.sendto(b'sidecar', p)";
-    let mut listener = rig.spawn_inside(&["timeout", "120", "python3", "-c", sidecar]);
-    assert_eq!(listener.hear(), "up");
+    let sidecar = [
+        "tcp",
+        "127.0.0.1",
+        "9200",
+        "tcp",
+        "0.0.0.0",
+        "9201",
+        "tcp",
+        "::1",
+        "9202",
+        "udp",
+        "127.0.0.1",
+        "9203",
+    ];
+    let server = serve(&rig, None, &sidecar);
     let doors: [[&str; 4]; 5] = [
         ["tcp", "127.0.0.1", "9200", "leak"],
         ["tcp", "127.0.0.1", "9201", "leak"],
@@ -527,31 +573,27 @@ fn t201_listeners_that_were_there_before_are_closed_until_the_operator_opens_the
         ["udp", "127.0.0.1", "9203", "leak"],
     ];
     for door in &doors {
-        assert_eq!(gets_through(&rig, door), "sidecar\n", "{door:?}");
+        assert_eq!(gets_through(&rig, door), SECRET, "{door:?}");
     }
     {
         let guest = rig.boot(&BoxOptions::new());
         for door in &doors {
-            for (who, done) in
-                [("session", guest.client_as_session(door)), ("agent", guest.client(AGENT, door))]
-            {
-                assert!(!done.ok() && !done.out.contains("sidecar"), "{who} {door:?}: {done:?}");
+            for (who, done) in everybody(&guest, door) {
+                assert!(!done.ok() && done.out.is_empty(), "{who} {door:?}: {done:?}");
             }
         }
         // The agent's own are its own.
-        let mut own = guest.spawn(AGENT, &["timeout", "60", "python3", "-c", SERVE]);
-        assert_eq!(own.hear(), "up");
-        assert!(guest.client(AGENT, &["tcp", "127.0.0.1", "8888"]).ok());
-        guest.exec_root("pkill -f 'secret of the [b]ox'");
+        let own = serve(&rig, Some((&guest, AGENT)), &["tcp", "0.0.0.0", "8888"]);
+        assert_eq!(guest.client(AGENT, &["tcp", "127.0.0.1", "8888"]).out, SECRET);
         own.end();
         guest.stop();
     }
     let opened = rig.boot(&BoxOptions::new().env("INNKEEPER_NETWORK_LOOPBACK", "9200"));
-    assert_eq!(opened.client(AGENT, &doors[0]).out, "sidecar\n");
+    assert_eq!(opened.client(AGENT, &doors[0]).out, SECRET);
     assert!(!opened.client(AGENT, &doors[1]).ok());
     let warnings = opened.status()["warnings"].to_string();
     assert!(warnings.contains("9201"), "what is closed is said: {warnings}");
-    drop(rig.inside("pkill -f '[s]idecar'"));
+    server.end();
 }
 
 #[test]
