@@ -15,3 +15,6 @@ mod common;
 #[cfg(test)]
 #[path = "box_network/dns.rs"]
 mod dns;
+#[cfg(test)]
+#[path = "box_network/upstreams.rs"]
+mod upstreams;
