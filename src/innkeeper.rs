@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 
 use crate::account::Accounts;
 use crate::allowlist::{Allowlist, DomainName, Rule, Verdict};
+use crate::attribution::Attributor;
 use crate::config::{self, Config, Sources};
 use crate::control::protocol::{Asker, Request, Response};
 use crate::control::server::Desk;
@@ -24,6 +25,7 @@ use crate::session::Session;
 use crate::status::report::{Phase, PolicyRule, Report, SessionState, Step, StepState};
 use crate::status::{Board, MAX_AGE};
 use crate::supervisor::{Conduct, Spawner};
+use crate::watch;
 
 /// The box.
 #[derive(Debug)]
@@ -40,6 +42,10 @@ pub struct Innkeeper {
     generation: AtomicU64,
     pub firewall: OnceLock<Firewall>,
     pub keeper: OnceLock<Keeper>,
+    /// None where the kernel can't log packets.
+    pub watch: OnceLock<watch::keeper::Keeper>,
+    /// Finds the processes behind refused packets and questions.
+    pub attributor: Attributor,
     pub session: OnceLock<Session>,
     /// The agent's process limit, counted once.
     pub processes: OnceLock<Option<u64>>,
@@ -70,6 +76,7 @@ impl Innkeeper {
         let sources = Sources { env: sources.env.with_credentials(&config.secrets), ..sources };
         let innkeeper = Self {
             policy: Mutex::new(Arc::new(Allowlist::new(config.network.rules.clone()))),
+            attributor: Attributor::new(accounts.agent.uid, accounts.agent.gid),
             config,
             sources,
             accounts,
@@ -80,6 +87,7 @@ impl Innkeeper {
             generation: AtomicU64::new(1),
             firewall: OnceLock::new(),
             keeper: OnceLock::new(),
+            watch: OnceLock::new(),
             session: OnceLock::new(),
             rules: OnceLock::new(),
             upstreams: OnceLock::new(),
