@@ -42,6 +42,7 @@ enum Order {
     Policy(Allowlist, Sender<Result<(), FirewallError>>),
     Admit(Learned, Sender<Admission>),
     Claims(Vec<(IpAddr, u16)>, Sender<Vec<Vec<DomainName>>>),
+    NamesAt(IpAddr, Sender<Vec<(DomainName, Vec<u16>)>>),
     Verify(Sender<Result<String, String>>),
     Report(Sender<Report>),
 }
@@ -106,6 +107,12 @@ impl Firewall {
         self.ask(|reply| Order::Claims(pairs, reply)).unwrap_or_default()
     }
 
+    /// The names for which this address is open, and on which ports.
+    #[must_use]
+    pub fn names_at(&self, address: IpAddr) -> Vec<(DomainName, Vec<u16>)> {
+        self.ask(|reply| Order::NamesAt(address, reply)).unwrap_or_default()
+    }
+
     /// Opens what the policy lets of an answer; returns what is open once the kernel has acknowledged it.
     #[must_use]
     pub fn admit(&self, learned: Learned) -> Admission {
@@ -157,6 +164,7 @@ impl Owner {
                 Order::Policy(allowlist, reply) => drop(reply.send(self.policy(allowlist))),
                 Order::Admit(learned, reply) => drop(reply.send(self.admit(&learned))),
                 Order::Claims(pairs, reply) => drop(reply.send(self.claims(&pairs))),
+                Order::NamesAt(address, reply) => drop(reply.send(self.names_at(address))),
                 Order::Verify(reply) => drop(reply.send(self.verify())),
                 Order::Report(reply) => drop(reply.send(self.report())),
             }
@@ -201,6 +209,11 @@ impl Owner {
             claims.map(|(name, _)| name.clone()).collect()
         };
         pairs.iter().map(of).collect()
+    }
+
+    fn names_at(&self, address: IpAddr) -> Vec<(DomainName, Vec<u16>)> {
+        let here = self.book.iter().filter(|(_, open)| open.address == address);
+        here.map(|(name, open)| (name.clone(), open.ports.clone())).collect()
     }
 
     fn admit(&mut self, learned: &Learned) -> Admission {
