@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::host;
 use super::step::{Failure, Steps, Trouble, Verified};
 use super::{DNS, FIREWALL, LOCKDOWN};
+use crate::attribution::Attributor;
 use crate::dns::keeper::{self, Keeper, Sockets};
 use crate::dns::resolv_conf::{self, EngineForwarding, Upstreams};
 use crate::firewall::admission::NEVER;
@@ -89,6 +90,9 @@ pub(super) struct Resolver {
     ipv6: bool,
 }
 
+/// A pod has a handful of sidecars; more listeners are closed all the same.
+const MAX_NAMED_LISTENERS: usize = 16;
+
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Result<Resolver, Failure> {
@@ -120,6 +124,9 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
             Ok(())
         },
         |(upstreams, closed)| {
+            for listener in closed.iter().take(MAX_NAMED_LISTENERS) {
+                innkeeper.board().warn(host::listener_warning(*listener));
+            }
             let detail =
                 format!("listening on {}, asking {}", keeper::LISTEN_V4, host::list(&upstreams.servers));
             Ok(Verified::new((upstreams.clone(), closed.clone()), detail))
@@ -181,6 +188,7 @@ pub(super) fn firewall(
                 upstreams: upstreams.servers.clone(),
                 refresh: innkeeper.config.network.refresh,
                 ipv6,
+                attributor: Attributor::new(innkeeper.accounts.agent.uid),
             };
             let policy = innkeeper.worker_policy();
             let (spawner, board) = (innkeeper.spawner.clone(), Arc::clone(innkeeper.board()));

@@ -15,7 +15,8 @@ use hickory_resolver::proto::rr::RecordType;
 use hickory_resolver::proto::rr::rdata::opt::{EdnsCode, EdnsOption};
 use innkeeper::channel;
 use innkeeper::dns::protocol::{
-    Admitted, FromWorker, Learned, MAX_FROM_WORKER, MAX_TO_WORKER, Policy, Setup, SocketKind, ToWorker,
+    Admitted, FromWorker, LastGood, Learned, MAX_FROM_WORKER, MAX_TO_WORKER, Policy, Setup, SocketKind,
+    ToWorker,
 };
 
 use crate::fake_upstream::{framed, name, read_framed};
@@ -173,6 +174,17 @@ impl Sockets {
 
     /// Starts the built binary with these sockets. It admits everything until told otherwise.
     pub(crate) fn start_worker(&self, rules: &[&str], upstreams: &[&str], ipv6: bool) -> Warden {
+        self.start_worker_with(rules, upstreams, ipv6, &[])
+    }
+
+    /// The same, with what a former worker knew.
+    pub(crate) fn start_worker_with(
+        &self,
+        rules: &[&str],
+        upstreams: &[&str],
+        ipv6: bool,
+        known: &[LastGood],
+    ) -> Warden {
         let (stream, theirs) = UnixStream::pair().unwrap();
         let worker = Command::new(env!("CARGO_BIN_EXE_innkeeper"))
             .arg("dns")
@@ -185,6 +197,7 @@ impl Sockets {
             policy: policy(1, rules),
             refresh_s: 300,
             ipv6,
+            known: known.to_vec(),
         };
         channel::send_with_sockets(
             &stream,
@@ -213,6 +226,7 @@ fn be_pid_1(stream: &UnixStream, told: &Told, admission: &Mutex<Admission>) {
                 let addresses = (admission.lock().unwrap())(learned);
                 addresses.map(|addresses| ToWorker::Admitted(Admitted { id: learned.id, addresses }))
             }
+            FromWorker::Denied(denial) => denial.id.map(|id| ToWorker::Attributed { id }),
             _ => None,
         };
         told.frames.lock().unwrap().push(frame);
