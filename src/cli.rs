@@ -87,6 +87,8 @@ enum Command {
     #[command(hide = true)]
     Dns,
     #[command(hide = true)]
+    Watch,
+    #[command(hide = true)]
     Pane,
     #[command(hide = true)]
     Probe {
@@ -176,6 +178,11 @@ fn dispatch(command: Command) -> u8 {
         Command::Dns => {
             call_ourselves(c"innkeeper-dns");
             done("dns", crate::dns::run())
+        }
+        Command::Watch => {
+            // Fifteen octets are all that a name may have, and these are just as many.
+            call_ourselves(c"innkeeper-watch");
+            done("watch", crate::watch::run())
         }
         Command::Pane => done("pane", pane::run()),
         Command::Probe { attack, identity } => probe(&attack, &identity),

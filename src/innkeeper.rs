@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 
 use crate::account::Accounts;
 use crate::allowlist::Allowlist;
+use crate::attribution::Attributor;
 use crate::audit;
 use crate::clock::{self, Jump};
 use crate::config::{Config, Sources};
@@ -30,6 +31,7 @@ use crate::session::Session;
 use crate::status::report::{Phase, Report, SessionState, Step, StepState};
 use crate::status::{Board, MAX_AGE};
 use crate::supervisor::{Conduct, Spawner};
+use crate::watch;
 
 /// The box.
 #[derive(Debug)]
@@ -48,6 +50,10 @@ pub struct Innkeeper {
     generation: AtomicU64,
     pub firewall: OnceLock<Firewall>,
     pub keeper: OnceLock<Keeper>,
+    /// None where the kernel can't log packets.
+    pub watch: OnceLock<watch::keeper::Keeper>,
+    /// Finds the processes behind refused packets and questions.
+    pub attributor: Attributor,
     pub session: OnceLock<Session>,
     /// The agent's process limit, counted once.
     pub processes: OnceLock<Option<u64>>,
@@ -81,6 +87,7 @@ impl Innkeeper {
             allowlist: Mutex::new(Arc::new(Allowlist::new(policy.rules()))),
             generation: AtomicU64::new(policy.generation),
             policy: Mutex::new(policy),
+            attributor: Attributor::new(accounts.agent.uid, accounts.agent.gid),
             config,
             sources,
             accounts,
@@ -90,6 +97,7 @@ impl Innkeeper {
             began,
             firewall: OnceLock::new(),
             keeper: OnceLock::new(),
+            watch: OnceLock::new(),
             session: OnceLock::new(),
             rules: OnceLock::new(),
             upstreams: OnceLock::new(),

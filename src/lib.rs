@@ -27,4 +27,6 @@ pub mod session;
 pub mod socket_table;
 pub mod status;
 pub mod supervisor;
+pub mod time_share;
+pub mod watch;
 pub mod workspace;

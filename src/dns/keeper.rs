@@ -359,7 +359,11 @@ impl Shared {
             report.dns.upstreams = health
                 .upstreams
                 .iter()
-                .map(|upstream| Upstream { address: upstream.address.to_string(), healthy: upstream.healthy })
+                .map(|upstream| Upstream {
+                    address: upstream.address.to_string(),
+                    healthy: upstream.healthy,
+                    note: upstream.note.as_deref().map(|note| inert(&bounded(note, 200))),
+                })
                 .collect();
         });
     }

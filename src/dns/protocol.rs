@@ -137,4 +137,6 @@ pub struct Health {
 pub struct UpstreamHealth {
     pub address: SocketAddr,
     pub healthy: bool,
+    /// What is odd about it.
+    pub note: Option<String>,
 }
