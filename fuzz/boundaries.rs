@@ -22,6 +22,8 @@ use innkeeper::firewall::admission::{MAX_PER_NAME, decide};
 use innkeeper::policy::LivePolicy;
 use innkeeper::session::terminal::Filter;
 use innkeeper::socket_table::find_owner;
+use innkeeper::watch::protocol::MAX_FROM_WORKER as MAX_FROM_WATCH;
+use innkeeper::watch::{nflog, packet, protocol as watched, wording};
 
 fn origin(line: usize) -> Origin {
     Origin::File { path: "domains.conf".to_owned(), line }
@@ -122,6 +124,38 @@ pub(crate) fn worker_frame(data: &[u8]) {
     if let Ok(bytes) = encode(&frame, usize::MAX) {
         assert_eq!(decode::<FromWorker>(&bytes[4..]).unwrap(), frame);
     }
+}
+
+/// A frame of the worker `watch` to PID 1, header included.
+pub(crate) fn watch_frame(data: &[u8]) {
+    let Some((header, body)) = data.split_first_chunk::<4>() else { return };
+    if announced_length(*header, MAX_FROM_WATCH).is_err() {
+        return;
+    }
+    let Ok(frame) = decode::<watched::FromWorker>(body) else { return };
+    if let watched::FromWorker::Refused(flow) | watched::FromWorker::Used(flow) = &frame {
+        let why = wording::explain(flow.target, &[]);
+        for text in [wording::what(flow.target), why.reason, why.allow] {
+            assert!(!text.chars().any(char::is_control), "{text:?}");
+        }
+    }
+    let bytes = encode(&frame, usize::MAX).unwrap();
+    assert_eq!(decode::<watched::FromWorker>(&bytes[4..]).unwrap(), frame);
+}
+
+/// A datagram of the NFLOG socket, in which the packets are the agent's.
+pub(crate) fn logged_packet(data: &[u8]) {
+    let mut octets = 0;
+    for logged in nflog::packets(data) {
+        octets += logged.payload.len();
+        let packet = packet::parse(logged.payload);
+        assert!(packet.destination.is_none() || logged.payload.len() >= 20);
+        assert!(packet.destination_port.is_none() || !packet.fragment, "ports out of the middle of a packet");
+    }
+    assert!(octets <= data.len(), "more than there was");
+    // Also as what the datagram would hold, so that the seeds reach it at once.
+    let packet = packet::parse(data);
+    assert!(packet.source.is_none() || packet.source.map(|a| a.is_ipv4()) == Some(data[0] >> 4 == 4));
 }
 
 /// A frame of PID 1 to the worker.

@@ -149,3 +149,48 @@ write("terminal", {
     "c1-in-link": b"\x1b]8;;\xc2\x9c\xc2\x9b6n\x1b\\",
     "broken-off": b"\x1b[1;\x18x\x1b]8;;\x1ay\x1b\x1b[31\x1b[mz",
 })
+FLOW = {"target": {"address": "192.0.2.1", "protocol": 17, "port": 443, "icmp": None}, "uid": 1000, "inode": 4026, "first": 1,
+        "last": 2, "count": 3}
+write("watch_frame", {
+    "serving": frame({"op": "serving"}),
+    "refused": frame({"op": "refused", **FLOW}),
+    "used": frame({"op": "used", **FLOW, "target": {"address": "2001:db8::1", "protocol": 6, "port": 22, "icmp": None}}),
+    "unknown": frame({"op": "refused", **FLOW, "target": None, "uid": None, "inode": None}),
+    "echo": frame({"op": "refused", **FLOW, "target": {"address": "::ffff:10.0.0.1", "protocol": 58, "port": None, "icmp": 128}}),
+    "lost": frame({"op": "lost", "refused": 5, "used": 0}),
+})
+
+
+def ip4(protocol, payload, offset=0, options=b""):
+    words = 5 + len(options) // 4
+    return struct.pack("!BBHHHBBH4s4s", 0x40 | words, 0, words * 4 + len(payload), 1, offset, 64, protocol, 0,
+                       bytes([172, 31, 77, 2]), bytes([192, 0, 2, 1])) + options + payload
+
+
+def ip6(protocol, payload):
+    return struct.pack("!IHBB16s16s", 0x60000000, len(payload), protocol, 64, bytes(15) + b"\1", bytes(15) + b"\2") + payload
+
+
+def attribute(kind, value):
+    raw = struct.pack("=HH", 4 + len(value), kind) + value
+    return raw + bytes(-len(raw) % 4)
+
+
+def logged(packet, uid=1000, number=7):
+    body = struct.pack("=BBH", 2, 0, 0) + attribute(1, struct.pack("!HBx", 0x800, 3)) + attribute(10, b"refused\0") + \
+        attribute(9, packet) + attribute(11, struct.pack("!I", uid)) + attribute(12, struct.pack("!I", number))
+    return struct.pack("=IHHII", 16 + len(body), 4 << 8, 0, 0, 0) + body
+
+
+UDP = struct.pack("!HHHH", 40000, 443, 8, 0)
+TCP = struct.pack("!HHIIBBHHH", 40000, 22, 1, 0, 0x50, 2, 65535, 0, 0)
+write("logged_packet", {
+    "udp": logged(ip4(17, UDP)),
+    "two": logged(ip4(6, TCP)) + logged(ip6(17, UDP), number=8),
+    "plain4": ip4(1, struct.pack("!BBHHH", 8, 0, 0, 77, 1)),
+    "options": ip4(6, TCP, options=b"\x83\x07\x04\x0a\x00\x00\x01\x00"),
+    "fragment": ip4(17, UDP, offset=3),
+    "plain6": ip6(0, b"\x3a\0\x05\x02\0\0\0\0" + struct.pack("!BBHHH", 128, 0, 0, 77, 1)),
+    "fragment6": ip6(44, b"\x11\0\0\x08\0\0\0\1" + UDP),
+    "extensions": ip6(60, b"\x3c\0\1\4\0\0\0\0" * 9 + UDP),
+})

@@ -82,6 +82,8 @@ targets!(
     client_message,
     upstream_message,
     worker_frame,
+    watch_frame,
+    logged_packet,
     setup_frame,
     control_request,
     policy_text,
