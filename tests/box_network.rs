@@ -16,5 +16,8 @@ mod common;
 #[path = "box_network/dns.rs"]
 mod dns;
 #[cfg(test)]
+#[path = "box_network/hosts.rs"]
+mod hosts;
+#[cfg(test)]
 #[path = "box_network/upstreams.rs"]
 mod upstreams;
