@@ -28,6 +28,8 @@
 //! - Waiting is by event: [`RunningBox::await_line`] follows the log (each call goes on after the line that the call
 //!   before found), [`RunningBox::await_status`] asks until it is so, both with an end.
 //! - Judge what leaked by `rig.world`: [`World::packets_since`], [`World::log`], [`World::saw`].
+//! - `INNKEEPER_TEST_TAMPER` is a command of nft that takes a rule out of every box once it is ready: the tests of that rule
+//!   must turn red (`nft insert rule inet innkeeper output accept`). Innkeeper repairs it after some seconds.
 //! - `INNKEEPER_TEST_IMAGE` names the image (`innkeeper:test`); tests never build it.
 
 #![allow(dead_code, reason = "every test file takes the part of the rig that it needs")]
@@ -229,6 +231,9 @@ impl Rig {
             "the box did not get ready:\n{}",
             started.logs()
         );
+        if let Ok(command) = std::env::var("INNKEEPER_TEST_TAMPER") {
+            self.inside(&command).expect("the tampering");
+        }
         started
     }
 
