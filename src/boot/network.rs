@@ -11,13 +11,15 @@ use crate::dns::keeper::{self, Keeper, Sockets};
 use crate::dns::resolv_conf::{self, EngineForwarding, Upstreams};
 use crate::firewall::admission::NEVER;
 use crate::firewall::ruleset::{EngineDns, FirewallPlan};
-use crate::firewall::{EgressLocked, Firewall};
+use crate::firewall::{EgressLocked, Firewall, Notices};
 use crate::innkeeper::Innkeeper;
 use crate::namespace::Network;
 use crate::report::{chain, event};
 use crate::status::milliseconds;
 use crate::status::report::Denial;
 use crate::supervisor::run_as::Identity;
+use crate::watch::keeper::Queues;
+use crate::watch::{self, reporter::Reporter};
 
 /// NFLOG group of refused packets.
 const NFLOG_GROUP: u16 = 100;
@@ -40,24 +42,7 @@ pub(super) fn lockdown(innkeeper: &Innkeeper, steps: &Steps) -> Result<Network, 
             None => Ok(network),
         }
     };
-    let board = Arc::clone(innkeeper.board());
-    let refused = move |name: &crate::allowlist::DomainName, address: std::net::IpAddr, reason: &str| {
-        board.deny(Denial {
-            time: crate::report::now(),
-            layer: "firewall".to_owned(),
-            what: format!("{name} → {address}"),
-            uid: None,
-            process: None,
-            reason: reason.to_owned(),
-            count: 1,
-            allow: if reason.ends_with(NEVER) {
-                "nothing opens this address".to_owned()
-            } else {
-                format!("innkeeper allow '{name} private'")
-            },
-        });
-    };
-    let firewall = Firewall::start(Box::new(refused))
+    let firewall = Firewall::start(notices(innkeeper))
         .map_err(|error| Failure { step: LOCKDOWN.name, trouble: Trouble::internal(&error) })?;
     let network = steps.run(
         LOCKDOWN,
@@ -81,6 +66,38 @@ pub(super) fn lockdown(innkeeper: &Innkeeper, steps: &Steps) -> Result<Network, 
     Ok(network)
 }
 
+/// Where the firewall's thread says what it has to say.
+fn notices(innkeeper: &Innkeeper) -> Notices {
+    let board = Arc::clone(innkeeper.board());
+    let refused = move |name: &crate::allowlist::DomainName, address: std::net::IpAddr, reason: &str| {
+        board.deny(Denial {
+            time: crate::report::now(),
+            layer: "firewall".to_owned(),
+            what: format!("{name} → {address}"),
+            uid: None,
+            process: None,
+            reason: reason.to_owned(),
+            count: 1,
+            allow: if reason.ends_with(NEVER) {
+                "nothing opens this address".to_owned()
+            } else {
+                format!("innkeeper allow '{name} private'")
+            },
+        });
+    };
+    let board = Arc::clone(innkeeper.board());
+    let first = std::cell::Cell::new(true);
+    // The first stays in `status`; an event tells of the others.
+    let repaired = move |what: &str| {
+        if first.replace(false) {
+            board.warn(what);
+        } else {
+            event("firewall", what);
+        }
+    };
+    Notices { refused: Box::new(refused), repaired: Box::new(repaired) }
+}
+
 /// What the firewall step needs of this one.
 pub(super) struct Resolver {
     sockets: Sockets,
@@ -88,6 +105,9 @@ pub(super) struct Resolver {
     plan: FirewallPlan,
     ipv6: bool,
 }
+
+/// A pod has a handful of sidecars; more listeners are closed all the same.
+const MAX_NAMED_LISTENERS: usize = 16;
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -120,6 +140,9 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
             Ok(())
         },
         |(upstreams, closed)| {
+            for listener in closed.iter().take(MAX_NAMED_LISTENERS) {
+                innkeeper.board().warn(host::listener_warning(*listener));
+            }
             let detail =
                 format!("listening on {}, asking {}", keeper::LISTEN_V4, host::list(&upstreams.servers));
             Ok(Verified::new((upstreams.clone(), closed.clone()), detail))
@@ -155,6 +178,30 @@ pub(super) fn engine(upstreams: &Upstreams) -> Option<EngineDns> {
     }
 }
 
+/// Logged packets are for the operator's eyes, no protection: without them the box counts what it refuses.
+fn queues(innkeeper: &Innkeeper, plan: FirewallPlan) -> (FirewallPlan, Option<Queues>) {
+    match Queues::open(plan.nflog_group, plan.uses_group) {
+        Ok(queues) => (plan, Some(queues)),
+        Err(error) => {
+            let why = chain(&error);
+            innkeeper.board().warn(format!("refused packets are counted, not listed: {why}"));
+            (FirewallPlan { nflog_group: 0, uses_group: 0, ..plan }, None)
+        }
+    }
+}
+
+fn watch(innkeeper: &Innkeeper, firewall: &Firewall, queues: Queues) {
+    let board = Arc::clone(innkeeper.board());
+    let reporter = Reporter::new(board, firewall.clone(), innkeeper.attributor.clone());
+    let identity = Identity::worker(innkeeper.accounts.watch.uid, innkeeper.accounts.watch.gid);
+    match watch::keeper::Keeper::start(identity, queues, innkeeper.spawner.clone(), Arc::new(reporter)) {
+        Ok(keeper) => drop(innkeeper.watch.set(keeper)),
+        Err(error) => {
+            innkeeper.board().warn(format!("refused packets are counted, not listed: {error}"));
+        }
+    }
+}
+
 pub(super) fn firewall(
     innkeeper: &Innkeeper,
     steps: &Steps,
@@ -165,6 +212,7 @@ pub(super) fn firewall(
         return Err(Failure { step: FIREWALL.name, trouble });
     };
     let Resolver { sockets, upstreams, plan, ipv6 } = resolver;
+    let (plan, queues) = queues(innkeeper, plan);
     if let Some(engine) = &plan.engine_dns {
         innkeeper.board().warn(host::engine_warning(engine));
     }
@@ -176,11 +224,15 @@ pub(super) fn firewall(
             let allowlist = innkeeper.allowlist();
             let loaded = firewall.load(plan.clone(), (*allowlist).clone());
             loaded.map_err(|error| host::firewall_trouble(&error))?;
+            if let Some(queues) = queues {
+                watch(innkeeper, firewall, queues);
+            }
             let worker = keeper::Plan {
                 identity: Identity::worker(innkeeper.accounts.dns.uid, innkeeper.accounts.dns.gid),
                 upstreams: upstreams.servers.clone(),
                 refresh: innkeeper.config.network.refresh,
                 ipv6,
+                attributor: innkeeper.attributor.clone(),
             };
             let policy = innkeeper.worker_policy();
             let (spawner, board) = (innkeeper.spawner.clone(), Arc::clone(innkeeper.board()));
