@@ -44,7 +44,7 @@ fn f19_a_box_that_was_paused_goes_on_and_nothing_opened() {
     must("docker", &["pause", &guest.name]);
     // The name moves meanwhile.
     rig.world.zone(|zone| zone["records"]["ok.test"] = json!([["A", host("ok2"), 5]]));
-    std::thread::sleep(Duration::from_secs(10));
+    must("sleep", &["10"]);
     must("docker", &["unpause", &guest.name]);
     flow.say("after the pause");
     assert!(flow.hear().contains("after the pause"), "a flow outlives a pause");
