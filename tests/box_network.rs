@@ -13,8 +13,17 @@ mod closed;
 #[path = "box_network/common.rs"]
 mod common;
 #[cfg(test)]
+#[path = "box_network/denials.rs"]
+mod denials;
+#[cfg(test)]
 #[path = "box_network/dns.rs"]
 mod dns;
+#[cfg(test)]
+#[path = "box_network/hosts.rs"]
+mod hosts;
+#[cfg(test)]
+#[path = "box_network/policy.rs"]
+mod policy;
 #[cfg(test)]
 #[path = "box_network/upstreams.rs"]
 mod upstreams;

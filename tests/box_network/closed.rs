@@ -291,25 +291,8 @@ fn t38_nobody_comes_in_but_where_the_operator_opened() {
     server.end();
 }
 
-#[test]
-fn t46_the_agent_can_change_no_rule_route_or_address() {
-    let Some(rig) = Rig::new() else { return };
-    let guest = rig.boot(&BoxOptions::new());
-    // The image has none of the tools: the rig's own are put where the agent can run them.
-    let tools = ["nft", "iptables", "ip6tables", "ipset", "ip", "tc", "sysctl"];
-    for tool in tools {
-        let path = crate::rig::run("sh", &["-c", &format!("command -v {tool}")]);
-        if path.ok() {
-            crate::rig::run(
-                "docker",
-                &["cp", "-L", path.out.trim(), &format!("{}:/workspace/{tool}", guest.name)],
-            );
-        }
-    }
-    let rules = || rig.inside("nft -s list table inet innkeeper").expect("the rules");
-    let (before, routes) = (rules(), rig.inside("ip route; ip addr show eth0; ip -6 route").out);
-    // What the tools do is a message to the kernel; the same by hand, so that a missing library is no protection.
-    let messages = r#"
+/// What the tools do is a message to the kernel: the same by hand, so that a missing library is no protection.
+const MESSAGES: &str = r#"
 import socket, struct
 def send(what, protocol, kind, flags, body):
     try:
@@ -337,7 +320,25 @@ for path in ("/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv4/conf/all/route
     except OSError as error:
         print(path, error.__class__.__name__)
 "#;
-    guest.write_as_agent("/tmp/messages.py", messages);
+
+#[test]
+fn t46_the_agent_can_change_no_rule_route_or_address() {
+    let Some(rig) = Rig::new() else { return };
+    let guest = rig.boot(&BoxOptions::new());
+    // The image has none of the tools: the rig's own are put where the agent can run them.
+    let tools = ["nft", "iptables", "ip6tables", "ipset", "ip", "tc", "sysctl"];
+    for tool in tools {
+        let path = crate::rig::run("sh", &["-c", &format!("command -v {tool}")]);
+        if path.ok() {
+            crate::rig::run(
+                "docker",
+                &["cp", "-L", path.out.trim(), &format!("{}:/workspace/{tool}", guest.name)],
+            );
+        }
+    }
+    let rules = || rig.inside("nft -s list table inet innkeeper").expect("the rules");
+    let (before, routes) = (rules(), rig.inside("ip route; ip addr show eth0; ip -6 route").out);
+    guest.write_as_agent("/tmp/messages.py", MESSAGES);
     let commands = [
         "nft flush ruleset",
         "nft delete table inet innkeeper",
@@ -366,7 +367,7 @@ for path in ("/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv4/conf/all/route
     assert_eq!(rules(), before);
     assert_eq!(rig.inside("ip route; ip addr show eth0; ip -6 route").out, routes);
     // The messages are right: from the host's root they work.
-    let outside = python_outside(&rig, messages).out;
+    let outside = python_outside(&rig, MESSAGES).out;
     assert!(outside.contains("delete table 0") && outside.contains("WRITTEN"), "{outside}");
     assert!(!rig.inside("nft list table inet innkeeper").ok());
 }

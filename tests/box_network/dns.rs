@@ -449,15 +449,15 @@ fn t15_the_case_of_a_question_is_not_a_message() {
     assert!(ours.iter().all(|name| *name != spelled), "{ours:?}");
 }
 
-#[test]
-fn t17_names_that_only_look_like_a_listed_one_are_not_asked() {
-    let Some(rig) =
-        Rig::with_zone(|zone| zone["servers"]["9.9.9.53"] = json!({"fallback": [["A", host("evil"), 60]]}))
-    else {
-        return;
-    };
-    let long = ["a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(57)].join(".");
-    let names = [
+/// 249 octets of labels.
+fn long_labels() -> String {
+    ["a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(57)].join(".")
+}
+
+/// Names that are not listed, but might be taken for one that is.
+fn lookalikes() -> Vec<String> {
+    let long = long_labels();
+    vec![
         "notok.test".to_owned(),
         "ok.test.evil.test".to_owned(),
         "ok.testx".to_owned(),
@@ -481,7 +481,17 @@ fn t17_names_that_only_look_like_a_listed_one_are_not_asked() {
         format!("{long}.test"),
         format!("{long}.{long}"),
         "x".repeat(64) + ".ok.test",
-    ];
+    ]
+}
+
+#[test]
+fn t17_names_that_only_look_like_a_listed_one_are_not_asked() {
+    let Some(rig) =
+        Rig::with_zone(|zone| zone["servers"]["9.9.9.53"] = json!({"fallback": [["A", host("evil"), 60]]}))
+    else {
+        return;
+    };
+    let (names, long) = (lookalikes(), long_labels());
     for name in &names {
         let said = rig.outside(&["dns", "9.9.9.53", name]);
         assert!(

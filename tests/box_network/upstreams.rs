@@ -296,3 +296,57 @@ fn f12_of_five_nameservers_the_last_one_is_enough() {
     }
     assert_eq!(guest.status()["dns"]["upstreams"].as_array().unwrap().len(), 5);
 }
+
+/// A forwarder in the box's own network, as the engine's is, but with a uid that is not exempt; prints how often it forwarded.
+const FORWARDER: &str = r#"
+import os, socket, sys, threading
+front = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+front.bind(("127.0.0.1", 5353))
+os.setgid(65534)
+os.setuid(65534)
+count = 0
+def forward(data, client):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as back:
+        back.settimeout(3)
+        try:
+            back.sendto(data, ("9.9.9.53", 53))
+            front.sendto(back.recv(4096), client)
+        except OSError:
+            pass
+def serve():
+    global count
+    while True:
+        data, client = front.recvfrom(4096)
+        count += 1
+        threading.Thread(target=forward, args=(data, client), daemon=True).start()
+threading.Thread(target=serve, daemon=True).start()
+print("forwarding", flush=True)
+sys.stdin.read()
+print(count, flush=True)
+os._exit(0)
+"#;
+
+#[test]
+fn t202_a_resolver_whose_questions_come_back_to_us_makes_no_storm() {
+    let Some(rig) = Rig::new() else { return };
+    let mut forwarder = rig.spawn_inside(&["python3", "-c", FORWARDER]);
+    assert_eq!(forwarder.hear(), "forwarding");
+    assert!(gets_through(&rig, &["dns", "127.0.0.1@5353", "ok.test"]).contains(&host("ok")));
+    let before = rig.world.asked().len();
+    let options = BoxOptions::new()
+        .allow("ok.test:80;*.wild.test:80")
+        .env("INNKEEPER_NETWORK_UPSTREAMS", "127.0.0.1:5353")
+        .env("INNKEEPER_NETWORK_BOOT_TIMEOUT", "3s");
+    let guest = rig.boot(&options);
+    for number in 0..10 {
+        let said = resolve(&guest, &format!("n{number}.wild.test"));
+        assert!(said == "SERVFAIL" || said.starts_with("error"), "{said}");
+    }
+    guest.await_status("a word about the loop", |status| {
+        (status["dns"].to_string() + &status["warnings"].to_string()).contains("our own questions")
+    });
+    let count: u64 = forwarder.end().trim().parse().unwrap();
+    assert!(count > 0 && count < 3000, "{count} questions for some sixty names");
+    assert_eq!(rig.world.asked().len(), before, "nothing left");
+    refused_fast(&guest, &["tcp", &host("evil"), "80", GET]);
+}

@@ -28,6 +28,8 @@
 //! - Waiting is by event: [`RunningBox::await_line`] follows the log (each call goes on after the line that the call
 //!   before found), [`RunningBox::await_status`] asks until it is so, both with an end.
 //! - Judge what leaked by `rig.world`: [`World::packets_since`], [`World::log`], [`World::saw`].
+//! - `INNKEEPER_TEST_TAMPER` is a command of nft that takes a rule out of every box once it is ready: the tests of that rule
+//!   must turn red (`nft insert rule inet innkeeper output accept`). Innkeeper repairs it after some seconds.
 //! - `INNKEEPER_TEST_IMAGE` names the image (`innkeeper:test`); tests never build it.
 
 #![allow(dead_code, reason = "every test file takes the part of the rig that it needs")]
@@ -229,6 +231,9 @@ impl Rig {
             "the box did not get ready:\n{}",
             started.logs()
         );
+        if let Ok(command) = std::env::var("INNKEEPER_TEST_TAMPER") {
+            self.inside(&command).expect("the tampering");
+        }
         started
     }
 
@@ -313,13 +318,13 @@ impl Rig {
                 &self.pause_pid,
             ],
         );
-        // Its own addresses stand for neither side; it answers for both on the other's link. A locked MTU is one that
-        // forwarding honours.
+        // It answers for each side on the other's link. To the world every address is its own but those of the link, so
+        // the router's must be one of these. A locked MTU is one that forwarding honours.
         let setup = format!(
             "for c in all default near far; do echo 1 > /proc/sys/net/ipv4/conf/$c/proxy_arp; echo 1 > /proc/sys/net/ipv6/conf/$c/forwarding; \
              echo 1 > /proc/sys/net/ipv6/conf/$c/proxy_ndp; echo 0 > /proc/sys/net/ipv4/conf/$c/rp_filter; echo 0 > /proc/sys/net/ipv6/conf/$c/accept_dad; done; \
-             echo 1 > /proc/sys/net/ipv4/ip_forward; ip link set near up; ip link set far up; ip addr add 192.0.2.1/32 dev near; \
-             ip -6 addr add 2001:db8:77::1/128 dev near nodad; ip route add {v4}/32 dev near; ip -6 route add {v6}/128 dev near; \
+             echo 1 > /proc/sys/net/ipv4/ip_forward; ip link set near up; ip link set far up; ip addr add 172.31.77.6/32 dev far; \
+             ip -6 addr add fd77::6/128 dev far nodad; ip route add {v4}/32 dev near; ip -6 route add {v6}/128 dev near; \
              ip route add default dev far mtu lock {mtu}; ip -6 route add default dev far mtu lock {mtu}; \
              ip -6 neigh add proxy {v6} dev far; ip -6 neigh add proxy {} dev near",
             link["world_v6"].as_str().unwrap()
