@@ -3,9 +3,11 @@
 //! Text of `network/*.conf`, of variables and of the operator comes in through [`parse_rules`]; everything that
 //! asks "may this name be used?" goes through [`Allowlist::verdict`]. Nothing here reads files or the network.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,9 +16,10 @@ mod ceiling;
 pub use ceiling::Ceiling;
 
 /// A host name: lower case, no final dot, at least one label, every label 1–63 octets, 253 in all (RFC 1035 §2.3.4).
+/// Copies share their text: one name is in the rules, their index, the cache, the schedule and the book of what is open.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct DomainName(String);
+pub struct DomainName(Arc<str>);
 
 /// Why a text is not a host name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -56,7 +59,10 @@ impl DomainName {
         for label in bare.split('.') {
             check_label(label)?;
         }
-        Ok(Self(bare.to_ascii_lowercase()))
+        if bare.bytes().any(|octet| octet.is_ascii_uppercase()) {
+            return Ok(Self(bare.to_ascii_lowercase().into()));
+        }
+        Ok(Self(bare.into()))
     }
 
     #[must_use]
@@ -66,7 +72,7 @@ impl DomainName {
 
     /// The names above this one, nearest first: `a.b.c` gives `b.c`, `c`.
     pub fn parents(&self) -> impl Iterator<Item = &str> {
-        let mut rest = self.0.as_str();
+        let mut rest = self.as_str();
         std::iter::from_fn(move || {
             rest = rest.split_once('.')?.1;
             Some(rest)
@@ -110,7 +116,20 @@ impl TryFrom<String> for DomainName {
 
 impl From<DomainName> for String {
     fn from(name: DomainName) -> Self {
+        name.as_str().to_owned()
+    }
+}
+
+impl From<DomainName> for Arc<str> {
+    fn from(name: DomainName) -> Self {
         name.0
+    }
+}
+
+/// Equal, ordered and hashed as its text is, so that maps by name can be asked with any text.
+impl Borrow<str> for DomainName {
+    fn borrow(&self) -> &str {
+        self.as_str()
     }
 }
 
@@ -421,21 +440,21 @@ impl fmt::Display for Denied<'_> {
 #[derive(Debug, Clone, Default)]
 pub struct Allowlist {
     rules: Vec<Rule>,
-    exact: HashMap<String, Vec<usize>>,
-    below: HashMap<String, Vec<usize>>,
+    exact: HashMap<DomainName, Vec<usize>>,
+    below: HashMap<DomainName, Vec<usize>>,
 }
 
 impl Allowlist {
     #[must_use]
     pub fn new(rules: Vec<Rule>) -> Self {
-        let mut exact: HashMap<String, Vec<usize>> = HashMap::new();
-        let mut below: HashMap<String, Vec<usize>> = HashMap::new();
+        let mut exact: HashMap<DomainName, Vec<usize>> = HashMap::new();
+        let mut below: HashMap<DomainName, Vec<usize>> = HashMap::new();
         for (index, rule) in rules.iter().enumerate() {
             let (map, name) = match &rule.pattern {
                 DomainPattern::Exact(name) => (&mut exact, name),
                 DomainPattern::Below(name) => (&mut below, name),
             };
-            map.entry(name.as_str().to_owned()).or_default().push(index);
+            map.entry(name.clone()).or_default().push(index);
         }
         Self { rules, exact, below }
     }
