@@ -26,7 +26,7 @@ use innkeeper::watch::protocol::MAX_FROM_WORKER as MAX_FROM_WATCH;
 use innkeeper::watch::{nflog, packet, protocol as watched, wording};
 
 fn origin(line: usize) -> Origin {
-    Origin::File { path: "domains.conf".to_owned(), line }
+    Origin::File { path: "domains.conf".into(), line }
 }
 
 fn allowlist() -> &'static Allowlist {
@@ -241,7 +241,7 @@ pub(crate) fn live_policy(data: &[u8]) {
         assert!(rules.iter().all(|rule| rule.deny || ceiling.permits(rule)), "beyond the ceiling: {rules:?}");
         let [only] = &parse_rules(&texts.join("\n"), origin).0[..] else { continue };
         if back.is_some() {
-            let left = |rule: &&Rule| rule.deny == only.deny && rule.pattern == only.pattern;
+            let left = |rule: &&Arc<Rule>| rule.deny == only.deny && rule.pattern == only.pattern;
             let ports = rules.iter().filter(left).flat_map(|rule| &rule.ports);
             assert!(!ports.clone().any(|port| only.ports.contains(port)), "{only} was taken back: {rules:?}");
         } else {

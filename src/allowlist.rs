@@ -117,6 +117,12 @@ impl From<DomainName> for String {
     }
 }
 
+impl From<DomainName> for Arc<str> {
+    fn from(name: DomainName) -> Self {
+        name.0
+    }
+}
+
 /// `Hash` and `Ord` are those of the text, so that a text can be looked up.
 impl Borrow<str> for DomainName {
     fn borrow(&self) -> &str {
