@@ -101,7 +101,7 @@ impl Source {
     }
 
     /// Reads what waits, up to a turn's length.
-    fn read(&mut self, finder: &mut Finder, buffer: &mut [u8]) -> Result<(), WorkerError> {
+    fn read(&mut self, mut finder: Option<&mut Finder>, buffer: &mut [u8]) -> Result<(), WorkerError> {
         for _ in 0..TURN {
             let received = recv(&self.socket, &mut *buffer, RecvFlags::DONTWAIT);
             let length = match received.map_err(|error| Errno::from_raw(error.raw_os_error())) {
@@ -112,13 +112,13 @@ impl Source {
                 Err(error) => return Err(WorkerError::Receive(error.into())),
             };
             for logged in nflog::packets(buffer.get(..length).unwrap_or_default()) {
-                self.count(logged, finder);
+                self.count(logged, finder.as_deref_mut());
             }
         }
         Ok(())
     }
 
-    fn count(&mut self, logged: Logged<'_>, finder: &mut Finder) {
+    fn count(&mut self, logged: Logged<'_>, finder: Option<&mut Finder>) {
         if let Some(number) = logged.sequence {
             self.lost = self.lost.saturating_add(self.sequence.lost(number).into());
         }
@@ -129,8 +129,8 @@ impl Source {
             port: packet.destination_port,
             icmp: packet.icmp,
         };
-        let known = self.tally.knows(target, logged.uid);
-        let owner = if known { None } else { finder.owner(&packet) };
+        let finder = finder.filter(|_| !self.tally.knows(target, logged.uid));
+        let owner = finder.and_then(|finder| finder.owner(&packet));
         // The kernel's word about the packet is worth more than the table's about a port.
         let owner = owner.filter(|owner| logged.uid.is_none_or(|uid| uid == owner.uid));
         let uid = logged.uid.or(owner.map(|owner| owner.uid));
@@ -220,8 +220,9 @@ impl Worker {
             if self.wait()? {
                 return Ok(());
             }
-            self.refused.read(&mut self.finder, &mut self.buffer)?;
-            self.used.read(&mut self.finder, &mut self.buffer)?;
+            self.refused.read(Some(&mut self.finder), &mut self.buffer)?;
+            // Of a connection the uid is enough, which the kernel says.
+            self.used.read(None, &mut self.buffer)?;
         }
     }
 
