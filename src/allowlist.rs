@@ -272,6 +272,10 @@ pub enum RuleError {
     Port(String),
     #[error("unknown option \"{0}\"; there are private, by=agent|broker|boot, required, telemetry")]
     Option(String),
+    #[error(
+        "port 53 can't be opened: every question about a name is the box's own resolver's (network.upstreams)"
+    )]
+    Resolver,
     #[error("a deny rule takes no ports and no options: it denies the name as a whole")]
     DenyWithDetails,
     #[error("\"{0}\" is a URL; a rule is a NAME[:PORT[,PORT…]]")]
@@ -341,6 +345,8 @@ fn split_ports(subject: &str) -> Result<(&str, Option<Vec<u16>>), RuleError> {
     for text in list.split(',') {
         let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
         match text.parse::<u16>() {
+            // Such a rule could not work: these packets are redirected before any rule about a name.
+            Ok(53) if digits => return Err(RuleError::Resolver),
             Ok(port) if digits && port != 0 => ports.push(port),
             Ok(_) | Err(_) => return Err(RuleError::Port(text.to_owned())),
         }
@@ -448,25 +454,32 @@ impl Allowlist {
     /// Whether the agent may use this name, and by which rules.
     #[must_use]
     pub fn verdict(&self, name: &DomainName) -> Verdict<'_> {
-        let mut allowed: Vec<&Rule> = Vec::new();
-        let mut other = None;
-        for rule in self.matching(name) {
-            if rule.deny {
-                return Verdict::Denied(Denied::DenyRule(rule));
-            }
-            match rule.options.by {
-                Subject::Agent => allowed.push(rule),
-                Subject::Broker | Subject::Boot => other = other.or(Some(rule)),
-            }
+        if let Some(denied) = self.denial(name) {
+            return Verdict::Denied(denied);
         }
-        if allowed.is_empty() {
-            return Verdict::Denied(other.map_or(Denied::NotListed, Denied::OtherSubject));
-        }
+        let allowed: Vec<&Rule> =
+            self.matching(name).filter(|rule| rule.options.by == Subject::Agent).collect();
         let mut ports: Vec<u16> = allowed.iter().flat_map(|rule| rule.ports.iter().copied()).collect();
         ports.sort_unstable();
         ports.dedup();
         let private = allowed.iter().any(|rule| rule.options.private);
         Verdict::Allowed(Allowed { rules: allowed, ports, private })
+    }
+
+    /// Why the agent may not use this name; none if it may. For who asks very often: it allocates nothing.
+    #[must_use]
+    pub fn denial(&self, name: &DomainName) -> Option<Denied<'_>> {
+        let (mut allowed, mut other) = (false, None);
+        for rule in self.matching(name) {
+            if rule.deny {
+                return Some(Denied::DenyRule(rule));
+            }
+            match rule.options.by {
+                Subject::Agent => allowed = true,
+                Subject::Broker | Subject::Boot => other = other.or(Some(rule)),
+            }
+        }
+        if allowed { None } else { Some(other.map_or(Denied::NotListed, Denied::OtherSubject)) }
     }
 
     fn matching<'a, 'n>(&'a self, name: &'n DomainName) -> impl Iterator<Item = &'a Rule> + use<'a, 'n> {

@@ -91,6 +91,9 @@ pub(super) struct Resolver {
     ipv6: bool,
 }
 
+/// A pod has a handful of sidecars; more listeners are closed all the same.
+const MAX_NAMED_LISTENERS: usize = 16;
+
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Result<Resolver, Failure> {
@@ -122,6 +125,9 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
             Ok(())
         },
         |(upstreams, closed)| {
+            for listener in closed.iter().take(MAX_NAMED_LISTENERS) {
+                innkeeper.board().warn(host::listener_warning(*listener));
+            }
             let detail =
                 format!("listening on {}, asking {}", keeper::LISTEN_V4, host::list(&upstreams.servers));
             Ok(Verified::new((upstreams.clone(), closed.clone()), detail))
@@ -211,6 +217,7 @@ pub(super) fn firewall(
                 upstreams: upstreams.servers.clone(),
                 refresh: innkeeper.config.network.refresh,
                 ipv6,
+                attributor: innkeeper.attributor.clone(),
             };
             let policy = innkeeper.worker_policy();
             let (spawner, board) = (innkeeper.spawner.clone(), Arc::clone(innkeeper.board()));

@@ -12,7 +12,7 @@ use super::settings::nearest;
 use super::values::Values;
 use crate::allowlist::{
     Allowlist, Ceiling, Denied, DomainName, DomainPattern, Origin, Rule, RuleError, RuleOptions, RuleProblem,
-    Verdict, parse_rule, parse_rules,
+    Verdict, parse_rules,
 };
 use crate::secrets::shape::mask_tokens;
 
@@ -284,19 +284,4 @@ fn available_profiles(directory: &Path) -> Vec<String> {
         names.filter_map(|name| name.strip_suffix(".conf").map(str::to_owned)).collect();
     names.sort();
     names
-}
-
-/// Reads one rule of the operator's and holds it against the ceiling.
-pub fn parse_bounded(text: &str, ceiling: &Ceiling) -> Result<Rule, BoundedRuleError> {
-    let rule = parse_rule(text, Origin::Operator).map_err(BoundedRuleError::Rule)?;
-    if ceiling.permits(&rule) { Ok(rule) } else { Err(BoundedRuleError::Ceiling(rule.to_string())) }
-}
-
-/// Why a rule is not taken.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BoundedRuleError {
-    #[error("the rule can't be read")]
-    Rule(#[source] RuleError),
-    #[error("the rule {0} is beyond the ceiling")]
-    Ceiling(String),
 }

@@ -336,7 +336,16 @@ fn leftover() -> Result {
 
 /// Every operator request must be refused to the agent.
 fn control() -> Vec<Trial<'static>> {
-    [("reload", Request::Reload), ("rules", Request::Rules)]
+    // A name that exists nowhere (RFC 6761), should the request be granted.
+    let rules = vec!["innkeeper-readiness.invalid".to_owned()];
+    let requests = [
+        ("reload", Request::Reload),
+        ("rules", Request::Rules),
+        ("allow", Request::Allow { rules: rules.clone(), for_s: Some(1) }),
+        ("revoke", Request::Revoke { rules }),
+        ("log", Request::Log { after: 0, denied: false }),
+    ];
+    requests
         .into_iter()
         .map(|(name, request)| trial(format!("control-{name}"), "control", move || knock(&request)))
         .collect()
