@@ -117,6 +117,21 @@ fn a_denial_names_whose_address_it_is_and_a_use_by_what_name() {
     assert!(used.first <= used.last && used.last <= innkeeper::report::now());
 }
 
+/// A server that does not answer: the kernel sends the first packet again, which is no second connection.
+#[test]
+fn a_connection_that_begins_again_is_counted_once() {
+    let Some(world) = World::new() else { return };
+    let watched = Watched::start(&world, "ok.test");
+    watched.admit("ok.test", RESOLVER4);
+    world.outside.nft("add table ip silence");
+    world.outside.nft("add chain ip silence in { type filter hook input priority 0 ; policy drop ; }");
+    let to = format!("{RESOLVER4}:443").parse().unwrap();
+    let patience = std::time::Duration::from_millis(1500);
+    world.inside.run(AGENT, || std::net::TcpStream::connect_timeout(&to, patience).unwrap_err());
+    watched.await_used_packets(2);
+    watched.used(RESOLVER4, 443, AGENT, 1);
+}
+
 /// As fast as they can be sent, to ever other places: numbers add up with the kernel's, memory does not grow.
 #[test]
 fn a_flood_is_counted_to_the_last_packet() {

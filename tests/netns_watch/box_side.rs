@@ -182,11 +182,22 @@ impl<'a> Watched<'a> {
         used.into_iter().next_back().unwrap()
     }
 
+    /// Waits until so many first packets were read, sent again or not.
+    pub(crate) fn await_used_packets(&self, count: u64) {
+        self.wait("not so many packets", |frames| {
+            let packets = frames.iter().map(|frame| match frame {
+                FromWorker::Used(flow) => flow.packets,
+                _ => 0,
+            });
+            (packets.sum::<u64>() >= count).then_some(())
+        });
+    }
+
     /// Waits until what was told and what was lost make so many refused packets.
     pub(crate) fn await_accounted(&self, count: u64) {
         self.wait("not all is accounted for", |frames| {
             let counted = frames.iter().map(|frame| match frame {
-                FromWorker::Refused(flow) => flow.count,
+                FromWorker::Refused(flow) => flow.packets,
                 FromWorker::Lost { refused, .. } => *refused,
                 FromWorker::Serving | FromWorker::Used(_) => 0,
             });
