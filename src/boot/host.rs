@@ -74,7 +74,9 @@ pub(super) fn firewall_trouble(error: &firewall::FirewallError) -> Trouble {
         firewall::FirewallError::Open(source)
         | firewall::FirewallError::Load(source)
         | firewall::FirewallError::ReadBack(source) => Some(source),
-        firewall::FirewallError::Gone | firewall::FirewallError::Thread(_) => None,
+        firewall::FirewallError::Disturbed
+        | firewall::FirewallError::Gone
+        | firewall::FirewallError::Thread(_) => None,
     };
     match source {
         Some(NftablesError::NotPermitted { .. }) => {

@@ -11,7 +11,7 @@ use crate::dns::keeper::{self, Keeper, Sockets};
 use crate::dns::resolv_conf::{self, EngineForwarding, Upstreams};
 use crate::firewall::admission::NEVER;
 use crate::firewall::ruleset::{EngineDns, FirewallPlan};
-use crate::firewall::{EgressLocked, Firewall};
+use crate::firewall::{EgressLocked, Firewall, Notices};
 use crate::innkeeper::Innkeeper;
 use crate::namespace::Network;
 use crate::report::{chain, event};
@@ -42,24 +42,7 @@ pub(super) fn lockdown(innkeeper: &Innkeeper, steps: &Steps) -> Result<Network, 
             None => Ok(network),
         }
     };
-    let board = Arc::clone(innkeeper.board());
-    let refused = move |name: &crate::allowlist::DomainName, address: std::net::IpAddr, reason: &str| {
-        board.deny(Denial {
-            time: crate::report::now(),
-            layer: "firewall".to_owned(),
-            what: format!("{name} → {address}"),
-            uid: None,
-            process: None,
-            reason: reason.to_owned(),
-            count: 1,
-            allow: if reason.ends_with(NEVER) {
-                "nothing opens this address".to_owned()
-            } else {
-                format!("innkeeper allow '{name} private'")
-            },
-        });
-    };
-    let firewall = Firewall::start(Box::new(refused))
+    let firewall = Firewall::start(notices(innkeeper))
         .map_err(|error| Failure { step: LOCKDOWN.name, trouble: Trouble::internal(&error) })?;
     let network = steps.run(
         LOCKDOWN,
@@ -81,6 +64,38 @@ pub(super) fn lockdown(innkeeper: &Innkeeper, steps: &Steps) -> Result<Network, 
     // Nobody else sets it: the boot is one thread.
     drop(innkeeper.firewall.set(firewall));
     Ok(network)
+}
+
+/// Where the firewall's thread says what it has to say.
+fn notices(innkeeper: &Innkeeper) -> Notices {
+    let board = Arc::clone(innkeeper.board());
+    let refused = move |name: &crate::allowlist::DomainName, address: std::net::IpAddr, reason: &str| {
+        board.deny(Denial {
+            time: crate::report::now(),
+            layer: "firewall".to_owned(),
+            what: format!("{name} → {address}"),
+            uid: None,
+            process: None,
+            reason: reason.to_owned(),
+            count: 1,
+            allow: if reason.ends_with(NEVER) {
+                "nothing opens this address".to_owned()
+            } else {
+                format!("innkeeper allow '{name} private'")
+            },
+        });
+    };
+    let board = Arc::clone(innkeeper.board());
+    let first = std::cell::Cell::new(true);
+    // The first stays in `status`; an event tells of the others.
+    let repaired = move |what: &str| {
+        if first.replace(false) {
+            board.warn(what);
+        } else {
+            event("firewall", what);
+        }
+    };
+    Notices { refused: Box::new(refused), repaired: Box::new(repaired) }
 }
 
 /// What the firewall step needs of this one.

@@ -64,9 +64,9 @@ impl Innkeeper {
     /// An address is open while an allowlisted name answers with it, and never by itself.
     fn check_address(&self, address: IpAddr, port: u16) -> Response {
         let shown = SocketAddr::new(address, port);
-        let asked = self.firewall.get().map(|firewall| firewall.claims(vec![(address, port)]));
-        let names: Vec<String> =
-            asked.unwrap_or_default().into_iter().flatten().map(|name| name.to_string()).collect();
+        let open = self.firewall.get().map(|firewall| firewall.names_at(address)).unwrap_or_default();
+        let open = open.iter().filter(|(_, ports)| ports.contains(&port));
+        let names: Vec<String> = open.map(|(name, _)| name.to_string()).collect();
         let explanation = match class(address) {
             _ if !names.is_empty() => format!("{shown} is open now, as an address of {}", names.join(", ")),
             AddressClass::Never(range) => format!("{shown} is closed: {range}; nothing opens it"),
