@@ -23,6 +23,8 @@ use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 
 use innkeeper::attribution::Attributor;
+use innkeeper::firewall::nftables::Edit;
+use innkeeper::firewall::ruleset::skeleton;
 use innkeeper::watch::keeper::Queues;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -222,7 +224,7 @@ fn a_group_that_is_taken_is_an_error_and_not_an_end() {
     let plan =
         innkeeper::firewall::ruleset::FirewallPlan { nflog_group: 0, uses_group: 0, ..box_side::plan() };
     let mut kernel = world.nftables();
-    kernel.load(&innkeeper::firewall::ruleset::skeleton(&plan)).unwrap();
+    kernel.load(&skeleton(&plan), &Edit::default()).unwrap();
     assert!(!world.inside.nft("list table inet innkeeper").contains("log"));
     world.inside.connect(AGENT, &format!("{OUTSIDE4}:{}", next_port())).unwrap_err();
     assert_eq!(kernel.denied().unwrap(), 1);

@@ -12,8 +12,8 @@ use innkeeper::attribution::Attributor;
 use innkeeper::audit::Use;
 use innkeeper::channel;
 use innkeeper::dns::protocol::Learned;
-use innkeeper::firewall::Firewall;
 use innkeeper::firewall::ruleset::FirewallPlan;
+use innkeeper::firewall::{Firewall, Notices};
 use innkeeper::status::Board;
 use innkeeper::status::report::{BoxIdentity, Denial};
 use innkeeper::watch::keeper::Queues;
@@ -64,9 +64,11 @@ impl<'a> Watched<'a> {
         let (rules, problems) = parse_rules(rules, |line| Origin::File { path: "test".into(), line });
         assert!(problems.is_empty(), "{problems:?}");
         let queues = inside.run(ROOT, || Queues::open(REFUSED, USED).unwrap());
-        let firewall = inside.run(ROOT, || Firewall::start(Box::new(|_, _, _| ())).unwrap());
+        let firewall = inside.run(ROOT, || {
+            let notices = Notices { refused: Box::new(|_, _, _| ()), repaired: Box::new(|_| ()) };
+            Firewall::start(notices).unwrap()
+        });
         firewall.load(plan(), Allowlist::new(rules)).unwrap();
-        log_uses(inside);
         let board = Arc::new(Board::new(BoxIdentity::default()));
         let reporter =
             Arc::new(Reporter::new(board.clone(), firewall.clone(), Attributor::new(AGENT, AGENT)));
@@ -213,14 +215,6 @@ impl Drop for Watched<'_> {
         if self.worker.is_some() {
             self.kill_worker();
         }
-    }
-}
-
-/// What the rules do as soon as they log uses.
-fn log_uses(inside: &Place) {
-    if !inside.nft("list table inet innkeeper").contains(&format!("group {USED}")) {
-        let to = "ip daddr . tcp dport @open4 ct state new";
-        inside.nft(&format!("insert rule inet innkeeper output {to} log group {USED} snaplen 128"));
     }
 }
 
