@@ -437,6 +437,7 @@ fn flows_outlive_their_element_and_new_ones_do_not() {
     let listener = world.outside.listen(&format!("{OUTSIDE4}:443"));
     let mut stream = world.inside.connect(AGENT, &format!("{OUTSIDE4}:443")).unwrap();
     let (mut served, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(place::PATIENCE)).unwrap();
     let short = Element { timeout: Duration::from_millis(50), ..open(OUTSIDE4, 443) };
     kernel.admit(&[short]).unwrap();
     while !kernel.elements().unwrap().is_empty() {
