@@ -3,7 +3,7 @@
 //! Each is called by a fuzz target of its name and, with the seeds of `corpus/NAME`, by `tests/fuzz_corpus.rs`.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use hickory_resolver::proto::op::{DnsResponse, Message, MessageType};
 use hickory_resolver::proto::rr::{Name, RecordType};
