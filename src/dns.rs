@@ -8,15 +8,18 @@ pub mod cache;
 pub mod connected;
 pub mod denials;
 pub mod keeper;
+pub mod last_answers;
 pub mod link;
 pub mod lookup;
 pub mod loop_mark;
 pub mod policy;
 pub mod protocol;
 pub mod refresh;
+pub mod reply;
 pub mod resolv_conf;
 pub mod server;
 pub mod tcp;
+pub mod udp;
 pub mod upstream;
 
 use std::io;
@@ -26,23 +29,25 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use hickory_server::Server;
-use rustix::process::{DumpableBehavior, set_dumpable_behavior};
-use tokio::sync::watch;
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::allowlist::RuleError;
 use crate::channel::{self, ChannelError};
 use crate::socket_table::SocketTables;
-use link::{Link, read_frames, write_frames};
+use link::{Link, Order, read_frames, write_frames};
 use lookup::{Lookups, Rules};
-use protocol::{FromWorker, Health, MAX_TO_WORKER, Policy, Setup, SocketKind, ToWorker};
-use server::{Handler, Responder};
+use protocol::{FromWorker, Health, MAX_TO_WORKER, Setup, SocketKind, ToWorker};
+use refresh::Fresh;
+use server::Responder;
 use upstream::Upstreams;
 
 /// Health goes to PID 1 at most this often.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
+/// More would only be more work at a time.
+const DESCRIPTORS: u64 = 16_384;
 /// Denials that could not leave are tried again after this.
 const DENIAL_PAUSE: Duration = Duration::from_millis(50);
 
@@ -101,48 +106,76 @@ async fn work(channel: UnixStream, setup: Setup, sockets: Vec<OwnedFd>) -> Resul
     let (announce, policies) = watch::channel(rules.generation);
     let upstreams = Upstreams::new(&setup.upstreams).map_err(WorkerError::Upstreams)?;
     let lookups = Arc::new(Lookups::new(rules, upstreams, link.clone()));
-    let responder = Arc::new(Responder::new(lookups.clone(), SocketTables::new("/proc/net"), setup.ipv6));
+    lookups.restore(setup.known);
+    let tables = SocketTables::new("/proc/net");
+    let responder = Arc::new(Responder::new(lookups.clone(), link.clone(), tables, setup.ipv6));
 
     let mut tasks = JoinSet::new();
-    let mut udp = listen(&setup, sockets, &responder, &mut tasks)?;
+    listen(&setup.sockets, sockets, &responder, &mut tasks)?;
     tasks.spawn(report_denials(responder.clone(), link.clone()));
     tasks.spawn(report_health(responder, lookups.clone(), link.clone()));
     let longest = Duration::from_secs(setup.refresh_s.max(1));
-    tasks.spawn(refresh::keep_fresh(lookups.clone(), link.clone(), policies, longest, setup.ipv6));
+    let all_due = Arc::new(Notify::new());
+    let fresh = Fresh {
+        lookups: lookups.clone(),
+        link: link.clone(),
+        longest,
+        ipv6: setup.ipv6,
+        at_once: refresh::at_once(raise_descriptors()),
+    };
+    tasks.spawn(fresh.keep(policies, all_due.clone()));
     link.tell(FromWorker::Serving).await;
 
     let (bad_rule, mut bad_rules) = tokio::sync::mpsc::channel(1);
-    let on_policy = |policy: Policy| match Rules::new(&policy) {
-        Ok(rules) => {
-            let generation = rules.generation;
-            lookups.replace_rules(rules);
-            announce.send_replace(generation);
+    let on_order = |order: Order| match order {
+        Order::Policy(policy) => match Rules::new(&policy) {
+            Ok(rules) => {
+                let generation = rules.generation;
+                lookups.replace_rules(rules);
+                announce.send_replace(generation);
+            }
+            // Full means that one is on its way already.
+            Err(error) => drop(bad_rule.try_send(error)),
+        },
+        Order::Forget(names) => lookups.forget(&names),
+        Order::Refresh => {
+            lookups.expire_all();
+            all_due.notify_one();
         }
-        // Full means that one is on its way already.
-        Err(error) => drop(bad_rule.try_send(error)),
     };
     tokio::select! {
-        read = read_frames(reader, &link, on_policy) => Ok(read?),
+        read = read_frames(reader, &link, on_order) => Ok(read?),
         written = write_frames(writer, outbox) => Ok(written?),
         Some(error) = bad_rules.recv() => Err(error.into()),
         Some(_) = tasks.join_next() => Err(WorkerError::Stopped),
-        _ = udp.block_until_done(), if setup.sockets.contains(&SocketKind::Udp) => Err(WorkerError::Stopped),
+    }
+}
+
+/// As many descriptors as the host lets the worker have, within reason; how many that are.
+fn raise_descriptors() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(DESCRIPTORS, |hard| hard.min(DESCRIPTORS));
+    let has = limit.current.unwrap_or(DESCRIPTORS);
+    if has < wanted && setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit }).is_ok() {
+        wanted
+    } else {
+        has
     }
 }
 
 fn listen(
-    setup: &Setup,
+    kinds: &[SocketKind],
     sockets: Vec<OwnedFd>,
     responder: &Arc<Responder>,
     tasks: &mut JoinSet<()>,
-) -> Result<Server<Handler>, WorkerError> {
-    let mut udp = Server::new(Handler(responder.clone()));
-    for (kind, socket) in setup.sockets.iter().zip(sockets) {
+) -> Result<(), WorkerError> {
+    for (kind, socket) in kinds.iter().zip(sockets) {
         match kind {
             SocketKind::Udp => {
                 let socket = std::net::UdpSocket::from(socket);
                 socket.set_nonblocking(true).map_err(WorkerError::Socket)?;
-                udp.register_socket(tokio::net::UdpSocket::from_std(socket).map_err(WorkerError::Socket)?);
+                let socket = tokio::net::UdpSocket::from_std(socket).map_err(WorkerError::Socket)?;
+                tasks.spawn(udp::serve(socket, responder.clone()));
             }
             SocketKind::Tcp => {
                 let listener = std::net::TcpListener::from(socket);
@@ -152,7 +185,7 @@ fn listen(
             }
         }
     }
-    Ok(udp)
+    Ok(())
 }
 
 /// Denials wait in the responder, counted, until there is room and time to tell them.

@@ -60,6 +60,7 @@ enum Order {
     Policy(Allowlist, Sender<Result<(), FirewallError>>),
     Admit(Learned, Sender<Admission>),
     Claims(Vec<Pair>, Sender<Vec<Vec<DomainName>>>),
+    NamesAt(IpAddr, Sender<Vec<(DomainName, Vec<u16>)>>),
     Verify(Sender<Result<String, String>>),
     Again(Sender<Result<String, String>>),
     Report(Sender<Report>),
@@ -121,6 +122,12 @@ impl Firewall {
     #[must_use]
     pub fn claims(&self, pairs: Vec<Pair>) -> Vec<Vec<DomainName>> {
         self.ask(|reply| Order::Claims(pairs, reply)).unwrap_or_default()
+    }
+
+    /// The names for which this address is open, and on which ports.
+    #[must_use]
+    pub fn names_at(&self, address: IpAddr) -> Vec<(DomainName, Vec<u16>)> {
+        self.ask(|reply| Order::NamesAt(address, reply)).unwrap_or_default()
     }
 
     /// Opens what the policy lets of an answer; returns what is open once the kernel has acknowledged it.

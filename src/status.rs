@@ -186,6 +186,7 @@ impl Board {
 
     /// Counts a refusal; the same one again raises its count.
     pub fn deny(&self, denial: Denial) {
+        crate::audit::denied(&denial);
         let mut denials = lock(&self.denials);
         // Whoever could not be named is taken for who was refused the same before.
         let same = |known: &Denial| {
@@ -193,9 +194,10 @@ impl Board {
             who && known.layer == denial.layer && known.what == denial.what
         };
         let old = denials.iter().position(same).and_then(|at| denials.remove(at));
-        let (count, uid) = old.map_or((0, None), |old| (old.count, old.uid));
+        let (count, uid, process) = old.map_or((0, None, None), |old| (old.count, old.uid, old.process));
         let (count, uid) = (denial.count.saturating_add(count), denial.uid.or(uid));
-        denials.push_back(Denial { count, uid, ..denial });
+        let process = denial.process.clone().or(process);
+        denials.push_back(Denial { count, uid, process, ..denial });
         while denials.len() > MAX_DENIALS {
             denials.pop_front();
         }
@@ -203,7 +205,7 @@ impl Board {
 
     /// Notes connections that were let out.
     pub fn used(&self, used: &Use) {
-        let _ = (self, used);
+        crate::audit::used(used);
     }
 
     pub fn session(&self, change: impl FnOnce(&mut Session)) {

@@ -14,10 +14,10 @@ use dns_world::{
     SECOND, SERVER, Sockets, UPSTREAM, addresses, ask, ask_tcp, enter_namespace, extended_error, let_expire,
     policy, question, send, send_bytes,
 };
-use fake_upstream::{Say, Upstream, a, aaaa, cname};
+use fake_upstream::{EVIL, Forgery, Say, Upstream, a, aaaa, cname};
 use hickory_resolver::proto::op::{OpCode, ResponseCode};
 use hickory_resolver::proto::rr::{DNSClass, RecordType};
-use innkeeper::dns::protocol::{Admitted, FromWorker, ToWorker};
+use innkeeper::dns::protocol::{Admitted, FromWorker, LastGood, ToWorker};
 
 const OK: [u8; 4] = [192, 0, 2, 1];
 
@@ -34,7 +34,7 @@ macro_rules! in_namespace {
 }
 
 #[test]
-fn only_listed_names_leave_and_in_lower_case() {
+fn t01_t17_t24_only_listed_names_leave() {
     in_namespace!();
     let (upstream, sockets) = (Upstream::start(UPSTREAM), Sockets::open());
     upstream.a("ok.test", OK, 60);
@@ -68,7 +68,7 @@ fn only_listed_names_leave_and_in_lower_case() {
 }
 
 #[test]
-fn only_addresses_are_asked_for_upstream() {
+fn t02_only_addresses_are_asked_for_upstream() {
     in_namespace!();
     let (upstream, sockets) = (Upstream::start(UPSTREAM), Sockets::open());
     upstream.say("ok.test", Say::Records(vec![a("ok.test", OK, 60), aaaa("ok.test", "2001:db8::1", 60)]));
@@ -108,14 +108,14 @@ fn nothing_of_the_clients_packet_goes_upstream() {
     let log = upstream.log();
     assert_eq!(log.len(), 1);
     let sent = hickory_resolver::proto::op::Message::from_vec(&log[0].bytes).unwrap();
-    assert_eq!(sent.queries[0].name().to_ascii(), "x.wild.test.");
+    assert_eq!(sent.queries[0].name().to_ascii().to_ascii_lowercase(), "x.wild.test.");
     assert!(sent.additionals.is_empty() && sent.answers.is_empty() && sent.authorities.is_empty());
     assert!(sent.edns.is_none_or(|edns| edns.options().as_ref().is_empty()));
     assert!(!log[0].bytes.windows(6).any(|window| window == b"stolen"));
 }
 
 #[test]
-fn the_answer_waits_for_the_admission() {
+fn t22_the_answer_waits_for_the_admission() {
     in_namespace!();
     let (upstream, sockets) = (Upstream::start(UPSTREAM), Sockets::open());
     upstream.a("x.wild.test", OK, 60);
@@ -140,7 +140,7 @@ fn the_answer_waits_for_the_admission() {
 }
 
 #[test]
-fn refused_addresses_are_not_answered() {
+fn t08_refused_addresses_are_not_answered() {
     in_namespace!();
     let (upstream, sockets) = (Upstream::start(UPSTREAM), Sockets::open());
     let private = vec![
@@ -170,7 +170,7 @@ fn refused_addresses_are_not_answered() {
 }
 
 #[test]
-fn an_alias_may_lead_anywhere_but_its_target_is_not_listed() {
+fn t10_an_alias_may_lead_anywhere_but_its_target_is_not_listed() {
     in_namespace!();
     let (upstream, sockets) = (Upstream::start(UPSTREAM), Sockets::open());
     upstream.say("ok.test", Say::Records(vec![cname("ok.test", "t.evil.test", 9), a("t.evil.test", OK, 60)]));
@@ -198,7 +198,7 @@ fn an_alias_may_lead_anywhere_but_its_target_is_not_listed() {
 }
 
 #[test]
-fn ttl_0_is_answered_every_time_and_bounded() {
+fn t13_ttl_0_is_answered_every_time_and_bounded() {
     in_namespace!();
     let (upstream, sockets) = (Upstream::start(UPSTREAM), Sockets::open());
     upstream.a("zero.test", OK, 0);
@@ -232,7 +232,7 @@ fn truncated_answers_come_by_tcp() {
 }
 
 #[test]
-fn an_upstream_that_speaks_tcp_only_is_used() {
+fn f12_an_upstream_that_speaks_tcp_only_is_used() {
     in_namespace!();
     let (upstream, sockets) = (Upstream::start_with(UPSTREAM, false), Sockets::open());
     upstream.a("ok.test", OK, 60);
@@ -259,7 +259,7 @@ fn fifty_clients_ask_and_the_upstream_is_asked_once() {
 }
 
 #[test]
-fn a_slow_name_holds_nobody_up() {
+fn f03_a_slow_name_holds_nobody_up() {
     in_namespace!();
     let (upstream, sockets) = (Upstream::start(UPSTREAM), Sockets::open());
     upstream.say("slow.wild.test", Say::Nothing);
@@ -329,7 +329,7 @@ fn exact_names_are_resolved_before_anybody_asks() {
 }
 
 #[test]
-fn names_work_when_the_upstream_comes_back() {
+fn f01_names_work_when_the_upstream_comes_back() {
     in_namespace!();
     let sockets = Sockets::open();
     let warden = sockets.start_worker(&["ok.test"], &[UPSTREAM], false);
@@ -432,7 +432,7 @@ fn a_new_policy_holds_at_once() {
 }
 
 #[test]
-fn a_killed_worker_loses_no_question() {
+fn t83_a_killed_worker_loses_no_question() {
     in_namespace!();
     let (upstream, sockets) = (Upstream::start(UPSTREAM), Sockets::open());
     upstream.a("ok.test", OK, 60);
@@ -473,7 +473,7 @@ fn hostile_packets_change_nothing() {
 }
 
 #[test]
-fn idle_connections_keep_nobody_out() {
+fn t20_idle_connections_keep_nobody_out() {
     in_namespace!();
     let (upstream, sockets) = (Upstream::start(UPSTREAM), Sockets::open());
     upstream.a("ok.test", OK, 60);
@@ -485,7 +485,7 @@ fn idle_connections_keep_nobody_out() {
 }
 
 #[test]
-fn a_lie_does_not_cost_the_good_addresses() {
+fn f04_a_lie_does_not_cost_the_good_addresses() {
     in_namespace!();
     let (upstream, sockets) = (Upstream::start(UPSTREAM), Sockets::open());
     upstream.a("x.wild.test", OK, 0);
@@ -499,7 +499,7 @@ fn a_lie_does_not_cost_the_good_addresses() {
 }
 
 #[test]
-fn foreign_records_in_an_answer_do_not_pass() {
+fn f04_foreign_records_in_an_answer_do_not_pass() {
     in_namespace!();
     let (upstream, sockets) = (Upstream::start(UPSTREAM), Sockets::open());
     let evil = [6, 6, 6, 6];
@@ -559,7 +559,7 @@ fn malformed_rules_end_the_worker() {
 }
 
 #[test]
-fn a_resolver_that_forwards_to_us_is_named_and_not_fed() {
+fn f11_t202_a_resolver_that_forwards_to_us_is_named_and_not_fed() {
     in_namespace!();
     let sockets = Sockets::open();
     // Docker's resolver whose own traffic is redirected to the worker: it passes every question on, and back.
@@ -587,10 +587,332 @@ fn a_resolver_that_forwards_to_us_is_named_and_not_fed() {
 }
 
 #[test]
-fn an_upstream_from_before_edns_and_one_by_ipv6_are_understood() {
+fn f12_an_upstream_from_before_edns_and_one_by_ipv6_are_understood() {
     in_namespace!();
     let (upstream, sockets) = (Upstream::start("[::1]:53"), Sockets::open());
     upstream.say("ok.test", Say::WithoutEdns(vec![a("ok.test", OK, 60)]));
     let _warden = sockets.start_worker(&["ok.test"], &["[::1]:53"], false);
     assert_eq!(addresses(&ask("ok.test", RecordType::A)), ip(OK));
+}
+
+#[test]
+fn t15_the_letters_of_the_client_do_not_leave() {
+    in_namespace!();
+    let (upstream, sockets) = (Upstream::start(UPSTREAM), Sockets::open());
+    let names: Vec<String> = (0..20).map(|i| format!("AbCdEfGhIjKlMnOp{i}.WiLd.TeSt")).collect();
+    names.iter().for_each(|name| upstream.a(&name.to_ascii_lowercase(), OK, 60));
+    let _warden = sockets.start_worker(&["*.wild.test"], &[UPSTREAM], false);
+    for name in &names {
+        let reply = ask(name, RecordType::A);
+        assert_eq!(addresses(&reply), ip(OK), "{name}");
+        assert_eq!(reply.queries[0].name().to_ascii(), format!("{name}."), "the client's own letters");
+    }
+    let log = upstream.log();
+    assert_eq!(log.len(), names.len(), "{log:?}");
+    for asked in &log {
+        assert!(!names.iter().any(|name| asked.wire == format!("{name}.")), "{asked:?}");
+    }
+    // 0x20: random ones, other for every question.
+    let pattern = |wire: &str| wire.bytes().take(16).map(|b| b.is_ascii_uppercase()).collect::<Vec<_>>();
+    let patterns: std::collections::HashSet<_> = log.iter().map(|asked| pattern(&asked.wire)).collect();
+    assert!(patterns.len() >= 18, "{}", patterns.len());
+}
+
+#[test]
+fn ids_and_ports_of_questions_are_no_series() {
+    in_namespace!();
+    let (upstream, sockets) = (Upstream::start(UPSTREAM), Sockets::open());
+    upstream.say("*", Say::Fresh);
+    let warden = sockets.start_worker(&["*.wild.test"], &[UPSTREAM], false);
+    for i in 0..200 {
+        assert_eq!(addresses(&ask(&format!("n{i}.wild.test"), RecordType::A)).len(), 1);
+    }
+    drop(warden);
+    let log = upstream.log();
+    assert_eq!(log.len(), 200);
+    let distinct = |values: Vec<u16>| {
+        let steps = values.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) <= 8).count();
+        assert!(steps < 10, "neighbours in a row: {steps}");
+        values.into_iter().collect::<std::collections::HashSet<_>>().len()
+    };
+    // Of 200 drawn from some 60,000 a third of one meets another on average.
+    assert!(distinct(log.iter().map(|asked| asked.port).collect()) >= 195);
+    assert!(
+        distinct(log.iter().map(|asked| u16::from_be_bytes([asked.bytes[0], asked.bytes[1]])).collect())
+            >= 195
+    );
+}
+
+#[test]
+fn f04_forged_answers_are_not_believed() {
+    in_namespace!();
+    let (upstream, sockets) = (Upstream::start(UPSTREAM), Sockets::open());
+    let cases = [
+        Forgery::Id,
+        Forgery::Question,
+        Forgery::Letters,
+        Forgery::QuestionCount,
+        Forgery::Short,
+        Forgery::Garbage,
+    ];
+    let of = |forgery: Forgery| format!("{forgery:?}.wild.test").to_ascii_lowercase();
+    for forgery in cases.into_iter().chain([Forgery::Perfect]) {
+        upstream.say(&of(forgery), Say::After(forgery, vec![a(&of(forgery), OK, 60)]));
+    }
+    let warden = sockets.start_worker(&["*.wild.test"], &[UPSTREAM], false);
+    // The same forgery without a fault is believed: it arrives first, and nothing else is wrong with it.
+    assert_eq!(addresses(&ask(&of(Forgery::Perfect), RecordType::A)), ip(EVIL));
+    for forgery in cases {
+        assert_eq!(addresses(&ask(&of(forgery), RecordType::A)), ip(OK), "{forgery:?}");
+        assert!(
+            warden.learned(&of(forgery)).iter().all(|learned| learned.addresses == ip(OK)),
+            "{forgery:?}"
+        );
+    }
+}
+
+#[test]
+fn an_upstream_that_changes_letters_is_used_and_named() {
+    in_namespace!();
+    // Without TCP, by which the true answer would come.
+    let (upstream, sockets) = (Upstream::start_by(UPSTREAM, true, false), Sockets::open());
+    upstream.lower();
+    upstream.say("*", Say::Fresh);
+    let warden = sockets.start_worker(&["*.wild.test"], &[UPSTREAM], false);
+    for i in 0..6 {
+        assert_eq!(addresses(&ask(&format!("some-name-{i}.wild.test"), RecordType::A)).len(), 1);
+    }
+    let health = warden.await_frame("health", |frame| match frame {
+        FromWorker::Health(health) => health.upstreams.iter().find(|u| u.note.is_some()).cloned(),
+        _ => None,
+    });
+    assert!(health.healthy && health.note.is_some_and(|note| note.contains("letters")));
+    let last = upstream.log().pop().unwrap();
+    assert_eq!(last.wire, last.name);
+}
+
+#[test]
+fn f03_half_of_the_packets_may_be_lost() {
+    in_namespace!();
+    let (first, second, sockets) = (Upstream::start(UPSTREAM), Upstream::start(SECOND), Sockets::open());
+    for upstream in [&first, &second] {
+        upstream.lose_every_second();
+        upstream.say("*", Say::Fresh);
+    }
+    let _warden = sockets.start_worker(&["*.wild.test"], &[UPSTREAM, SECOND], false);
+    let clients: Vec<_> =
+        (0..40).map(|i| send(&question(&format!("n{i}.wild.test"), RecordType::A))).collect();
+    for client in clients {
+        assert_eq!(addresses(&client.reply()).len(), 1);
+    }
+}
+
+#[test]
+fn f03_many_slow_names_hold_nobody_up() {
+    in_namespace!();
+    let (first, second, sockets) = (Upstream::start(UPSTREAM), Upstream::start(SECOND), Sockets::open());
+    for upstream in [&first, &second] {
+        (0..60).for_each(|i| upstream.say(&format!("slow{i}.wild.test"), Say::Nothing));
+        upstream.say("*", Say::Fresh);
+    }
+    let _warden = sockets.start_worker(&["*.wild.test"], &[UPSTREAM, SECOND], false);
+    let slow: Vec<_> =
+        (0..60).map(|i| send(&question(&format!("slow{i}.wild.test"), RecordType::A))).collect();
+    first.await_question("slow59.wild.test");
+    for i in 0..20 {
+        assert_eq!(addresses(&ask(&format!("fast{i}.wild.test"), RecordType::A)).len(), 1);
+    }
+    assert!(slow.iter().all(dns_world::Waiting::has_no_reply_yet));
+}
+
+#[test]
+fn f12_none_and_five_nameservers() {
+    in_namespace!();
+    let sockets = Sockets::open();
+    let warden = sockets.start_worker(&["ok.test"], &[], false);
+    warden.await_primed(1);
+    let reply = ask("ok.test", RecordType::A);
+    assert_eq!(reply.response_code, ResponseCode::ServFail);
+    assert!(extended_error(&reply).is_some_and(|(_, text)| text.contains("no upstream")));
+    assert_eq!(ask("evil.test", RecordType::A).response_code, ResponseCode::NXDomain);
+    drop(warden);
+    let upstream = Upstream::start(SECOND);
+    upstream.a("ok.test", OK, 60);
+    let five = ["203.0.113.1:53", "203.0.113.2:53", "203.0.113.3:53", "203.0.113.4:53", SECOND];
+    let _warden = sockets.start_worker(&["ok.test"], &five, false);
+    assert_eq!(addresses(&ask("ok.test", RecordType::A)), ip(OK));
+}
+
+#[test]
+fn t22_every_answered_address_was_admitted_first() {
+    in_namespace!();
+    let (upstream, sockets) = (Upstream::start(UPSTREAM), Sockets::open());
+    upstream.say("*", Say::Fresh);
+    let warden = sockets.start_worker(&["*.wild.test"], &[UPSTREAM], false);
+    // What PID 1 admits is written down before the worker hears of it.
+    let admitted = std::sync::Arc::new(std::sync::Mutex::new(std::collections::HashSet::new()));
+    let book = admitted.clone();
+    warden.admit(move |learned| {
+        book.lock().unwrap().extend(learned.addresses.iter().copied());
+        Some(learned.addresses.clone())
+    });
+    let clients: Vec<_> =
+        (0..500).map(|i| send(&question(&format!("n{i}.wild.test"), RecordType::A))).collect();
+    let mut answered = std::collections::HashSet::new();
+    for client in clients {
+        let found = addresses(&client.reply());
+        assert_eq!(found.len(), 1);
+        assert!(admitted.lock().unwrap().contains(&found[0]), "{found:?} was not admitted");
+        answered.insert(found[0]);
+    }
+    assert_eq!(answered.len(), 500, "every name has an address of its own");
+}
+
+#[test]
+fn what_pid_1_closed_is_asked_for_again() {
+    in_namespace!();
+    let (upstream, sockets) = (Upstream::start(UPSTREAM), Sockets::open());
+    upstream.say("*", Say::Fresh);
+    let warden = sockets.start_worker(&["*.wild.test"], &[UPSTREAM], false);
+    let first = addresses(&ask("x.wild.test", RecordType::A));
+    assert_eq!(addresses(&ask("x.wild.test", RecordType::A)), first, "known for the TTL's floor");
+    addresses(&ask("y.wild.test", RecordType::A));
+    let names = vec!["x.wild.test".to_owned().try_into().unwrap()];
+    warden.send(&ToWorker::Forget { names });
+    // The frame and a question race for the worker; who asks after the forgetting gets another address.
+    warden.await_forgotten("x.wild.test", &first);
+    assert_eq!(upstream.count("y.wild.test", RecordType::A), 1, "others stay known");
+}
+
+#[test]
+fn an_admission_that_was_overtaken_is_asked_for_again() {
+    in_namespace!();
+    let (upstream, sockets) = (Upstream::start(UPSTREAM), Sockets::open());
+    upstream.a("x.wild.test", OK, 60);
+    let warden = sockets.start_worker(&["*.wild.test"], &[UPSTREAM], false);
+    warden.admit(|_| None);
+    let waiting = send(&question("x.wild.test", RecordType::A));
+    let learned = |count: usize| {
+        warden.await_frames("learned", |frames| {
+            let of =
+                |frame: &FromWorker| if let FromWorker::Learned(l) = frame { Some(l.clone()) } else { None };
+            let all: Vec<_> = frames.iter().filter_map(of).collect();
+            (all.len() == count).then(|| all[count - 1].clone())
+        })
+    };
+    let first = learned(1);
+    warden.send(&ToWorker::Forget { names: vec![first.name.clone()] });
+    warden.send(&ToWorker::Admitted(Admitted { id: first.id, addresses: ip(OK) }));
+    let second = learned(2);
+    assert!(waiting.has_no_reply_yet());
+    warden.send(&ToWorker::Admitted(Admitted { id: second.id, addresses: ip(OK) }));
+    assert_eq!(addresses(&waiting.reply()), ip(OK));
+    assert_eq!(upstream.count("x.wild.test", RecordType::A), 1);
+}
+
+#[test]
+fn f19_after_lost_time_every_name_is_asked_again() {
+    in_namespace!();
+    let (upstream, sockets) = (Upstream::start(UPSTREAM), Sockets::open());
+    upstream.a("ok.test", OK, 86_400);
+    let warden = sockets.start_worker(&["ok.test"], &[UPSTREAM], false);
+    warden.await_primed(1);
+    assert_eq!(upstream.count("ok.test", RecordType::A), 1);
+    upstream.a("ok.test", [192, 0, 2, 9], 86_400);
+    assert_eq!(addresses(&ask("ok.test", RecordType::A)), ip(OK));
+    warden.send(&ToWorker::Refresh);
+    // Nobody asks.
+    warden.await_frame("the new address", |frame| match frame {
+        FromWorker::Learned(learned) => (learned.addresses == ip([192, 0, 2, 9])).then_some(()),
+        _ => None,
+    });
+    assert_eq!(addresses(&ask("ok.test", RecordType::A)), ip([192, 0, 2, 9]));
+}
+
+#[test]
+fn t83_f22_a_new_worker_knows_the_last_good_addresses() {
+    in_namespace!();
+    let sockets = Sockets::open();
+    let known = |name: &str, ended_s| LastGood {
+        name: name.to_owned().try_into().unwrap(),
+        addresses: ip(OK),
+        ended_s,
+    };
+    let known = [
+        known("ok.test", 7200),
+        known("x.wild.test", 60),
+        known("old.wild.test", 7200),
+        known("evil.test", 0),
+    ];
+    // Its upstreams are dead.
+    let warden = sockets.start_worker_with(&["ok.test", "*.wild.test"], &[UPSTREAM], false, &known);
+    for name in ["ok.test", "x.wild.test"] {
+        let reply = ask(name, RecordType::A);
+        assert_eq!(addresses(&reply), ip(OK), "{name}");
+        assert_eq!(extended_error(&reply).map(|(code, _)| code), Some(3), "{name}");
+        assert!(warden.learned(name).iter().all(|learned| learned.stale), "{name}: not without PID 1");
+    }
+    assert_eq!(ask("old.wild.test", RecordType::A).response_code, ResponseCode::ServFail);
+    assert_eq!(ask("evil.test", RecordType::A).response_code, ResponseCode::NXDomain);
+    drop(warden);
+    // And PID 1 may refuse them now.
+    let warden = sockets.start_worker_with(&["*.wild.test"], &[UPSTREAM], false, &known);
+    warden.admit(|_| Some(Vec::new()));
+    assert!(ask("x.wild.test", RecordType::A).answers.is_empty());
+}
+
+#[test]
+fn a_refused_client_waits_until_pid_1_has_looked() {
+    in_namespace!();
+    let sockets = Sockets::open();
+    let warden = sockets.start_worker(&["ok.test"], &[UPSTREAM], false);
+    warden.look_by_hand();
+    let waiting = send(&question("evil.test", RecordType::A));
+    let denial = warden.await_frame("a denial with an id", |frame| match frame {
+        FromWorker::Denied(denial) if denial.id.is_some() => Some(denial.clone()),
+        _ => None,
+    });
+    assert_eq!((denial.what.as_str(), denial.count), ("evil.test", 1));
+    assert!(denial.inode.is_some());
+    // The same name again is not worth another wait, so it overtakes.
+    assert_eq!(ask("evil.test", RecordType::A).response_code, ResponseCode::NXDomain);
+    warden.send(&ToWorker::Attributed { id: denial.id.unwrap() });
+    assert_eq!(waiting.reply().response_code, ResponseCode::NXDomain);
+    // Whoever PID 1 forgets is answered all the same.
+    assert_eq!(ask("other.evil.test", RecordType::A).response_code, ResponseCode::NXDomain);
+}
+
+#[test]
+fn t20_a_flood_of_refused_names_costs_others_nothing() {
+    in_namespace!();
+    let (upstream, sockets) = (Upstream::start(UPSTREAM), Sockets::open());
+    upstream.a("ok.test", OK, 60);
+    upstream.say("*", Say::Fresh);
+    let warden = sockets.start_worker(&["ok.test", "*.wild.test"], &[UPSTREAM], false);
+    warden.await_primed(1);
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let flooding = stop.clone();
+    let flood = std::thread::spawn(move || {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.connect(SERVER).unwrap();
+        let mut sent = 0_u64;
+        while !flooding.load(std::sync::atomic::Ordering::SeqCst) {
+            let name = format!("n{sent}.evil.test");
+            drop(socket.send(&question(&name, RecordType::A).to_vec().unwrap()));
+            sent += 1;
+        }
+        sent
+    });
+    // By TCP: what UDP loses in a full buffer is asked again by every client, but not by this one.
+    for i in 0..50 {
+        assert_eq!(addresses(&ask_tcp(&question("ok.test", RecordType::A))), ip(OK));
+        assert_eq!(addresses(&ask_tcp(&question(&format!("new{i}.wild.test"), RecordType::A))).len(), 1);
+    }
+    stop.store(true, std::sync::atomic::Ordering::SeqCst);
+    let sent = flood.join().unwrap();
+    assert!(sent > 1000, "{sent}");
+    assert!(upstream.log().iter().all(|asked| !asked.name.contains("evil")));
+    assert!(warden.memory_kib() < 32 << 10, "{} KiB", warden.memory_kib());
+    let frames = warden.frames().iter().filter(|frame| matches!(frame, FromWorker::Denied(_))).count();
+    assert!(frames < 300, "{frames}");
 }

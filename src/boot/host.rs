@@ -163,6 +163,14 @@ pub(super) fn closed_listeners(listeners: &[Listener], opened: &[ListenPort]) ->
     closed
 }
 
+/// Says that somebody's listener is out of the agent's reach, and how to give it.
+pub(super) fn listener_warning(listener: SocketAddr) -> String {
+    format!(
+        "{listener} listened before the box: closed to the agent; opened by network.loopback = [\"{}\"]",
+        listener.port()
+    )
+}
+
 /// Where it can't be written every packet to port 53 comes to us all the same.
 pub(super) fn write_resolv_conf(path: &Path, former: &Upstreams, board: &Board) {
     let text = resolv_conf::render(IpAddr::V4(keeper::LISTEN_V4), former);

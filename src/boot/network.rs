@@ -18,6 +18,8 @@ use crate::report::{chain, event};
 use crate::status::milliseconds;
 use crate::status::report::Denial;
 use crate::supervisor::run_as::Identity;
+use crate::watch::keeper::Queues;
+use crate::watch::{self, reporter::Reporter};
 
 /// NFLOG group of refused packets.
 const NFLOG_GROUP: u16 = 100;
@@ -104,6 +106,9 @@ pub(super) struct Resolver {
     ipv6: bool,
 }
 
+/// A pod has a handful of sidecars; more listeners are closed all the same.
+const MAX_NAMED_LISTENERS: usize = 16;
+
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Result<Resolver, Failure> {
@@ -135,6 +140,9 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
             Ok(())
         },
         |(upstreams, closed)| {
+            for listener in closed.iter().take(MAX_NAMED_LISTENERS) {
+                innkeeper.board().warn(host::listener_warning(*listener));
+            }
             let detail =
                 format!("listening on {}, asking {}", keeper::LISTEN_V4, host::list(&upstreams.servers));
             Ok(Verified::new((upstreams.clone(), closed.clone()), detail))
@@ -170,6 +178,30 @@ pub(super) fn engine(upstreams: &Upstreams) -> Option<EngineDns> {
     }
 }
 
+/// Logged packets are for the operator's eyes, no protection: without them the box counts what it refuses.
+fn queues(innkeeper: &Innkeeper, plan: FirewallPlan) -> (FirewallPlan, Option<Queues>) {
+    match Queues::open(plan.nflog_group, plan.uses_group) {
+        Ok(queues) => (plan, Some(queues)),
+        Err(error) => {
+            let why = chain(&error);
+            innkeeper.board().warn(format!("refused packets are counted, not listed: {why}"));
+            (FirewallPlan { nflog_group: 0, uses_group: 0, ..plan }, None)
+        }
+    }
+}
+
+fn watch(innkeeper: &Innkeeper, firewall: &Firewall, queues: Queues) {
+    let board = Arc::clone(innkeeper.board());
+    let reporter = Reporter::new(board, firewall.clone(), innkeeper.attributor.clone());
+    let identity = Identity::worker(innkeeper.accounts.watch.uid, innkeeper.accounts.watch.gid);
+    match watch::keeper::Keeper::start(identity, queues, innkeeper.spawner.clone(), Arc::new(reporter)) {
+        Ok(keeper) => drop(innkeeper.watch.set(keeper)),
+        Err(error) => {
+            innkeeper.board().warn(format!("refused packets are counted, not listed: {error}"));
+        }
+    }
+}
+
 pub(super) fn firewall(
     innkeeper: &Innkeeper,
     steps: &Steps,
@@ -180,6 +212,7 @@ pub(super) fn firewall(
         return Err(Failure { step: FIREWALL.name, trouble });
     };
     let Resolver { sockets, upstreams, plan, ipv6 } = resolver;
+    let (plan, queues) = queues(innkeeper, plan);
     if let Some(engine) = &plan.engine_dns {
         innkeeper.board().warn(host::engine_warning(engine));
     }
@@ -189,15 +222,19 @@ pub(super) fn firewall(
         || Ok(plan),
         |plan| {
             let allowlist = innkeeper.allowlist();
-            let loaded = firewall.load(plan.clone(), (*allowlist).clone());
+            let loaded = firewall.load(plan.clone(), allowlist);
             loaded.map_err(|error| host::firewall_trouble(&error))?;
+            if let Some(queues) = queues {
+                watch(innkeeper, firewall, queues);
+            }
             let worker = keeper::Plan {
                 identity: Identity::worker(innkeeper.accounts.dns.uid, innkeeper.accounts.dns.gid),
                 upstreams: upstreams.servers.clone(),
                 refresh: innkeeper.config.network.refresh,
                 ipv6,
+                attributor: innkeeper.attributor.clone(),
             };
-            let policy = innkeeper.worker_policy();
+            let policy = innkeeper.standing();
             let (spawner, board) = (innkeeper.spawner.clone(), Arc::clone(innkeeper.board()));
             let started = Keeper::start(worker, sockets, policy, spawner, board, firewall.clone());
             let (keeper, primed) = started.map_err(|error| Trouble::internal(&error))?;

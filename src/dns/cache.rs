@@ -124,6 +124,31 @@ impl Cache {
         }
     }
 
+    /// What a former worker knew: not to be answered as it is, but to stand in when upstreams fail. `ended`: how long ago
+    /// the answer's own time was over.
+    pub fn restore(&mut self, key: &Key, addresses: Vec<IpAddr>, ended: Duration, exact: bool, now: Instant) {
+        let longest = if exact { STALE_EXACT } else { STALE_PATTERN };
+        let Some(left) = longest.checked_sub(ended) else { return };
+        self.put(key.clone(), Known::Empty, Duration::ZERO, exact, now);
+        if let Some(slot) = self.slots.get_mut(key) {
+            slot.good = Some(Good { addresses, until: now + left });
+        }
+    }
+
+    /// Nothing of this name is answered any more without asking again.
+    pub fn expire(&mut self, name: &DomainName, now: Instant) {
+        for family in [Family::V4, Family::V6] {
+            if let Some(slot) = self.slots.get_mut(&Key { name: name.clone(), family }) {
+                slot.expires = now;
+            }
+        }
+    }
+
+    /// The same for every name.
+    pub fn expire_all(&mut self, now: Instant) {
+        self.slots.values_mut().for_each(|slot| slot.expires = now);
+    }
+
     /// Forgets every name that `keep` doesn't want.
     pub fn retain(&mut self, keep: impl Fn(&DomainName) -> bool) {
         self.slots.retain(|key, _| keep(&key.name));
@@ -207,6 +232,35 @@ mod tests {
             cache.put(key(&format!("n{i}.test")), fresh(1), TTL, false, now);
         }
         assert_eq!(cache.len(), 3);
+    }
+
+    #[test]
+    fn what_a_former_worker_knew_stands_in_for_the_rest_of_its_time() {
+        let now = Instant::now();
+        let mut cache = Cache::new(2);
+        let good: Vec<IpAddr> = vec![[192, 0, 2, 1].into()];
+        let hour = Duration::from_secs(3600);
+        cache.restore(&key("a.test"), good.clone(), hour, true, now);
+        cache.restore(&key("b.test"), good.clone(), hour * 2, false, now);
+        assert_eq!(cache.get(&key("a.test"), now), None);
+        assert_eq!(cache.last_good(&key("a.test"), now), Some(good));
+        assert_eq!(cache.last_good(&key("a.test"), now + hour * 23), None);
+        assert_eq!(cache.last_good(&key("b.test"), now), None);
+    }
+
+    #[test]
+    fn what_expires_is_asked_for_again_and_may_still_stand_in() {
+        let now = Instant::now();
+        let mut cache = Cache::new(2);
+        for name in ["a.test", "b.test"] {
+            cache.put(key(name), fresh(1), TTL, true, now);
+        }
+        cache.expire(&DomainName::parse("a.test").unwrap(), now);
+        assert!(cache.get(&key("a.test"), now).is_none());
+        assert!(cache.get(&key("b.test"), now).is_some());
+        cache.expire_all(now);
+        assert!(cache.get(&key("b.test"), now).is_none());
+        assert!(cache.last_good(&key("b.test"), now).is_some());
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! However fast the agent asks, PID 1 gets a few frames a second and the counts are right. Time is a parameter.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use super::protocol::DnsDenial;
@@ -16,16 +17,52 @@ const INTERVAL: Duration = Duration::from_millis(50);
 /// What is reported for names beyond [`MAX_NAMES`].
 const OTHERS: &str = "(other names)";
 
-/// Seconds that look-ups may take at once, and as a share of the time after that.
+/// Seconds that look-ups of owners may take at once, and as a share of the time after that.
 const MAX_CREDIT: f64 = 0.2;
-const SHARE: f64 = 0.1;
+const SHARE: f64 = 0.05;
+
+/// Clients that are kept waiting until PID 1 has looked who they are: so many at once, then one for each interval, and
+/// for the same name and uid not again before [`WAIT_AGAIN`].
+const WAITS: u32 = 20;
+const WAIT_INTERVAL: Duration = Duration::from_millis(100);
+const WAIT_AGAIN: Duration = Duration::from_secs(5);
+
+/// So many at once, then one for each interval.
+#[derive(Debug)]
+struct Meter {
+    tokens: u32,
+    most: u32,
+    interval: Duration,
+    filled: Instant,
+}
+
+impl Meter {
+    fn new(most: u32, interval: Duration, now: Instant) -> Self {
+        Self { tokens: most, most, interval, filled: now }
+    }
+
+    fn take(&mut self, now: Instant) -> bool {
+        while self.tokens < self.most && now.saturating_duration_since(self.filled) >= self.interval {
+            self.tokens += 1;
+            self.filled += self.interval;
+        }
+        if self.tokens == self.most {
+            self.filled = now;
+        }
+        let Some(left) = self.tokens.checked_sub(1) else { return false };
+        self.tokens = left;
+        true
+    }
+}
 
 #[derive(Debug)]
 pub struct Denials {
-    pending: HashMap<(String, Option<u32>), DnsDenial>,
-    order: std::collections::VecDeque<(String, Option<u32>)>,
-    tokens: u32,
-    filled: Instant,
+    /// By name, one entry for each uid. Looked up by a borrowed name: a flood allocates nothing.
+    pending: HashMap<String, Vec<DnsDenial>>,
+    order: VecDeque<(String, Option<u32>)>,
+    frames: Meter,
+    waits: Meter,
+    waited: HashMap<(String, u32), Instant>,
     /// Seconds that may be spent on looking owners up; below zero after an expensive look.
     credit: f64,
     credited: Instant,
@@ -34,16 +71,24 @@ pub struct Denials {
 impl Denials {
     #[must_use]
     pub fn new(now: Instant) -> Self {
-        let order = std::collections::VecDeque::new();
-        Self { pending: HashMap::new(), order, tokens: BURST, filled: now, credit: MAX_CREDIT, credited: now }
+        Self {
+            pending: HashMap::new(),
+            order: VecDeque::new(),
+            frames: Meter::new(BURST, INTERVAL, now),
+            waits: Meter::new(WAITS, WAIT_INTERVAL, now),
+            waited: HashMap::new(),
+            credit: MAX_CREDIT,
+            credited: now,
+        }
     }
 
     /// Whether the owner of the client's socket may be looked up now. See [`Denials::attributed`].
-    pub fn may_attribute(&mut self, now: Instant) -> bool {
+    pub fn may_attribute(&mut self, what: &str, now: Instant) -> bool {
         let passed = now.saturating_duration_since(self.credited).as_secs_f64();
         self.credited = now;
         self.credit = (self.credit + passed * SHARE).min(MAX_CREDIT);
-        self.credit > 0.0
+        // What shares a line with others has no owner to show.
+        self.credit > 0.0 && (self.order.len() < MAX_NAMES || self.pending.contains_key(what))
     }
 
     /// A look-up took `spent`. All of them together take a share of the time, so that neither a flood nor a box with very
@@ -52,56 +97,70 @@ impl Denials {
         self.credit -= spent.as_secs_f64();
     }
 
+    /// Whether this client may be kept waiting until PID 1 has looked who it is.
+    pub fn may_wait(&mut self, what: &str, uid: u32, now: Instant) -> bool {
+        let recent = |since: &Instant| now.saturating_duration_since(*since) < WAIT_AGAIN;
+        let pair = (what.to_owned(), uid);
+        if self.waited.get(&pair).is_some_and(recent) || !self.waits.take(now) {
+            return false;
+        }
+        // Bounded by the meter: what it lets pass within the time, and the burst.
+        self.waited.retain(|_, since| recent(since));
+        self.waited.insert(pair, now);
+        true
+    }
+
     /// Counts one refused question. Without an owner it joins an earlier one of the same name, if there is one.
-    pub fn add(&mut self, what: &str, reason: &str, owner: Option<Owner>) {
+    pub fn add(&mut self, what: &str, reason: &impl Display, owner: Option<Owner>) {
         let uid = owner.map(|owner| owner.uid);
-        let known = self.order.iter().rev().find(|(name, of)| name == what && (uid.is_none() || *of == uid));
-        if let Some(denial) = known.and_then(|key| self.pending.get_mut(key)) {
-            denial.count += 1;
+        if let Some(known) = self.find(what, uid) {
+            known.count += 1;
             return;
         }
-        let (what, reason, uid, inode) = if self.pending.len() < MAX_NAMES {
-            (what, reason, uid, owner.map(|owner| owner.inode))
+        if self.order.len() < MAX_NAMES {
+            self.list(what, reason.to_string(), owner);
+        } else if let Some(others) = self.find(OTHERS, None) {
+            others.count += 1;
         } else {
-            (OTHERS, "refused; too many different names to list", None, None)
-        };
-        let key = (what.to_owned(), uid);
-        if let Some(denial) = self.pending.get_mut(&key) {
-            denial.count += 1;
-            return;
+            self.list(OTHERS, "refused; too many different names to list".to_owned(), None);
         }
-        let denial =
-            DnsDenial { what: what.to_owned(), reason: reason.to_owned(), uid, inode, count: 1, id: None };
-        self.pending.insert(key.clone(), denial);
-        self.order.push_back(key);
+    }
+
+    fn find(&mut self, what: &str, uid: Option<u32>) -> Option<&mut DnsDenial> {
+        self.pending.get_mut(what)?.iter_mut().rev().find(|known| uid.is_none() || known.uid == uid)
+    }
+
+    fn list(&mut self, what: &str, reason: String, owner: Option<Owner>) {
+        let (uid, inode) = (owner.map(|owner| owner.uid), owner.map(|owner| owner.inode));
+        let denial = DnsDenial { what: what.to_owned(), reason, uid, inode, count: 1, id: None };
+        self.order.push_back((what.to_owned(), uid));
+        self.pending.entry(what.to_owned()).or_default().push(denial);
     }
 
     /// The next frame that may be sent now: oldest first.
     pub fn take(&mut self, now: Instant) -> Option<DnsDenial> {
-        while self.tokens < BURST && now.saturating_duration_since(self.filled) >= INTERVAL {
-            self.tokens += 1;
-            self.filled += INTERVAL;
-        }
-        if self.tokens == BURST {
-            self.filled = now;
-        }
-        if self.tokens == 0 {
+        if self.order.is_empty() || !self.frames.take(now) {
             return None;
         }
-        let key = self.order.pop_front()?;
-        self.tokens -= 1;
-        self.pending.remove(&key)
+        let (what, uid) = self.order.pop_front()?;
+        let of_name = self.pending.get_mut(&what)?;
+        let at = of_name.iter().position(|denial| denial.uid == uid)?;
+        let denial = of_name.swap_remove(at);
+        if of_name.is_empty() {
+            self.pending.remove(&what);
+        }
+        Some(denial)
     }
 
     /// Puts back what could not be sent.
     pub fn put_back(&mut self, denial: DnsDenial) {
-        let key = (denial.what.clone(), denial.uid);
-        if let Some(newer) = self.pending.get_mut(&key) {
+        let of_name = self.pending.entry(denial.what.clone()).or_default();
+        if let Some(newer) = of_name.iter_mut().find(|newer| newer.uid == denial.uid) {
             newer.count += denial.count;
             return;
         }
-        self.pending.insert(key.clone(), denial);
-        self.order.push_front(key);
+        self.order.push_front((denial.what.clone(), denial.uid));
+        of_name.push(denial);
     }
 
     #[must_use]
@@ -121,10 +180,10 @@ mod tests {
         let now = Instant::now();
         let mut denials = Denials::new(now);
         for _ in 0..5 {
-            denials.add("evil.test", "not in the allowlist", OWNER);
+            denials.add("evil.test", &"not in the allowlist", OWNER);
         }
-        denials.add("evil.test", "not in the allowlist", None);
-        denials.add("evil.test", "not in the allowlist", Some(Owner { uid: 0, inode: 8 }));
+        denials.add("evil.test", &"not in the allowlist", None);
+        denials.add("evil.test", &"not in the allowlist", Some(Owner { uid: 0, inode: 8 }));
         let first = denials.take(now).unwrap();
         assert_eq!(
             (first.what.as_str(), first.uid, first.inode, first.count),
@@ -139,7 +198,7 @@ mod tests {
         let mut now = Instant::now();
         let mut denials = Denials::new(now);
         for i in 0..5000 {
-            denials.add(&format!("n{i}.evil.test"), "not in the allowlist", OWNER);
+            denials.add(&format!("n{i}.evil.test"), &"not in the allowlist", OWNER);
         }
         let mut counted = 0;
         let mut at_once = 0;
@@ -167,8 +226,8 @@ mod tests {
     fn what_could_not_be_sent_comes_again_first() {
         let now = Instant::now();
         let mut denials = Denials::new(now);
-        denials.add("a.test", "r", OWNER);
-        denials.add("b.test", "r", OWNER);
+        denials.add("a.test", &"r", OWNER);
+        denials.add("b.test", &"r", OWNER);
         let taken = denials.take(now).unwrap();
         denials.put_back(taken);
         assert_eq!(denials.take(now).unwrap().what, "a.test");
@@ -178,13 +237,39 @@ mod tests {
     fn lookups_of_owners_pay_for_their_time() {
         let now = Instant::now();
         let mut denials = Denials::new(now);
-        assert!(denials.may_attribute(now));
+        assert!(denials.may_attribute("a.test", now));
         for _ in 0..40 {
-            assert!(denials.may_attribute(now), "ordinary refusals always have their owner");
+            assert!(denials.may_attribute("a.test", now), "ordinary refusals always have their owner");
             denials.attributed(Duration::from_millis(4));
         }
-        denials.attributed(Duration::from_millis(140));
-        assert!(!denials.may_attribute(now + Duration::from_millis(900)), "a flood has to wait");
-        assert!(denials.may_attribute(now + Duration::from_millis(1100)));
+        denials.attributed(Duration::from_millis(90));
+        assert!(!denials.may_attribute("a.test", now + Duration::from_millis(900)), "a flood has to wait");
+        assert!(denials.may_attribute("a.test", now + Duration::from_millis(1100)));
+    }
+
+    #[test]
+    fn names_that_share_a_line_are_not_looked_up() {
+        let now = Instant::now();
+        let mut denials = Denials::new(now);
+        for i in 0..MAX_NAMES + 9 {
+            denials.add(&format!("n{i}.evil.test"), &"r", None);
+        }
+        assert!(!denials.may_attribute("new.evil.test", now));
+        assert!(denials.may_attribute("n1.evil.test", now));
+    }
+
+    #[test]
+    fn waits_are_few() {
+        let now = Instant::now();
+        let mut denials = Denials::new(now);
+        assert!(denials.may_wait("a.test", 1000, now));
+        assert!(!denials.may_wait("a.test", 1000, now), "the same again");
+        assert!(denials.may_wait("a.test", 0, now), "somebody else");
+        let at_once = (0..100).filter(|i| denials.may_wait(&format!("n{i}.test"), 1000, now)).count();
+        assert_eq!(at_once, 18);
+        let later = now + Duration::from_secs(1);
+        let then = (0..100).filter(|i| denials.may_wait(&format!("m{i}.test"), 1000, later)).count();
+        assert_eq!(then, 10);
+        assert!(denials.may_wait("a.test", 1000, now + WAIT_AGAIN + Duration::from_secs(2)));
     }
 }

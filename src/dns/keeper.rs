@@ -7,14 +7,17 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::last_answers::LastAnswers;
 use super::protocol::{
     Admitted, DnsDenial, FromWorker, Health, MAX_FROM_WORKER, MAX_TO_WORKER, Policy, Setup, SocketKind,
     ToWorker,
 };
+use crate::allowlist::Allowlist;
+use crate::attribution::Attributor;
 use crate::channel::{self, ChannelError};
 use crate::firewall::{Admission, Firewall};
 use crate::report::{bounded, inert};
@@ -70,11 +73,24 @@ impl Sockets {
         let failed = |source| KeeperError::Listen { address, source };
         let udp = UdpSocket::bind(address).map_err(failed)?;
         let tcp = TcpListener::bind(address).map_err(failed)?;
+        widen(&udp).map_err(failed)?;
         udp.set_nonblocking(true).and_then(|()| tcp.set_nonblocking(true)).map_err(failed)?;
         self.kinds.extend([SocketKind::Udp, SocketKind::Tcp]);
         self.fds.extend([OwnedFd::from(udp), OwnedFd::from(tcp)]);
         Ok(())
     }
+}
+
+/// Questions wait here while the worker has its turn elsewhere, or is away: so many that a flood of some ten thousand a
+/// second meets a short queue and not a closed door. The kernel doubles it (socket(7)).
+const RECEIVE_BUFFER: usize = 2 << 20;
+
+/// Makes room for questions; without the right to go beyond `net.core.rmem_max` as much as that allows.
+fn widen(socket: &UdpSocket) -> std::io::Result<()> {
+    use nix::sys::socket::{setsockopt, sockopt};
+    setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)
+        .or_else(|_| setsockopt(socket, sockopt::RcvBuf, &RECEIVE_BUFFER))
+        .map_err(Into::into)
 }
 
 /// What the worker needs beside sockets and policy.
@@ -85,6 +101,23 @@ pub struct Plan {
     pub refresh: Duration,
     /// Whether names may have IPv6 addresses here.
     pub ipv6: bool,
+    /// Who looks whose a refused client is.
+    pub attributor: Attributor,
+}
+
+/// The policy in force.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    pub generation: u64,
+    pub allowlist: Allowlist,
+}
+
+impl Standing {
+    /// As text, which lives no longer than it takes to tell it.
+    fn for_worker(&self) -> Policy {
+        let rules = self.allowlist.rules().iter().map(ToString::to_string).collect();
+        Policy { generation: self.generation, rules }
+    }
 }
 
 /// The worker, kept alive.
@@ -100,11 +133,18 @@ struct Shared {
     spawner: Spawner,
     board: Arc<Board>,
     firewall: Firewall,
-    policy: Mutex<Policy>,
+    policy: Mutex<Standing>,
     /// The living worker's channel; none while it is away.
     link: Mutex<Option<UnixStream>>,
     serving: Mutex<Option<Instant>>,
+    /// For the next worker, should this one die while the upstreams are down.
+    answers: Mutex<LastAnswers>,
+    /// Refusals whose client waits until somebody has looked who it is.
+    waiting: SyncSender<DnsDenial>,
 }
+
+/// Refused clients that wait at a time; one more gets its answer without a look.
+const MAX_WAITING: usize = 32;
 
 /// PID 1 and the worker are on one machine: a worker that does not take its setup in this time is broken.
 const SETUP_LIMIT: Duration = Duration::from_secs(5);
@@ -117,11 +157,12 @@ impl Keeper {
     pub fn start(
         plan: Plan,
         sockets: Sockets,
-        policy: Policy,
+        policy: Standing,
         spawner: Spawner,
         board: Arc<Board>,
         firewall: Firewall,
     ) -> Result<(Self, Receiver<u64>), KeeperError> {
+        let (waiting, waiters) = mpsc::sync_channel(MAX_WAITING);
         let shared = Arc::new(Shared {
             plan,
             sockets,
@@ -131,6 +172,8 @@ impl Keeper {
             policy: Mutex::new(policy),
             link: Mutex::new(None),
             serving: Mutex::new(None),
+            answers: Mutex::default(),
+            waiting,
         });
         let (primed, receiver) = mpsc::sync_channel(4);
         let first = shared.begin()?;
@@ -139,13 +182,24 @@ impl Keeper {
             .name("dns-keeper".into())
             .spawn(move || keep.keep(first, &primed))
             .map_err(KeeperError::Channel)?;
+        let look = Arc::clone(&shared);
+        std::thread::Builder::new()
+            .name("dns-who".into())
+            .spawn(move || look.attribute(&waiters))
+            .map_err(KeeperError::Channel)?;
         Ok((Self { shared }, receiver))
     }
 
     /// Gives the worker another policy; one that is away gets it when it comes back.
-    pub fn policy(&self, policy: &Policy) {
-        *lock(&self.shared.policy) = policy.clone();
-        self.shared.send(&ToWorker::Policy(policy.clone()));
+    pub fn policy(&self, policy: Standing) {
+        let frame = ToWorker::Policy(policy.for_worker());
+        *lock(&self.shared.policy) = policy;
+        self.shared.send(&frame);
+    }
+
+    /// Time was lost: every exact name is asked again now. A worker that is away does so when it comes back.
+    pub fn refresh(&self) {
+        self.shared.send(&ToWorker::Refresh);
     }
 
     /// Whether the worker serves now.
@@ -174,9 +228,10 @@ impl Shared {
         let setup = Setup {
             sockets: self.sockets.kinds.clone(),
             upstreams: self.plan.upstreams.clone(),
-            policy: lock(&self.policy).clone(),
+            policy: lock(&self.policy).for_worker(),
             refresh_s: self.plan.refresh.as_secs().max(1),
             ipv6: self.plan.ipv6,
+            known: lock(&self.answers).list(Instant::now()),
         };
         let fds: Vec<BorrowedFd<'_>> = self.sockets.fds.iter().map(AsFd::as_fd).collect();
         channel::send_with_sockets(&ours, &ToWorker::Setup(setup), &fds, MAX_TO_WORKER)
@@ -230,16 +285,21 @@ impl Shared {
                 FromWorker::Serving => *lock(&self.serving) = Some(Instant::now()),
                 FromWorker::Learned(learned) => {
                     self.resolved(&learned.name.to_string(), None);
-                    let id = learned.id;
+                    let (id, name, ttl_s) = (learned.id, learned.name.clone(), learned.ttl_s);
+                    let stale = learned.stale;
                     let Admission { open: addresses, forgotten } = self.firewall.admit(learned);
-                    self.send(&ToWorker::Admitted(Admitted { id, addresses }));
+                    if !stale {
+                        lock(&self.answers).note(name, &addresses, ttl_s, Instant::now());
+                    }
+                    // First what is closed: no moment in which the worker answers it.
                     if !forgotten.is_empty() {
                         self.send(&ToWorker::Forget { names: forgotten });
                     }
+                    self.send(&ToWorker::Admitted(Admitted { id, addresses }));
                 }
                 FromWorker::Primed { generation } => drop(primed.try_send(generation)),
                 FromWorker::Failed { name, cause } => self.resolved(&name.to_string(), Some(&cause)),
-                FromWorker::Denied(denial) => self.denied(&denial),
+                FromWorker::Denied(denial) => self.denied(denial),
                 FromWorker::Health(health) => self.health(&health),
             }
         }
@@ -269,7 +329,29 @@ impl Shared {
         });
     }
 
-    fn denied(&self, denial: &DnsDenial) {
+    /// A refusal whose client waits is looked into by the thread for that: this one answers admissions.
+    fn denied(&self, denial: DnsDenial) {
+        let Some(id) = denial.id else { return self.note_denial(&denial, None) };
+        if let Err(TrySendError::Full(denial) | TrySendError::Disconnected(denial)) =
+            self.waiting.try_send(denial)
+        {
+            self.note_denial(&denial, None);
+            self.send(&ToWorker::Attributed { id });
+        }
+    }
+
+    /// Looks who waits, for ever.
+    fn attribute(&self, waiters: &Receiver<DnsDenial>) {
+        for denial in waiters {
+            let process = denial.inode.and_then(|inode| self.plan.attributor.process(denial.uid, inode));
+            self.note_denial(&denial, process);
+            if let Some(id) = denial.id {
+                self.send(&ToWorker::Attributed { id });
+            }
+        }
+    }
+
+    fn note_denial(&self, denial: &DnsDenial, process: Option<String>) {
         // Our own attack is no news to the operator.
         if denial.what.trim_end_matches('.') == crate::readiness::probe::DENIED_NAME {
             return;
@@ -281,7 +363,7 @@ impl Shared {
             allow: format!("innkeeper allow {what}"),
             what,
             uid: denial.uid,
-            process: None,
+            process: process.map(|process| inert(&bounded(&process, 100))),
             reason: inert(&bounded(&denial.reason, 200)),
             count: denial.count,
         });
@@ -294,7 +376,11 @@ impl Shared {
             report.dns.upstreams = health
                 .upstreams
                 .iter()
-                .map(|upstream| Upstream { address: upstream.address.to_string(), healthy: upstream.healthy })
+                .map(|upstream| Upstream {
+                    address: upstream.address.to_string(),
+                    healthy: upstream.healthy,
+                    note: upstream.note.as_deref().map(|note| inert(&bounded(note, 200))),
+                })
                 .collect();
         });
     }

@@ -15,7 +15,9 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::protocol::{Admitted, FromWorker, Learned, MAX_FROM_WORKER, MAX_TO_WORKER, Policy, ToWorker};
+use super::protocol::{
+    Admitted, DnsDenial, FromWorker, Learned, MAX_FROM_WORKER, MAX_TO_WORKER, Policy, ToWorker,
+};
 use crate::allowlist::DomainName;
 use crate::channel::{ChannelError, announced_length, decode, encode};
 
@@ -35,6 +37,7 @@ pub struct Link {
     questions: mpsc::Sender<FromWorker>,
     reports: mpsc::Sender<FromWorker>,
     waiting: Mutex<HashMap<u64, oneshot::Sender<Vec<IpAddr>>>>,
+    looking: Mutex<HashMap<u64, oneshot::Sender<()>>>,
     next_id: AtomicU64,
 }
 
@@ -50,7 +53,8 @@ impl Link {
     pub fn new() -> (Self, Outbox) {
         let (questions, question_queue) = mpsc::channel(QUESTIONS);
         let (reports, report_queue) = mpsc::channel(REPORTS);
-        let link = Self { questions, reports, waiting: Mutex::default(), next_id: AtomicU64::new(1) };
+        let (waiting, looking) = (Mutex::default(), Mutex::default());
+        let link = Self { questions, reports, waiting, looking, next_id: AtomicU64::new(1) };
         (link, Outbox { questions: question_queue, reports: report_queue })
     }
 
@@ -88,6 +92,32 @@ impl Link {
         self.reports.try_send(frame).is_ok()
     }
 
+    /// Tells PID 1 of a refusal whose client waits until PID 1 has looked who it is; none if there is no room now.
+    #[must_use]
+    pub fn attribute(&self, denial: DnsDenial) -> Option<oneshot::Receiver<()>> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (sender, looked) = oneshot::channel();
+        let mut looking = self.looking();
+        if !self.try_report(FromWorker::Denied(DnsDenial { id: Some(id), ..denial })) {
+            return None;
+        }
+        // Who waited too long is forgotten.
+        looking.retain(|_, waiting| !waiting.is_closed());
+        looking.insert(id, sender);
+        Some(looked)
+    }
+
+    /// PID 1 has looked.
+    pub fn attributed(&self, id: u64) {
+        if let Some(sender) = self.looking().remove(&id) {
+            sender.send(()).ok();
+        }
+    }
+
+    fn looking(&self) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<()>>> {
+        self.looking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Hands PID 1's answer to who waits for it.
     pub fn admitted(&self, admitted: Admitted) {
         if let Some(sender) = self.waiting().remove(&admitted.id) {
@@ -112,11 +142,20 @@ impl Drop for Forget<'_> {
     }
 }
 
-/// Reads PID 1's frames until it closes the channel. Policies go to `on_policy`.
+/// What PID 1 wants to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    Policy(Policy),
+    Forget(Vec<DomainName>),
+    Refresh,
+}
+
+/// Reads PID 1's frames until it closes the channel. Orders go to `on_order`, in their order and before anything after
+/// them is read.
 pub async fn read_frames(
     mut stream: OwnedReadHalf,
     link: &Link,
-    on_policy: impl Fn(Policy),
+    on_order: impl Fn(Order),
 ) -> Result<(), ChannelError> {
     loop {
         let mut header = [0; 4];
@@ -131,8 +170,10 @@ pub async fn read_frames(
         stream.read_exact(&mut body).await.map_err(ChannelError::Read)?;
         match decode(&body)? {
             ToWorker::Admitted(admitted) => link.admitted(admitted),
-            ToWorker::Policy(policy) => on_policy(policy),
-            ToWorker::Forget { .. } | ToWorker::Attributed { .. } | ToWorker::Refresh => {}
+            ToWorker::Attributed { id } => link.attributed(id),
+            ToWorker::Policy(policy) => on_order(Order::Policy(policy)),
+            ToWorker::Forget { names } => on_order(Order::Forget(names)),
+            ToWorker::Refresh => on_order(Order::Refresh),
             // A second setup would bring sockets that nobody takes.
             ToWorker::Setup(_) => return Err(ChannelError::NotSetup),
         }

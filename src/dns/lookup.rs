@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,10 +12,10 @@ use hickory_server::proto::rr::Name;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
-use super::answer::{Chain, TTL_FLOOR_S, bounded_ttl, follow};
+use super::answer::{Chain, Family, TTL_FLOOR_S, bounded_ttl, follow};
 use super::cache::{Cache, Failure, Key, Known};
 use super::link::Link;
-use super::protocol::Policy;
+use super::protocol::{LastGood, Policy};
 use super::upstream::{BUDGET, Response, UpstreamError, Upstreams};
 use crate::allowlist::{Allowlist, DomainName, Origin, RuleError, Verdict, parse_rule};
 
@@ -32,6 +33,8 @@ pub const STALE_TTL_S: u32 = 30;
 const STALE_RECHECK: Duration = Duration::from_secs(5);
 /// RFC 9520 §3.2: a failure is remembered for at least a second. `get` wants a whole one to be left.
 const FAILURE_TTL: Duration = Duration::from_millis(1999);
+/// How often a name is admitted anew because PID 1 had to close addresses of it meanwhile.
+const ADMISSIONS: u32 = 3;
 /// "No such name" is believed for at most this long: operators add names and want them at once.
 const NEGATIVE_CAP_S: u32 = 30;
 
@@ -51,8 +54,10 @@ pub struct Rules {
 impl Rules {
     /// One rule that is not understood makes the whole policy unusable: it might have been a denial.
     pub fn new(policy: &Policy) -> Result<Self, RuleError> {
-        let origin = || Origin::Setting { name: "policy".to_owned() };
-        let rules = policy.rules.iter().map(|text| parse_rule(text, origin())).collect::<Result<_, _>>()?;
+        let name: Arc<str> = "policy".into();
+        let origin = || Origin::Setting { name: name.clone() };
+        let rules =
+            policy.rules.iter().map(|text| parse_rule(text, origin())).collect::<Result<Vec<_>, _>>()?;
         let allowlist = Allowlist::new(rules);
         let exact = allowlist.exact_names().into_iter().collect();
         Ok(Self { generation: policy.generation, allowlist, exact })
@@ -83,11 +88,19 @@ pub struct Outcome {
 
 type Flight = (u64, Key);
 
+/// A question on its way, for whoever else asks the same.
+#[derive(Debug)]
+struct Flying {
+    outcome: watch::Receiver<Option<Outcome>>,
+    /// PID 1 closed addresses of the name meanwhile: what it admitted before that doesn't count.
+    overtaken: Arc<AtomicBool>,
+}
+
 #[derive(Debug)]
 pub struct Lookups {
     rules: Mutex<Arc<Rules>>,
     cache: Mutex<Cache>,
-    in_flight: Mutex<HashMap<Flight, watch::Receiver<Option<Outcome>>>>,
+    in_flight: Mutex<HashMap<Flight, Flying>>,
     upstreams: Upstreams,
     link: Arc<Link>,
     permits: Semaphore,
@@ -134,12 +147,52 @@ impl Lookups {
         locked(&self.cache).retain(|name| rules.agrees(&old, name));
     }
 
+    /// What a former worker knew and the policy still allows: it may stand in when upstreams fail.
+    pub fn restore(&self, known: Vec<LastGood>) {
+        let (rules, now) = (self.rules(), Instant::now());
+        let mut cache = locked(&self.cache);
+        for LastGood { name, addresses, ended_s } in known {
+            let Some(first) = addresses.first() else { continue };
+            if rules.allowlist.denial(&name).is_none() {
+                let family = if first.is_ipv4() { Family::V4 } else { Family::V6 };
+                let exact = rules.exact.contains(&name);
+                let ended = Duration::from_secs(ended_s);
+                cache.restore(&Key { name, family }, addresses, ended, exact, now);
+            }
+        }
+    }
+
+    /// Addresses of these names were closed: whoever asks gets them from the upstreams again.
+    pub fn forget(&self, names: &[DomainName]) {
+        let now = Instant::now();
+        let mut cache = locked(&self.cache);
+        names.iter().for_each(|name| cache.expire(name, now));
+        drop(cache);
+        for ((_, key), flying) in locked(&self.in_flight).iter() {
+            if names.contains(&key.name) {
+                flying.overtaken.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Nothing that is known counts as fresh any more.
+    pub fn expire_all(&self) {
+        locked(&self.cache).expire_all(Instant::now());
+    }
+
+    /// For a client: what is known now.
+    #[must_use]
+    pub fn find_now(&self, key: &Key) -> Option<Outcome> {
+        let (known, ttl_s) = locked(&self.cache).get(key, Instant::now())?;
+        Some(Outcome { known, ttl_s })
+    }
+
     /// For a client: from the cache if it can be.
     pub async fn find(self: &Arc<Self>, key: Key) -> Outcome {
-        if let Some((known, ttl_s)) = locked(&self.cache).get(&key, Instant::now()) {
-            return Outcome { known, ttl_s };
+        match self.find_now(&key) {
+            Some(outcome) => outcome,
+            None => self.fly(key, Purpose::Client).await,
         }
-        self.fly(key, Purpose::Client).await
     }
 
     /// For the refresh of an exact name: always from the upstreams, unless they are known to be down.
@@ -174,24 +227,28 @@ impl Lookups {
         let flight = (rules.generation, key);
         let mut in_flight = locked(&self.in_flight);
         if let Some(receiver) = in_flight.get(&flight) {
-            return Some(receiver.clone());
+            return Some(receiver.outcome.clone());
         }
         if purpose == Purpose::Client && in_flight.len() >= MAX_IN_FLIGHT {
             return None;
         }
         let (sender, receiver) = watch::channel(None);
-        in_flight.insert(flight.clone(), receiver.clone());
+        let overtaken = Arc::new(AtomicBool::new(false));
+        let flying = Flying { outcome: receiver.clone(), overtaken: overtaken.clone() };
+        in_flight.insert(flight.clone(), flying);
         let lookups = self.clone();
         tokio::spawn(async move {
             let landing = Landing { lookups, flight };
-            let outcome = landing.lookups.resolve(&landing.flight.1, &rules, purpose).await;
+            let flown = Flown { key: &landing.flight.1, rules: &rules, overtaken: &overtaken };
+            let outcome = landing.lookups.resolve(flown, purpose).await;
             drop(landing);
             sender.send_replace(Some(outcome));
         });
         Some(receiver)
     }
 
-    async fn resolve(&self, key: &Key, rules: &Rules, purpose: Purpose) -> Outcome {
+    async fn resolve(&self, flown: Flown<'_>, purpose: Purpose) -> Outcome {
+        let key = flown.key;
         let good = locked(&self.cache).last_good(key, Instant::now());
         let budget = if good.is_some() { STALE_AFTER } else { BUDGET };
         let found = match purpose {
@@ -206,22 +263,22 @@ impl Lookups {
         };
         let outcome = match (found, good) {
             (Ok(Found::Addresses { addresses, ttl_s }), _) => {
-                self.admit(key, rules, addresses, bounded_ttl(ttl_s), false).await
+                self.admit(flown, addresses, bounded_ttl(ttl_s), false).await
             }
             (Ok(Found::Nothing { nxdomain, ttl_s }), _) => {
                 let known = if nxdomain { Known::NxDomain } else { Known::Empty };
                 let ttl = Duration::from_secs(ttl_s.into());
-                self.keep(key, rules, known.clone(), ttl, Instant::now());
+                self.keep(flown, known.clone(), ttl, Instant::now());
                 Outcome { known, ttl_s }
             }
-            (Err(_), Some(good)) => self.admit(key, rules, good, STALE_TTL_S, true).await,
+            (Err(_), Some(good)) => self.admit(flown, good, STALE_TTL_S, true).await,
             (Err(failure), None) => {
                 let known = Known::Failed(failure);
-                self.keep(key, rules, known.clone(), FAILURE_TTL, Instant::now());
+                self.keep(flown, known.clone(), FAILURE_TTL, Instant::now());
                 Outcome { known, ttl_s: 0 }
             }
         };
-        self.unless_revoked(key, rules, outcome)
+        self.unless_revoked(flown, outcome)
     }
 
     /// Asks for the name, and for what it is an alias of where an upstream leaves that to us.
@@ -255,46 +312,59 @@ impl Lookups {
         }
     }
 
-    async fn admit(
-        &self,
-        key: &Key,
-        rules: &Rules,
-        addresses: Vec<IpAddr>,
-        ttl_s: u32,
-        stale: bool,
-    ) -> Outcome {
-        // Before asking: PID 1 counts from later, so that what we count ends first.
-        let now = Instant::now();
-        let Ok(admitted) = self.link.admit(&key.name, addresses, ttl_s, stale).await else {
-            return failed(EDE_OTHER, "the firewall did not confirm the addresses in time");
-        };
-        if admitted.is_empty() {
-            let ttl = Duration::from_secs(TTL_FLOOR_S.into());
-            self.keep(key, rules, Known::NoneAdmitted, ttl, now);
-            return Outcome { known: Known::NoneAdmitted, ttl_s: TTL_FLOOR_S };
+    async fn admit(&self, flown: Flown<'_>, addresses: Vec<IpAddr>, ttl_s: u32, stale: bool) -> Outcome {
+        let mut left = ADMISSIONS;
+        loop {
+            left -= 1;
+            flown.overtaken.store(false, Ordering::Relaxed);
+            // Before asking: PID 1 counts from later, so that what we count ends first.
+            let now = Instant::now();
+            let admitted = self.link.admit(&flown.key.name, addresses.clone(), ttl_s, stale).await;
+            let Ok(admitted) = admitted else {
+                return failed(EDE_OTHER, "the firewall did not confirm the addresses in time");
+            };
+            if flown.overtaken.load(Ordering::Relaxed) {
+                if left > 0 {
+                    continue;
+                }
+                return failed(EDE_OTHER, "the firewall has no room for so many addresses");
+            }
+            if admitted.is_empty() {
+                let ttl = Duration::from_secs(TTL_FLOOR_S.into());
+                self.keep(flown, Known::NoneAdmitted, ttl, now);
+                return Outcome { known: Known::NoneAdmitted, ttl_s: TTL_FLOOR_S };
+            }
+            let known = Known::Addresses { addresses: admitted, stale };
+            let ttl = if stale { STALE_RECHECK } else { Duration::from_secs(ttl_s.into()) };
+            self.keep(flown, known.clone(), ttl, now);
+            return Outcome { known, ttl_s };
         }
-        let known = Known::Addresses { addresses: admitted, stale };
-        let ttl = if stale { STALE_RECHECK } else { Duration::from_secs(ttl_s.into()) };
-        self.keep(key, rules, known.clone(), ttl, now);
-        Outcome { known, ttl_s }
     }
 
     /// Only what was learned under the policy in force is remembered.
-    fn keep(&self, key: &Key, rules: &Rules, known: Known, ttl: Duration, now: Instant) {
+    fn keep(&self, flown: Flown<'_>, known: Known, ttl: Duration, now: Instant) {
         let current = locked(&self.rules);
-        if current.generation == rules.generation {
-            let exact = current.exact.contains(&key.name);
-            locked(&self.cache).put(key.clone(), known, ttl, exact, now);
+        if current.generation == flown.rules.generation {
+            let exact = current.exact.contains(&flown.key.name);
+            locked(&self.cache).put(flown.key.clone(), known, ttl, exact, now);
         }
     }
 
-    fn unless_revoked(&self, key: &Key, rules: &Rules, outcome: Outcome) -> Outcome {
+    fn unless_revoked(&self, flown: Flown<'_>, outcome: Outcome) -> Outcome {
         let current = self.rules();
-        if current.generation == rules.generation || current.agrees(rules, &key.name) {
+        if current.generation == flown.rules.generation || current.agrees(flown.rules, &flown.key.name) {
             return outcome;
         }
         failed(EDE_OTHER, "the policy changed while the name was resolved; ask again")
     }
+}
+
+/// What is resolved, under which policy, and whether PID 1 overtook it.
+#[derive(Clone, Copy)]
+struct Flown<'a> {
+    key: &'a Key,
+    rules: &'a Rules,
+    overtaken: &'a AtomicBool,
 }
 
 /// Takes a flight out of the list, also when its task panics.

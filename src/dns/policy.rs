@@ -3,13 +3,15 @@
 //! The decision sees the question's name, type, class and opcode and nothing else of the client's packet, and what
 //! goes upstream is rebuilt from [`DomainName`], which is lower case.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use hickory_server::proto::op::{OpCode, ResponseCode};
 use hickory_server::proto::rr::{DNSClass, Name, RecordType};
 
 use super::answer::Family;
-use crate::allowlist::{Allowlist, Denied, DomainName, Verdict};
+use crate::allowlist::{Allowlist, Denied, DomainName};
 
 /// RFC 8914: the operator's own policy.
 pub const EDE_BLOCKED: u16 = 15;
@@ -32,10 +34,10 @@ pub struct Question<'a> {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Decision {
+pub enum Decision<'a> {
     Answer(Local),
     Resolve { name: DomainName, family: Family },
-    Refuse(Why),
+    Refuse(Why<'a>),
 }
 
 /// An answer that needs nobody.
@@ -49,7 +51,7 @@ pub enum Local {
 
 /// Why a question is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Why {
+pub enum Why<'a> {
     /// RFC 1035: only QUERY is implemented.
     OpCode,
     /// RFC 9619: exactly one question.
@@ -58,11 +60,27 @@ pub enum Why {
     Class,
     /// The root, or a reverse look-up: no agent needs it, and programs ask without being told to. Not worth a denial.
     Unserved,
-    /// The policy says no. `what` is the name in inert ASCII, `advice` what the operator can do.
-    Denied { what: String, reason: String, advice: Option<String> },
+    /// The policy says no. `what` is the name in inert ASCII.
+    Denied { what: Arc<str>, cause: Cause<'a> },
 }
 
-impl Why {
+/// Why the policy says no. Text is made of it only for whom it is told to: a flood of refused names is counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause<'a> {
+    NotAHostName,
+    Policy(Denied<'a>),
+}
+
+impl fmt::Display for Cause<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotAHostName => f.write_str("not a host name"),
+            Self::Policy(denied) => denied.fmt(f),
+        }
+    }
+}
+
+impl Why<'_> {
     #[must_use]
     pub fn response_code(&self) -> ResponseCode {
         match self {
@@ -73,22 +91,29 @@ impl Why {
         }
     }
 
-    /// The text of the Extended DNS Error (RFC 8914), where there is one to tell.
+    /// The text of the Extended DNS Error (RFC 8914), where there is one to tell, and what the operator can do.
     #[must_use]
     pub fn explanation(&self) -> Option<String> {
-        match self {
-            Self::OpCode | Self::QuestionCount | Self::Class | Self::Unserved => None,
-            Self::Denied { what, reason, advice: Some(advice) } => {
-                Some(format!("{what} is {reason}; operator: {advice}"))
+        let Self::Denied { what, cause } = self else { return None };
+        Some(match cause {
+            Cause::Policy(Denied::NotListed) => {
+                // One text of a known size: nearly every refusal is this one.
+                let mut text = String::with_capacity(2 * what.len() + 64);
+                let parts = [what, " is not in the allowlist; operator: innkeeper allow ", what];
+                parts.iter().for_each(|part| text.push_str(part));
+                text
             }
-            Self::Denied { what, reason, advice: None } => Some(format!("{what} is {reason}")),
-        }
+            Cause::Policy(Denied::DenyRule(rule)) => {
+                format!("{what} is {cause}; operator: innkeeper revoke {rule}")
+            }
+            Cause::Policy(Denied::OtherSubject(_)) | Cause::NotAHostName => format!("{what} is {cause}"),
+        })
     }
 }
 
 /// The whole decision. `ipv6`: whether the box can reach IPv6 at all.
 #[must_use]
-pub fn decide(query: Query<'_>, allowlist: &Allowlist, ipv6: bool) -> Decision {
+pub fn decide<'a>(query: Query<'_>, allowlist: &'a Allowlist, ipv6: bool) -> Decision<'a> {
     if query.opcode != OpCode::Query {
         return Decision::Refuse(Why::OpCode);
     }
@@ -103,19 +128,19 @@ pub fn decide(query: Query<'_>, allowlist: &Allowlist, ipv6: bool) -> Decision {
         return Decision::Refuse(Why::Unserved);
     }
     let Some(name) = domain_name(question.name) else {
-        let what = question.name.to_ascii().trim_end_matches('.').to_owned();
-        return Decision::Refuse(Why::Denied { what, reason: "not a host name".to_owned(), advice: None });
+        let what = question.name.to_ascii().trim_end_matches('.').into();
+        return Decision::Refuse(Why::Denied { what, cause: Cause::NotAHostName });
     };
     if name.as_str() == "localhost" || name.as_str().ends_with(".localhost") {
         return Decision::Answer(localhost(question.kind));
     }
-    match allowlist.verdict(&name) {
-        Verdict::Denied(denied) => Decision::Refuse(explain(&name, &denied)),
-        Verdict::Allowed(_) => match family_of(question.kind) {
-            Some(Family::V6) if !ipv6 => Decision::Answer(Local::Empty),
-            Some(family) => Decision::Resolve { name, family },
-            None => Decision::Answer(Local::Empty),
-        },
+    if let Some(denied) = allowlist.denial(&name) {
+        return Decision::Refuse(Why::Denied { what: name.into(), cause: Cause::Policy(denied) });
+    }
+    match family_of(question.kind) {
+        Some(Family::V6) if !ipv6 => Decision::Answer(Local::Empty),
+        Some(family) => Decision::Resolve { name, family },
+        None => Decision::Answer(Local::Empty),
     }
 }
 
@@ -138,18 +163,9 @@ fn localhost(kind: RecordType) -> Local {
     }
 }
 
-fn explain(name: &DomainName, denied: &Denied<'_>) -> Why {
-    let advice = match denied {
-        Denied::NotListed => Some(format!("innkeeper allow {name}")),
-        Denied::DenyRule(rule) => Some(format!("innkeeper revoke {rule}")),
-        Denied::OtherSubject(_) => None,
-    };
-    Why::Denied { what: name.to_string(), reason: denied.to_string(), advice }
-}
-
 /// Label by label, since a label may hold any octet: a dot inside one must not become a border between two.
 fn domain_name(name: &Name) -> Option<DomainName> {
-    let mut text = String::new();
+    let mut text = String::with_capacity(name.len());
     for label in name.iter() {
         if !label.iter().all(|octet| octet.is_ascii_alphanumeric() || matches!(octet, b'-' | b'_')) {
             return None;
@@ -163,15 +179,15 @@ fn domain_name(name: &Name) -> Option<DomainName> {
 }
 
 fn is_unserved(name: &Name) -> bool {
-    let mut labels: Vec<&[u8]> = name.iter().collect();
-    labels.reverse();
-    let begins = |suffix: &[&[u8]]| {
-        labels.len() >= suffix.len() && labels.iter().zip(suffix).all(|(a, b)| a.eq_ignore_ascii_case(b))
-    };
-    labels.is_empty()
-        || begins(&[b"arpa", b"in-addr"])
-        || begins(&[b"arpa", b"ip6"])
-        || begins(&[b"arpa", b"resolver"])
+    let mut labels = name.iter().rev();
+    match labels.next() {
+        None => true,
+        Some(top) if top.eq_ignore_ascii_case(b"arpa") => {
+            let reverse: [&[u8]; 3] = [b"in-addr", b"ip6", b"resolver"];
+            labels.next().is_some_and(|label| reverse.iter().any(|known| label.eq_ignore_ascii_case(known)))
+        }
+        Some(_) => false,
+    }
 }
 
 #[cfg(test)]
@@ -181,26 +197,27 @@ mod tests {
 
     fn allowlist() -> Allowlist {
         let text = "ok.test\n*.wild.test\n!bad.wild.test\nkeys.test by=broker";
-        let (rules, problems) = parse_rules(text, |line| Origin::Setting { name: format!("test:{line}") });
+        let (rules, problems) =
+            parse_rules(text, |line| Origin::Setting { name: format!("test:{line}").into() });
         assert!(problems.is_empty());
         Allowlist::new(rules)
     }
 
-    fn ask(name: &Name, kind: RecordType) -> Decision {
+    fn ask(name: &Name, kind: RecordType) -> Decision<'static> {
         let question = Question { name, kind, class: DNSClass::IN };
         let query = Query { opcode: OpCode::Query, questions: 1, question: Some(question) };
-        decide(query, &allowlist(), true)
+        decide(query, Box::leak(Box::new(allowlist())), true)
     }
 
-    fn ask_a(name: &str) -> Decision {
+    fn ask_a(name: &str) -> Decision<'static> {
         ask(&Name::from_ascii(name).unwrap(), RecordType::A)
     }
 
-    fn resolves(name: &str) -> Decision {
+    fn resolves(name: &str) -> Decision<'static> {
         Decision::Resolve { name: DomainName::parse(name).unwrap(), family: Family::V4 }
     }
 
-    fn is_denied(decision: &Decision) -> bool {
+    fn is_denied(decision: &Decision<'_>) -> bool {
         matches!(decision, Decision::Refuse(Why::Denied { .. }))
     }
 
@@ -250,16 +267,18 @@ mod tests {
         let name = Name::from_ascii("ok.test.").unwrap();
         let question = Question { name: &name, kind: RecordType::AAAA, class: DNSClass::IN };
         let query = Query { opcode: OpCode::Query, questions: 1, question: Some(question) };
-        assert_eq!(decide(query, &allowlist(), false), Decision::Answer(Local::Empty));
-        assert!(matches!(decide(query, &allowlist(), true), Decision::Resolve { family: Family::V6, .. }));
+        let allowlist = allowlist();
+        assert_eq!(decide(query, &allowlist, false), Decision::Answer(Local::Empty));
+        assert!(matches!(decide(query, &allowlist, true), Decision::Resolve { family: Family::V6, .. }));
     }
 
     #[test]
     fn other_opcodes_classes_and_counts_are_refused() {
         let name = Name::from_ascii("ok.test.").unwrap();
         let question = Question { name: &name, kind: RecordType::A, class: DNSClass::IN };
+        let allowlist = allowlist();
         let decided =
-            |opcode, questions, question| decide(Query { opcode, questions, question }, &allowlist(), true);
+            |opcode, questions, question| decide(Query { opcode, questions, question }, &allowlist, true);
         for opcode in [OpCode::Status, OpCode::Notify, OpCode::Update] {
             assert_eq!(decided(opcode, 1, Some(question)), Decision::Refuse(Why::OpCode));
         }

@@ -51,6 +51,18 @@ pub struct Setup {
     pub refresh_s: u64,
     /// Whether the host has a route for IPv6: without one AAAA is answered empty, so that no client waits on it.
     pub ipv6: bool,
+    /// What a former worker had learned last.
+    pub known: Vec<LastGood>,
+}
+
+/// The last good addresses of a name, of one family: they may stand in when upstreams fail (RFC 8767), after PID 1 has
+/// admitted them again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastGood {
+    pub name: DomainName,
+    pub addresses: Vec<IpAddr>,
+    /// How long ago the answer's own time was over, in seconds.
+    pub ended_s: u64,
 }
 
 /// The rules, as text in the grammar of `network/domains.conf` without origins, and their generation.
@@ -125,4 +137,6 @@ pub struct Health {
 pub struct UpstreamHealth {
     pub address: SocketAddr,
     pub healthy: bool,
+    /// What is odd about it.
+    pub note: Option<String>,
 }

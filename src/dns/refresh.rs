@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 
@@ -16,8 +16,12 @@ use super::lookup::{Lookups, Outcome};
 use super::protocol::FromWorker;
 use crate::allowlist::DomainName;
 
-/// Names that are refreshed at a time.
-const AT_ONCE: usize = 64;
+/// Names that are refreshed at a time, where descriptors allow: 2,000 names are four rounds.
+const AT_ONCE: usize = 512;
+const AT_LEAST: usize = 16;
+/// Descriptors that a name may take while it is asked for: both families, two upstreams, three sockets for what gets
+/// lost and one for TCP; and as much again for clients' questions.
+const DESCRIPTORS: u64 = 32;
 /// Names with a shorter TTL aren't refreshed more often: PID 1's grace bridges what is left, and a client that asks
 /// gets a fresh answer anyway.
 const SHORTEST: Duration = Duration::from_secs(30);
@@ -108,6 +112,17 @@ impl Schedule {
         }
     }
 
+    /// Every name is due now; those that are being asked for already are not asked twice.
+    pub fn all_due(&mut self, now: Instant) {
+        let waiting = std::mem::take(&mut self.due);
+        for (_, name) in waiting {
+            if let Some(entry) = self.entries.get_mut(&name) {
+                entry.due = Some(now);
+            }
+            self.due.insert((now, name));
+        }
+    }
+
     fn schedule(&mut self, name: &DomainName, due: Instant) {
         self.unschedule(name);
         self.entries.entry(name.clone()).or_default().due = Some(due);
@@ -121,52 +136,78 @@ impl Schedule {
     }
 }
 
-/// Runs the schedule for ever. `policies` changes with every policy that is in force.
-pub async fn keep_fresh(
-    lookups: Arc<Lookups>,
-    link: Arc<Link>,
-    mut policies: watch::Receiver<u64>,
-    longest: Duration,
-    ipv6: bool,
-) {
-    let families: &'static [Family] = if ipv6 { &[Family::V4, Family::V6] } else { &[Family::V4] };
-    let chances = RandomState::new();
-    let mut schedule = Schedule::default();
-    let mut running = JoinSet::new();
-    let mut announced = None;
-    policies.mark_changed();
-    loop {
-        while running.len() < AT_ONCE
-            && let Some(name) = schedule.take_due(Instant::now())
-        {
-            running.spawn(refresh(lookups.clone(), link.clone(), name, families));
-        }
-        let generation = *policies.borrow();
-        if schedule.is_primed() && announced != Some(generation) && !policies.has_changed().unwrap_or(true) {
-            link.tell(FromWorker::Primed { generation }).await;
-            announced = Some(generation);
-        }
-        let next = schedule.next_due().filter(|_| running.len() < AT_ONCE);
-        tokio::select! {
-            changed = policies.changed() => {
-                if changed.is_err() {
-                    return;
-                }
-                let rules = lookups.rules();
-                let fresh = |name: &DomainName| families.iter().all(|family| {
-                    lookups.is_fresh(&Key { name: name.clone(), family: *family })
-                });
-                schedule.replace(rules.exact_names(), fresh, Instant::now());
+/// What keeps the names fresh.
+#[derive(Debug)]
+pub struct Fresh {
+    pub lookups: Arc<Lookups>,
+    pub link: Arc<Link>,
+    /// No name waits longer for its next look.
+    pub longest: Duration,
+    pub ipv6: bool,
+    pub at_once: usize,
+}
+
+/// How many names may be asked for at a time with so many descriptors.
+#[must_use]
+pub fn at_once(descriptors: u64) -> usize {
+    usize::try_from(descriptors / DESCRIPTORS).map_or(AT_ONCE, |names| names.clamp(AT_LEAST, AT_ONCE))
+}
+
+impl Fresh {
+    /// Runs the schedule for ever. `policies` changes with every policy that is in force; `all_due` is told when time was
+    /// lost.
+    pub async fn keep(self, mut policies: watch::Receiver<u64>, all_due: Arc<Notify>) {
+        let chances = RandomState::new();
+        let mut schedule = Schedule::default();
+        let mut running = JoinSet::new();
+        let mut announced = None;
+        policies.mark_changed();
+        loop {
+            while running.len() < self.at_once
+                && let Some(name) = schedule.take_due(Instant::now())
+            {
+                running.spawn(refresh(self.lookups.clone(), self.link.clone(), name, self.families()));
             }
-            Some(Ok(done)) = running.join_next() => {
-                let Done { generation, name, valid } = done;
-                let chance = chances.hash_one((&name, Instant::now())).to_le_bytes()[0];
-                if generation == *policies.borrow() {
-                    schedule.done(&name, valid, longest, chance, Instant::now());
-                }
+            let generation = *policies.borrow();
+            if schedule.is_primed()
+                && announced != Some(generation)
+                && !policies.has_changed().unwrap_or(true)
+            {
+                self.link.tell(FromWorker::Primed { generation }).await;
+                announced = Some(generation);
             }
-            () = sleep_until(next.unwrap_or_else(Instant::now).into()), if next.is_some() => {}
+            let next = schedule.next_due().filter(|_| running.len() < self.at_once);
+            tokio::select! {
+                changed = policies.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.replace(&mut schedule);
+                }
+                () = all_due.notified() => schedule.all_due(Instant::now()),
+                Some(Ok(done)) = running.join_next() => {
+                    let Done { generation, name, valid } = done;
+                    let chance = chances.hash_one((&name, Instant::now())).to_le_bytes()[0];
+                    if generation == *policies.borrow() {
+                        schedule.done(&name, valid, self.longest, chance, Instant::now());
+                    }
+                }
+                () = sleep_until(next.unwrap_or_else(Instant::now).into()), if next.is_some() => {}
+            }
         }
+    }
+
+    fn families(&self) -> &'static [Family] {
+        if self.ipv6 { &[Family::V4, Family::V6] } else { &[Family::V4] }
+    }
+
+    fn replace(&self, schedule: &mut Schedule) {
+        let rules = self.lookups.rules();
+        let is_fresh = |name: &DomainName| {
+            let mut families = self.families().iter();
+            families.all(|family| self.lookups.is_fresh(&Key { name: name.clone(), family: *family }))
+        };
+        schedule.replace(rules.exact_names(), is_fresh, Instant::now());
     }
 }
 
@@ -271,6 +312,25 @@ mod tests {
         assert!(!schedule.is_primed());
         assert_eq!(drain(&mut schedule, now), ["c.test"]);
         assert_eq!(drain(&mut schedule, now + LONGEST), ["a.test"]);
+    }
+
+    #[test]
+    fn lost_time_makes_everything_due() {
+        let now = Instant::now();
+        let mut schedule = Schedule::default();
+        schedule.replace(&names(&["a.test", "b.test", "c.test"]), |_| false, now);
+        for name in drain(&mut schedule, now).into_iter().filter(|name| name != "c.test") {
+            let name = DomainName::parse(&name).unwrap();
+            schedule.done(&name, Some(LONGEST), LONGEST, 0, now);
+        }
+        assert!(drain(&mut schedule, now).is_empty());
+        schedule.all_due(now);
+        assert_eq!(drain(&mut schedule, now), ["a.test", "b.test"]);
+    }
+
+    #[test]
+    fn few_descriptors_make_small_rounds() {
+        assert_eq!([0, 1024, 4096, 1 << 20, u64::MAX].map(at_once), [16, 32, 128, 512, 512]);
     }
 
     #[test]

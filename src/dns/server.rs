@@ -1,44 +1,33 @@
-//! From a client's message to the reply: hickory parses and frames, this decides by `policy.rs` and `lookup.rs`.
+//! From a client's question to the reply: what can be said at once, and what has to wait for others.
 //!
 //! No packet may end the worker: whatever can't be answered gets an error code or silence.
 
-use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use hickory_server::net::runtime::Time;
 use hickory_server::net::xfer::Protocol;
-use hickory_server::proto::op::{Edns, Header, HeaderCounts, Metadata, ResponseCode};
-use hickory_server::proto::rr::rdata::opt::EdnsOption;
-use hickory_server::proto::rr::rdata::{A, AAAA, SOA};
-use hickory_server::proto::rr::{Name, RData, Record};
-use hickory_server::proto::serialize::binary::BinEncoder;
-use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
-use hickory_server::zone_handler::MessageResponseBuilder;
-use tokio::sync::{Notify, Semaphore};
+use hickory_server::proto::op::ResponseCode;
+use hickory_server::proto::rr::Name;
+use hickory_server::server::Request;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::timeout;
 
-use super::cache::{Key, Known};
+use super::cache::Key;
 use super::denials::Denials;
+use super::link::Link;
 use super::lookup::{Lookups, Outcome};
-use super::policy::{Decision, EDE_BLOCKED, Local, Query, Question, Why, decide};
+use super::policy::{Cause, Decision, Query, Question, Why, decide};
+use super::protocol::DnsDenial;
+use super::reply::{Parsed, Reply, parse};
+use crate::allowlist::Allowlist;
 use crate::socket_table::{self, SocketTables};
 
 /// Clients that wait for an answer at a time; the rest are told to come again.
 const WAITING_CLIENTS: usize = 2048;
-/// What fits everywhere without fragments (DNS flag day 2020).
-const MAX_UDP_PAYLOAD: u16 = 1232;
-/// How long clients believe a "no": short, since the operator may allow the name any moment.
-const NEGATIVE_TTL_S: u32 = 5;
-const LOCALHOST_TTL_S: u32 = 300;
-/// Longer explanations would not fit beside a long name into the smallest reply.
-const MAX_EXPLANATION: usize = 200;
-/// RFC 8914: 3 Stale Answer.
-const EDE_STALE: u16 = 3;
-/// RFC 8914 §2: the EDNS option.
-const EDE_OPTION: u16 = 15;
+/// How long a refused client is kept waiting for PID 1 to see who it is.
+const ATTRIBUTION_LIMIT: Duration = Duration::from_millis(50);
 
 /// Counted since the worker began.
 #[derive(Debug, Default)]
@@ -52,242 +41,210 @@ pub struct Counters {
 #[derive(Debug)]
 pub struct Responder {
     lookups: Arc<Lookups>,
+    link: Arc<Link>,
     pub(super) counters: Counters,
     pub(super) denials: Mutex<Denials>,
     pub(super) denied: Notify,
     tables: SocketTables,
     ipv6: bool,
-    waiting: Semaphore,
+    waiting: Arc<Semaphore>,
 }
 
-/// What goes back, without the client's own question.
+/// How far an answer is.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "lives for one call; most are the large one, and a box would cost more"
+)]
 #[derive(Debug)]
-struct Reply {
-    code: ResponseCode,
-    answers: Vec<Record>,
-    authority: Option<Record>,
-    edns: Option<Edns>,
+pub enum Begun {
+    Done(Reply),
+    Waits(Waiting),
+}
+
+/// An answer that needs somebody else first.
+#[derive(Debug)]
+pub struct Waiting {
+    for_what: Wait,
+    _place: OwnedSemaphorePermit,
+}
+
+#[derive(Debug)]
+enum Wait {
+    Lookup { owner: Name, key: Key },
+    Attribution { reply: Box<Reply>, looked: oneshot::Receiver<()> },
 }
 
 impl Responder {
     #[must_use]
-    pub fn new(lookups: Arc<Lookups>, tables: SocketTables, ipv6: bool) -> Self {
+    pub fn new(lookups: Arc<Lookups>, link: Arc<Link>, tables: SocketTables, ipv6: bool) -> Self {
         Self {
             lookups,
+            link,
             counters: Counters::default(),
             denials: Mutex::new(Denials::new(Instant::now())),
             denied: Notify::new(),
             tables,
             ipv6,
-            waiting: Semaphore::new(WAITING_CLIENTS),
+            waiting: Arc::new(Semaphore::new(WAITING_CLIENTS)),
         }
     }
 
-    /// The reply as it goes over TCP, without the length; none if it can't be encoded.
-    pub async fn answer_bytes(&self, request: &Request) -> Option<Vec<u8>> {
-        let reply = self.reply(request).await;
-        let mut bytes = Vec::with_capacity(512);
-        let mut encoder = BinEncoder::new(&mut bytes);
-        encoder.set_max_size(u16::MAX);
-        let builder = MessageResponseBuilder::new(&request.queries, reply.edns.as_ref());
-        let response = builder.build(reply.metadata(request), &reply.answers, &reply.authority, [], []);
-        response.destructive_emit(&mut encoder).ok()?;
-        Some(bytes)
-    }
-
-    async fn reply(&self, request: &Request) -> Reply {
-        self.counters.queries.fetch_add(1, Ordering::Relaxed);
-        if let Some(edns) = &request.edns
-            && edns.version() > 0
-        {
-            return Reply::new(ResponseCode::BADVERS).with_edns(request, None);
-        }
-        if request.edns.as_ref().is_some_and(|edns| self.lookups.upstreams().mark().is_on(edns)) {
-            return Reply::new(ResponseCode::Refused).with_edns(request, None);
-        }
-        let question = request.queries.queries().first().map(|query| query.original());
-        let query = Query {
-            opcode: request.metadata.op_code,
-            questions: request.queries.len(),
-            question: question.map(|query| Question {
-                name: query.name(),
-                kind: query.query_type(),
-                class: query.query_class(),
-            }),
+    /// The whole answer; empty if there is none to give.
+    pub async fn answer(&self, request: &Request) -> Vec<u8> {
+        let reply = match self.begin(request) {
+            Begun::Done(reply) => reply,
+            Begun::Waits(waiting) => self.finish(waiting).await,
         };
-        let owner = question.map_or_else(Name::root, |query| query.name().clone());
+        let mut bytes = Vec::with_capacity(512);
+        reply.encode(request, &mut bytes);
+        bytes
+    }
+
+    /// Everything that needs nobody.
+    pub fn begin(&self, request: &Request) -> Begun {
+        self.counters.queries.fetch_add(1, Ordering::Relaxed);
+        let mark = self.lookups.upstreams().mark();
+        if request.edns.as_ref().is_some_and(|edns| mark.is_on(edns)) {
+            return Begun::Done(Reply::new(ResponseCode::Refused));
+        }
         let rules = self.lookups.rules();
-        match decide(query, &rules.allowlist, self.ipv6) {
-            Decision::Answer(local) => {
+        match judge(request, &rules.allowlist, self.ipv6) {
+            Judged::Done(reply) => {
                 self.counters.allowed.fetch_add(1, Ordering::Relaxed);
-                Reply::local(&owner, local).with_edns(request, None)
+                Begun::Done(reply)
             }
-            Decision::Refuse(why) => {
-                self.note(&why, request);
-                let reply = Reply::negative(&owner, why.response_code());
-                reply.with_edns(request, why.explanation().map(|text| (EDE_BLOCKED, text)))
-            }
-            Decision::Resolve { name, family } => {
+            Judged::Refused { reply, why } => match self.note(&why, request) {
+                Some((looked, place)) => {
+                    let for_what = Wait::Attribution { reply: Box::new(reply), looked };
+                    Begun::Waits(Waiting { for_what, _place: place })
+                }
+                None => Begun::Done(reply),
+            },
+            Judged::Resolve { owner, key } => {
                 self.counters.allowed.fetch_add(1, Ordering::Relaxed);
-                drop(rules);
-                let Ok(_place) = self.waiting.try_acquire() else {
-                    return Reply::new(ResponseCode::ServFail).with_edns(request, None);
-                };
-                let outcome = self.lookups.find(Key { name, family }).await;
-                Reply::resolved(&owner, outcome, request)
+                if let Some(outcome) = self.lookups.find_now(&key) {
+                    return Begun::Done(Reply::resolved(owner, &outcome));
+                }
+                match self.waiting.clone().try_acquire_owned() {
+                    Ok(place) => {
+                        let owner = owner.clone();
+                        Begun::Waits(Waiting { for_what: Wait::Lookup { owner, key }, _place: place })
+                    }
+                    Err(_) => Begun::Done(Reply::new(ResponseCode::ServFail)),
+                }
             }
         }
     }
 
-    /// While the client waits, since its socket may be gone afterwards.
-    fn note(&self, why: &Why, request: &Request) {
-        let Why::Denied { what, reason, .. } = why else { return };
+    /// Waits for what [`Responder::begin`] could not say.
+    pub async fn finish(&self, waiting: Waiting) -> Reply {
+        match waiting.for_what {
+            Wait::Lookup { owner, key } => Reply::resolved(&owner, &self.lookups.find(key).await),
+            Wait::Attribution { reply, looked } => {
+                // Too late is no error: the refusal is told, only the process's name stays unknown.
+                drop(timeout(ATTRIBUTION_LIMIT, looked).await);
+                *reply
+            }
+        }
+    }
+
+    /// Counts a refusal, with its owner: while the client waits, since its socket may be gone afterwards. Where PID 1 is
+    /// to look at the process too, the client waits for that.
+    fn note(
+        &self,
+        why: &Why<'_>,
+        request: &Request,
+    ) -> Option<(oneshot::Receiver<()>, OwnedSemaphorePermit)> {
+        let Why::Denied { what, cause } = why else { return None };
         self.counters.denied.fetch_add(1, Ordering::Relaxed);
         let mut denials = self.denials.lock().unwrap_or_else(PoisonError::into_inner);
         let begin = Instant::now();
         let mut owner = None;
-        if denials.may_attribute(begin) {
+        if denials.may_attribute(what, begin) {
             owner = self.tables.owner(request.src(), transport(request.protocol()));
             denials.attributed(begin.elapsed());
         }
-        denials.add(what, reason, owner);
+        if let Some(owner) = owner
+            && denials.may_wait(what, owner.uid, begin)
+            && let Ok(place) = self.waiting.clone().try_acquire_owned()
+            && let Some(looked) = self.link.attribute(denial(what, cause, owner))
+        {
+            return Some((looked, place));
+        }
+        denials.add(what, cause, owner);
         drop(denials);
         self.denied.notify_one();
+        None
     }
+}
+
+fn denial(what: &str, cause: &Cause<'_>, owner: socket_table::Owner) -> DnsDenial {
+    let (what, reason) = (what.to_owned(), cause.to_string());
+    DnsDenial { what, reason, uid: Some(owner.uid), inode: Some(owner.inode), count: 1, id: None }
 }
 
 fn transport(protocol: Protocol) -> socket_table::Protocol {
     if protocol == Protocol::Udp { socket_table::Protocol::Udp } else { socket_table::Protocol::Tcp }
 }
 
-impl Reply {
-    fn new(code: ResponseCode) -> Self {
-        Self { code, answers: Vec::new(), authority: None, edns: None }
-    }
+/// What the policy makes of a question. (pure)
+enum Judged<'r, 'a> {
+    Done(Reply),
+    Refused { reply: Reply, why: Why<'a> },
+    Resolve { owner: &'r Name, key: Key },
+}
 
-    /// A "no" that may be remembered: with the SOA that RFC 2308 wants for it.
-    fn negative(owner: &Name, code: ResponseCode) -> Self {
-        let remembered = matches!(code, ResponseCode::NXDomain | ResponseCode::NoError);
-        Self { authority: remembered.then(|| authority(owner)).flatten(), ..Self::new(code) }
+fn judge<'r, 'a>(request: &'r Request, allowlist: &'a Allowlist, ipv6: bool) -> Judged<'r, 'a> {
+    if request.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
+        return Judged::Done(Reply::new(ResponseCode::BADVERS));
     }
-
-    fn addresses(owner: &Name, addresses: &[IpAddr], ttl_s: u32) -> Self {
-        let record = |address: &IpAddr| {
-            let data = match address {
-                IpAddr::V4(address) => RData::A(A(*address)),
-                IpAddr::V6(address) => RData::AAAA(AAAA(*address)),
-            };
-            Record::from_rdata(owner.clone(), ttl_s, data)
-        };
-        Self { answers: addresses.iter().map(record).collect(), ..Self::new(ResponseCode::NoError) }
-    }
-
-    fn local(owner: &Name, local: Local) -> Self {
-        match local {
-            Local::Localhost(address) => Self::addresses(owner, &[address], LOCALHOST_TTL_S),
-            Local::Empty => Self::negative(owner, ResponseCode::NoError),
-        }
-    }
-
-    fn resolved(owner: &Name, outcome: Outcome, request: &Request) -> Self {
-        let Outcome { known, ttl_s } = outcome;
-        let (reply, error) = match known {
-            Known::Addresses { addresses, stale } => {
-                let note =
-                    stale.then(|| (EDE_STALE, "upstreams fail; this is the last good answer".to_owned()));
-                (Self::addresses(owner, &addresses, ttl_s), note)
-            }
-            Known::Empty => (Self::negative(owner, ResponseCode::NoError), None),
-            Known::NxDomain => (Self::negative(owner, ResponseCode::NXDomain), None),
-            Known::NoneAdmitted => {
-                let name = owner.to_ascii().to_ascii_lowercase();
-                let name = name.trim_end_matches('.');
-                let text = format!(
-                    "the address policy admits no address of {name}; operator: innkeeper log --denied"
-                );
-                (Self::negative(owner, ResponseCode::NXDomain), Some((EDE_BLOCKED, text)))
-            }
-            Known::Failed(failure) => (Self::new(ResponseCode::ServFail), Some((failure.code, failure.text))),
-        };
-        reply.with_edns(request, error)
-    }
-
-    /// RFC 6891 §6.1.1: an OPT record if, and only if, the client sent one.
-    fn with_edns(mut self, request: &Request, error: Option<(u16, String)>) -> Self {
-        let Some(asked) = &request.edns else { return self };
-        let mut edns = Edns::new();
-        edns.set_max_payload(asked.max_payload().clamp(512, MAX_UDP_PAYLOAD));
-        edns.set_rcode_high(self.code.high());
-        if let Some((code, mut text)) = error {
-            if text.len() > MAX_EXPLANATION {
-                text = "refused by policy; operator: innkeeper log --denied".to_owned();
-            }
-            let mut option = code.to_be_bytes().to_vec();
-            option.extend(text.bytes());
-            edns.options_mut().insert(EdnsOption::Unknown(EDE_OPTION, option));
-        }
-        self.edns = Some(edns);
-        self
-    }
-
-    fn metadata(&self, request: &Request) -> Metadata {
-        let mut metadata = Metadata::response_from_request(&request.metadata);
-        metadata.recursion_available = true;
-        metadata.response_code = self.code;
-        metadata
+    let question = request.queries.queries().first().map(|query| query.original());
+    let query = Query {
+        opcode: request.metadata.op_code,
+        questions: request.queries.len(),
+        question: question.map(|query| Question {
+            name: query.name(),
+            kind: query.query_type(),
+            class: query.query_class(),
+        }),
+    };
+    let owner = question.map(|query| query.name());
+    let root;
+    let of = if let Some(name) = owner {
+        name
+    } else {
+        root = Name::root();
+        &root
+    };
+    match decide(query, allowlist, ipv6) {
+        Decision::Answer(local) => Judged::Done(Reply::local(of, local)),
+        Decision::Refuse(why) => Judged::Refused { reply: Reply::refused(of, &why), why },
+        Decision::Resolve { name, family } => match owner {
+            Some(owner) => Judged::Resolve { owner, key: Key { name, family } },
+            None => Judged::Done(Reply::new(ResponseCode::FormErr)),
+        },
     }
 }
 
-fn authority(owner: &Name) -> Option<Record> {
-    let mname = Name::from_ascii("innkeeper.invalid.").ok()?;
-    let rname = Name::from_ascii("operator.innkeeper.invalid.").ok()?;
-    let soa = SOA::new(mname, rname, 1, 3600, 600, 86_400, NEGATIVE_TTL_S);
-    Some(Record::from_rdata(owner.clone(), NEGATIVE_TTL_S, RData::SOA(soa)))
-}
-
-/// For hickory's UDP server, which wants to own its handler.
-#[derive(Debug, Clone)]
-pub struct Handler(pub Arc<Responder>);
-
-impl RequestHandler for Handler {
-    // What the macro of the crate async-trait makes of an async function, by hand: it isn't worth a dependency.
-    fn handle_request<'life0, 'life1, 'async_trait, R, T>(
-        &'life0 self,
-        request: &'life1 Request,
-        mut response_handle: R,
-    ) -> Pin<Box<dyn Future<Output = ResponseInfo> + Send + 'async_trait>>
-    where
-        R: ResponseHandler + 'async_trait,
-        T: Time + 'async_trait,
-        'life0: 'async_trait,
-        'life1: 'async_trait,
-        Self: 'async_trait,
-    {
-        Box::pin(async move {
-            let reply = self.0.reply(request).await;
-            let metadata = reply.metadata(request);
-            let builder = MessageResponseBuilder::new(&request.queries, reply.edns.as_ref());
-            let response = builder.build(metadata, &reply.answers, &reply.authority, [], []);
-            match response_handle.send_response(response).await {
-                Ok(info) => info,
-                // The client asks again; there is nobody to tell.
-                Err(_) => ResponseInfo::from(Header { metadata, counts: HeaderCounts::default() }),
-            }
-        })
-    }
-}
-
-/// A message that hickory can't parse, from a client that waits on TCP: what to answer, if it has a header at all.
+/// A client's message and the reply to it, with `find` for what would have to be looked up: the whole way of a question
+/// but for sockets, PID 1 and upstreams, for who wants to feed it anything. (pure)
 #[must_use]
-pub fn format_error(message: &[u8]) -> Option<Vec<u8>> {
-    use hickory_server::proto::op::{Message, OpCode};
-    let id = u16::from_be_bytes(*message.first_chunk()?);
-    (message.len() >= 12)
-        .then(|| Message::error_msg(id, OpCode::Query, ResponseCode::FormErr).to_vec().ok())?
-}
-
-/// Parses what came over TCP. Messages that are answers themselves are nobody's question.
-#[must_use]
-pub fn parse(message: Vec<u8>, client: SocketAddr) -> Option<Request> {
-    Request::from_bytes(message, client, Protocol::Tcp).ok()
+pub fn answer_offline(
+    message: &[u8],
+    protocol: Protocol,
+    allowlist: &Allowlist,
+    find: impl FnOnce(&Key) -> Outcome,
+) -> Option<Vec<u8>> {
+    let request = match parse(message.to_vec(), SocketAddr::from((Ipv4Addr::LOCALHOST, 1)), protocol) {
+        Parsed::Question(request) => request,
+        Parsed::Broken(reply) => return Some(reply),
+        Parsed::Ignored => return None,
+    };
+    let reply = match judge(&request, allowlist, true) {
+        Judged::Done(reply) | Judged::Refused { reply, .. } => reply,
+        Judged::Resolve { owner, key } => Reply::resolved(owner, &find(&key)),
+    };
+    let mut bytes = Vec::new();
+    reply.encode(&request, &mut bytes);
+    Some(bytes)
 }

@@ -8,13 +8,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hickory_server::proto::op::MessageType;
+use hickory_server::net::xfer::Protocol;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use super::server::{Responder, format_error, parse};
+use super::reply::{Parsed, parse};
+use super::server::Responder;
 
 /// Connections at a time; a further one ends the oldest, so that idle ones can't keep others out.
 const MAX_CONNECTIONS: usize = 128;
@@ -68,10 +69,10 @@ async fn read_message(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
 }
 
 async fn reply_to(message: Vec<u8>, client: SocketAddr, responder: &Responder) -> Option<Vec<u8>> {
-    let refusal = format_error(&message);
-    match parse(message, client) {
-        Some(request) if request.metadata.message_type == MessageType::Response => None,
-        Some(request) => responder.answer_bytes(&request).await,
-        None => refusal,
-    }
+    let reply = match parse(message, client, Protocol::Tcp) {
+        Parsed::Question(request) => responder.answer(&request).await,
+        Parsed::Broken(reply) => reply,
+        Parsed::Ignored => return None,
+    };
+    (!reply.is_empty()).then_some(reply)
 }

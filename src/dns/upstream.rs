@@ -4,7 +4,7 @@
 //! read this machine (resolv.conf, hosts, search domains) and hickory's own cache are out of the path.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverOpts};
@@ -23,7 +23,12 @@ use super::protocol::UpstreamHealth;
 /// The whole of one question, with every retry and every upstream: glibc's resolver gives up after five seconds.
 pub const BUDGET: Duration = Duration::from_secs(4);
 /// When no answer came by then, the next upstream is asked as well.
-const HEDGE: Duration = Duration::from_millis(400);
+const HEDGE: Duration = Duration::from_millis(250);
+/// The same after an upstream that was silent or [`SLOW`] lately: the next one is likely to be sooner, and what it costs
+/// is one question more.
+const HEDGE_AFTER_TROUBLE: Duration = Duration::from_millis(100);
+/// A usual time for an answer above which an upstream is slow: most answers come from its cache.
+const SLOW: Duration = Duration::from_millis(150);
 /// TCP is tried only after UDP had this long: for upstreams that speak TCP alone.
 const TCP_AFTER: Duration = Duration::from_millis(1200);
 /// So many questions in a row without an answer, and the upstream counts as down.
@@ -73,6 +78,7 @@ struct Endpoint {
     address: SocketAddr,
     transport: Transport,
     pool: NameServerPool<Connected>,
+    sockets: Connected,
     state: Mutex<State>,
 }
 
@@ -81,13 +87,22 @@ struct State {
     failures: u32,
     down_since: Option<Instant>,
     answered: bool,
+    /// Smoothed, as TCP does it (RFC 6298 §2).
+    usual: Duration,
 }
 
 impl Endpoint {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn record(&self, answered: Answered) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         match answered {
-            Answered::Yes => *state = State { failures: 0, down_since: None, answered: true },
+            Answered::After(time) => {
+                (state.failures, state.down_since, state.answered) = (0, None, true);
+                state.usual = (state.usual * 7 + time) / 8;
+            }
             Answered::No => {
                 state.failures = state.failures.saturating_add(1);
                 if state.failures >= FAILURES {
@@ -100,13 +115,25 @@ impl Endpoint {
 
     /// TCP is asked seldom, so that only its success says something.
     fn is_healthy(&self) -> bool {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state();
         state.down_since.is_none() && (state.answered || self.transport == Transport::Udp)
     }
 
     fn is_due_for_recheck(&self) -> bool {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state();
         state.down_since.is_some_and(|since| since.elapsed() >= RECHECK)
+    }
+
+    /// How long the next upstream leaves this one alone with a question.
+    fn hedge(&self) -> Duration {
+        let state = self.state();
+        if state.failures > 0 || state.usual > SLOW { HEDGE_AFTER_TROUBLE } else { HEDGE }
+    }
+
+    /// Whether questions go out in random letters, which an answer must repeat: some bits more for a forger to guess
+    /// (draft-vixie-dnsext-dns0x20). TCP needs none of it.
+    fn randomizes_case(&self) -> bool {
+        self.transport == Transport::Udp && !self.sockets.letters().are_lost()
     }
 
     fn rank(&self) -> u8 {
@@ -120,10 +147,12 @@ impl Endpoint {
 
 #[derive(Debug, Clone, Copy)]
 enum Answered {
-    Yes,
+    After(Duration),
     No,
     Unreachable,
 }
+
+const CASE_NOTE: &str = "changes the letters of questions; they are no longer sent in random case (0x20)";
 
 /// The upstreams of the setup.
 pub struct Upstreams {
@@ -156,6 +185,7 @@ impl Upstreams {
             .map(|(udp, tcp)| UpstreamHealth {
                 address: udp.address,
                 healthy: udp.is_healthy() || tcp.is_healthy(),
+                note: udp.sockets.letters().are_lost().then(|| CASE_NOTE.to_owned()),
             })
             .collect()
     }
@@ -211,8 +241,8 @@ impl Upstreams {
                 Ok(Step::AskNext) => {
                     if let Some(endpoint) = waiting.pop() {
                         asked.push((tokio::time::Instant::now(), endpoint.clone()));
+                        next_at = tokio::time::Instant::now() + endpoint.hedge();
                         running.spawn(ask_one(endpoint, self.mark.clone(), name.clone(), kind));
-                        next_at = tokio::time::Instant::now() + HEDGE;
                     }
                 }
                 Ok(Step::Done(Ok((endpoint, result)))) => {
@@ -266,10 +296,17 @@ async fn ask_one(
     if LoopMark::concerns(endpoint.address.ip()) {
         mark.put_on(&mut edns);
     }
-    let (mut answered, mut result) = exchange(&endpoint, &name, kind, Some(edns)).await;
+    let changed = endpoint.sockets.letters().changed();
+    let random = endpoint.randomizes_case();
+    let (mut answered, mut result) = exchange(&endpoint, &name, kind, Some(edns.clone()), random).await;
+    if random && result.is_err() && endpoint.sockets.letters().changed() != changed {
+        // The answer had other letters, and by TCP there was none: an upstream that changes them, or a forger. Who could
+        // forge that far has gained nothing: he must guess port and id once more.
+        (answered, result) = exchange(&endpoint, &name, kind, Some(edns), false).await;
+    }
     // RFC 6891 §7: a server from before EDNS.
     if let Err(UpstreamError::Code(ResponseCode::FormErr | ResponseCode::NotImp)) = result {
-        (answered, result) = exchange(&endpoint, &name, kind, None).await;
+        (answered, result) = exchange(&endpoint, &name, kind, None, endpoint.randomizes_case()).await;
     }
     endpoint.record(answered);
     (endpoint, result)
@@ -280,19 +317,18 @@ async fn exchange(
     name: &Name,
     kind: RecordType,
     edns: Option<Edns>,
+    random_case: bool,
 ) -> (Answered, Result<Response, UpstreamError>) {
     let mut options = DnsRequestOptions::default();
     options.use_edns = edns.is_some();
     options.recursion_desired = true;
+    options.case_randomization = random_case;
     let mut request = DnsRequest::from_query(Query::query(name.clone(), kind), options);
-    if edns.is_some() {
-        let (mut message, options) = request.into_parts();
-        message.edns = edns;
-        request = DnsRequest::new(message, options);
-    }
+    request.edns = edns;
+    let begin = Instant::now();
     match endpoint.pool.send(request).first_answer().await {
-        Ok(response) => (Answered::Yes, understood(response)),
-        Err(error) => failure(error),
+        Ok(response) => (Answered::After(begin.elapsed()), understood(response)),
+        Err(error) => failure(error, begin.elapsed()),
     }
 }
 
@@ -308,13 +344,15 @@ fn understood(response: DnsResponse) -> Result<Response, UpstreamError> {
 }
 
 /// What hickory reports as errors are also answers: "no such name" and SERVFAIL came from a living server.
-fn failure(error: NetError) -> (Answered, Result<Response, UpstreamError>) {
+fn failure(error: NetError, took: Duration) -> (Answered, Result<Response, UpstreamError>) {
     match error {
         NetError::Dns(DnsError::NoRecordsFound(NoRecords { response_code, negative_ttl, .. })) => {
             let nxdomain = response_code == ResponseCode::NXDomain;
-            (Answered::Yes, Ok(Response::Nothing { nxdomain, ttl_s: negative_ttl }))
+            (Answered::After(took), Ok(Response::Nothing { nxdomain, ttl_s: negative_ttl }))
         }
-        NetError::Dns(DnsError::ResponseCode(code)) => (Answered::Yes, Err(UpstreamError::Code(code))),
+        NetError::Dns(DnsError::ResponseCode(code)) => {
+            (Answered::After(took), Err(UpstreamError::Code(code)))
+        }
         NetError::Timeout => (Answered::No, Err(UpstreamError::Timeout)),
         // The pool's word for every error of a socket, a refused connection among them.
         NetError::NoConnections => (Answered::Unreachable, Err(UpstreamError::Unreachable)),
@@ -334,8 +372,9 @@ fn endpoint(address: SocketAddr, transport: Transport) -> Result<Endpoint, NetEr
     };
     let server = NameServerConfig::new(address.ip(), true, connections);
     let context = Arc::new(PoolContext::new(options(), TlsConfig::new()?));
-    let pool = NameServerPool::from_config([server], context, Connected::default());
-    Ok(Endpoint { address, transport, pool, state: Mutex::default() })
+    let sockets = Connected::default();
+    let pool = NameServerPool::from_config([server], context, sockets.clone());
+    Ok(Endpoint { address, transport, pool, sockets, state: Mutex::default() })
 }
 
 fn options() -> ResolverOpts {

@@ -334,6 +334,16 @@ impl Book {
         if open.is_empty() { names(&mut self.index.formers(pair)) } else { open }
     }
 
+    /// The names for which an address is open, at most so many, each with its ports.
+    #[must_use]
+    pub fn names_at(&self, address: IpAddr) -> Vec<(DomainName, Vec<u16>)> {
+        let mut found: BTreeMap<Age, &Unit> = BTreeMap::new();
+        for age in self.index.at(address).take(MAX_CLAIMS) {
+            found.extend(self.units.get(&age).map(|unit| (age, unit)));
+        }
+        found.into_values().rev().map(|unit| ((*unit.name).clone(), unit.ports.clone())).collect()
+    }
+
     /// Every open pair once, in order, and until when.
     pub fn open_pairs(&self) -> impl Iterator<Item = (Pair, Instant)> {
         self.index.open_pairs()

@@ -83,6 +83,7 @@ impl Owner {
             Order::Policy(allowlist, reply) => drop(reply.send(self.policy(allowlist))),
             Order::Admit(learned, reply) => drop(reply.send(self.admit(&learned))),
             Order::Claims(pairs, reply) => drop(reply.send(self.claims(&pairs))),
+            Order::NamesAt(address, reply) => drop(reply.send(self.book.names_at(address))),
             Order::Verify(reply) => drop(reply.send(self.verify())),
             Order::Again(reply) => drop(reply.send(self.again())),
             Order::Report(reply) => drop(reply.send(self.report())),

@@ -106,6 +106,9 @@ pub struct Dns {
 pub struct Upstream {
     pub address: String,
     pub healthy: bool,
+    /// What is odd about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

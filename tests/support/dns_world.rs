@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -15,14 +16,19 @@ use hickory_resolver::proto::rr::RecordType;
 use hickory_resolver::proto::rr::rdata::opt::{EdnsCode, EdnsOption};
 use innkeeper::channel;
 use innkeeper::dns::protocol::{
-    Admitted, FromWorker, Learned, MAX_FROM_WORKER, MAX_TO_WORKER, Policy, Setup, SocketKind, ToWorker,
+    Admitted, FromWorker, LastGood, Learned, MAX_FROM_WORKER, MAX_TO_WORKER, Policy, Setup, SocketKind,
+    ToWorker,
 };
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
 
 use crate::fake_upstream::{framed, name, read_framed};
 
 pub(crate) const SERVER: &str = "127.0.0.53:53";
 pub(crate) const UPSTREAM: &str = "203.0.113.53:53";
 pub(crate) const SECOND: &str = "203.0.113.54:53";
+/// Less than the shortest TTL, after which a name would be asked for again anyway.
+const FORGETTING: Duration = Duration::from_secs(3);
 /// Nothing here takes so long; it ends a test that would hang.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -65,6 +71,7 @@ pub(crate) struct Warden {
     stream: UnixStream,
     told: Arc<Told>,
     admission: Arc<Mutex<Admission>>,
+    looks: Arc<AtomicBool>,
     worker: Child,
     reaped: bool,
 }
@@ -87,6 +94,19 @@ impl Warden {
 
     pub(crate) fn admit(&self, admission: impl FnMut(&Learned) -> Option<Vec<IpAddr>> + Send + 'static) {
         *self.admission.lock().unwrap() = Box::new(admission);
+    }
+
+    /// From now on the test says itself that PID 1 has looked who a refused client is.
+    pub(crate) fn look_by_hand(&self) {
+        self.looks.store(false, Ordering::SeqCst);
+    }
+
+    /// Asks until the name has other addresses.
+    pub(crate) fn await_forgotten(&self, name: &str, old: &[IpAddr]) {
+        let begin = std::time::Instant::now();
+        while addresses(&ask(name, RecordType::A)) == old {
+            assert!(begin.elapsed() < FORGETTING, "{name} still has its old addresses; pid {}", self.pid());
+        }
     }
 
     /// Waits until the frames that came so far give `pick` what it wants.
@@ -167,12 +187,25 @@ pub(crate) struct Sockets {
 
 impl Sockets {
     pub(crate) fn open() -> Self {
-        let udp = UdpSocket::bind(SERVER).unwrap().into();
+        let udp: OwnedFd = UdpSocket::bind(SERVER).unwrap().into();
+        // As PID 1 does: hundreds of questions at once are to wait, not to be lost.
+        setsockopt(&udp, RcvBufForce, &(2 << 20)).unwrap();
         Self { udp, tcp: TcpListener::bind(SERVER).unwrap().into() }
     }
 
     /// Starts the built binary with these sockets. It admits everything until told otherwise.
     pub(crate) fn start_worker(&self, rules: &[&str], upstreams: &[&str], ipv6: bool) -> Warden {
+        self.start_worker_with(rules, upstreams, ipv6, &[])
+    }
+
+    /// The same, with what a former worker knew.
+    pub(crate) fn start_worker_with(
+        &self,
+        rules: &[&str],
+        upstreams: &[&str],
+        ipv6: bool,
+        known: &[LastGood],
+    ) -> Warden {
         let (stream, theirs) = UnixStream::pair().unwrap();
         let worker = Command::new(env!("CARGO_BIN_EXE_innkeeper"))
             .arg("dns")
@@ -185,6 +218,7 @@ impl Sockets {
             policy: policy(1, rules),
             refresh_s: 300,
             ipv6,
+            known: known.to_vec(),
         };
         channel::send_with_sockets(
             &stream,
@@ -196,9 +230,11 @@ impl Sockets {
         let told = Arc::new(Told::default());
         let all: Admission = Box::new(|learned| Some(learned.addresses.clone()));
         let admission = Arc::new(Mutex::new(all));
+        let looks = Arc::new(AtomicBool::new(true));
         let (reader, of_told, of_admission) = (stream.try_clone().unwrap(), told.clone(), admission.clone());
-        thread::spawn(move || be_pid_1(&reader, &of_told, &of_admission));
-        Warden { stream, told, admission, worker, reaped: false }
+        let of_looks = looks.clone();
+        thread::spawn(move || be_pid_1(&reader, &of_told, &of_admission, &of_looks));
+        Warden { stream, told, admission, looks, worker, reaped: false }
     }
 }
 
@@ -206,12 +242,15 @@ pub(crate) fn policy(generation: u64, rules: &[&str]) -> Policy {
     Policy { generation, rules: rules.iter().map(ToString::to_string).collect() }
 }
 
-fn be_pid_1(stream: &UnixStream, told: &Told, admission: &Mutex<Admission>) {
+fn be_pid_1(stream: &UnixStream, told: &Told, admission: &Mutex<Admission>, looks: &AtomicBool) {
     while let Ok(Some(frame)) = channel::receive(stream, MAX_FROM_WORKER) {
         let answer = match &frame {
             FromWorker::Learned(learned) => {
                 let addresses = (admission.lock().unwrap())(learned);
                 addresses.map(|addresses| ToWorker::Admitted(Admitted { id: learned.id, addresses }))
+            }
+            FromWorker::Denied(denial) if looks.load(Ordering::SeqCst) => {
+                denial.id.map(|id| ToWorker::Attributed { id })
             }
             _ => None,
         };

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -26,7 +26,32 @@ pub(crate) enum Say {
     WithoutEdns(Vec<Record>),
     /// Nothing before [`Upstream::release`], then these.
     Held(Vec<Record>),
+    /// Another address every time, with a TTL of one second. Addresses of [`fresh`].
+    Fresh,
+    /// By UDP this first, with [`EVIL`] as the address, and then the true answer.
+    After(Forgery, Vec<Record>),
     Nothing,
+}
+
+/// The address that a forged answer has.
+pub(crate) const EVIL: [u8; 4] = [6, 6, 6, 6];
+
+/// How a forged answer differs from a true one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Forgery {
+    /// Not at all: what every other is to be compared with.
+    Perfect,
+    Id,
+    Question,
+    Letters,
+    QuestionCount,
+    Short,
+    Garbage,
+}
+
+/// The n-th address of [`Say::Fresh`].
+pub(crate) fn fresh(n: u32) -> std::net::Ipv4Addr {
+    std::net::Ipv4Addr::from(0xc000_0000 + n)
 }
 
 /// One question that reached an upstream.
@@ -36,6 +61,10 @@ pub(crate) struct Asked {
     pub(crate) kind: RecordType,
     pub(crate) tcp: bool,
     pub(crate) bytes: Vec<u8>,
+    /// The name in the letters in which it came.
+    pub(crate) wire: String,
+    /// Where the question came from.
+    pub(crate) port: u16,
 }
 
 #[derive(Default)]
@@ -45,6 +74,12 @@ struct Shared {
     released: Mutex<HashSet<String>>,
     changed: Condvar,
     stop: AtomicBool,
+    fresh: AtomicU32,
+    /// Answers repeat the question in lower case, as some old forwarders do.
+    lowers: AtomicBool,
+    /// Every second question by UDP is lost.
+    loses: AtomicBool,
+    received: AtomicU32,
 }
 
 /// An upstream DNS server by UDP and TCP.
@@ -60,6 +95,10 @@ impl Upstream {
     }
 
     pub(crate) fn start_with(address: &str, udp: bool) -> Self {
+        Self::start_by(address, udp, true)
+    }
+
+    pub(crate) fn start_by(address: &str, udp: bool, tcp: bool) -> Self {
         let shared = Arc::new(Shared::default());
         let mut threads = Vec::new();
         if udp {
@@ -67,9 +106,11 @@ impl Upstream {
             let shared = shared.clone();
             threads.push(thread::spawn(move || serve_udp(&socket, &shared)));
         }
-        let listener = TcpListener::bind(address).unwrap();
-        let of_tcp = shared.clone();
-        threads.push(thread::spawn(move || serve_tcp(&listener, &of_tcp)));
+        if tcp {
+            let listener = TcpListener::bind(address).unwrap();
+            let of_tcp = shared.clone();
+            threads.push(thread::spawn(move || serve_tcp(&listener, &of_tcp)));
+        }
         Self { address: address.to_owned(), shared, threads }
     }
 
@@ -79,6 +120,14 @@ impl Upstream {
 
     pub(crate) fn a(&self, name: &str, address: [u8; 4], ttl: u32) {
         self.say(name, Say::Records(vec![a(name, address, ttl)]));
+    }
+
+    pub(crate) fn lower(&self) {
+        self.shared.lowers.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn lose_every_second(&self) {
+        self.shared.loses.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn release(&self, name: &str) {
@@ -122,10 +171,14 @@ fn serve_udp(socket: &UdpSocket, shared: &Arc<Shared>) {
     let mut buffer = [0; 4096];
     while !shared.stop.load(Ordering::SeqCst) {
         let Ok((length, client)) = socket.recv_from(&mut buffer) else { continue };
+        let number = shared.received.fetch_add(1, Ordering::SeqCst);
+        if shared.loses.load(Ordering::SeqCst) && number.is_multiple_of(2) {
+            continue;
+        }
         let (bytes, shared) = (buffer[..length].to_vec(), shared.clone());
         let socket = socket.try_clone().unwrap();
         thread::spawn(move || {
-            if let Some(reply) = reply(&bytes, &shared, false) {
+            for reply in replies(&bytes, &shared, Some(client.port())) {
                 socket.send_to(&reply, client).ok();
             }
         });
@@ -138,8 +191,9 @@ fn serve_tcp(listener: &TcpListener, shared: &Arc<Shared>) {
         let shared = shared.clone();
         thread::spawn(move || {
             while let Some(message) = read_framed(&mut stream) {
-                let Some(reply) = reply(&message, &shared, true) else { return };
-                stream.write_all(&framed(&reply)).ok();
+                let replies = replies(&message, &shared, None);
+                let Some(reply) = replies.last() else { return };
+                stream.write_all(&framed(reply)).ok();
             }
         });
     }
@@ -159,41 +213,91 @@ pub(crate) fn read_framed(stream: &mut TcpStream) -> Option<Vec<u8>> {
     Some(message)
 }
 
-fn reply(bytes: &[u8], shared: &Shared, tcp: bool) -> Option<Vec<u8>> {
-    let request = Message::from_vec(bytes).ok()?;
+/// `port`: where a question by UDP came from.
+fn replies(bytes: &[u8], shared: &Shared, port: Option<u16>) -> Vec<Vec<u8>> {
+    let Ok(request) = Message::from_vec(bytes) else { return Vec::new() };
     let query = request.queries[0].clone();
-    let name = query.name().to_ascii();
-    let asked = Asked { name: name.clone(), kind: query.query_type(), tcp, bytes: bytes.to_vec() };
+    let wire = query.name().to_ascii();
+    let name = wire.to_ascii_lowercase();
+    let tcp = port.is_none();
+    let (kind, bytes) = (query.query_type(), bytes.to_vec());
+    let asked = Asked { name: name.clone(), kind, tcp, bytes, wire, port: port.unwrap_or(0) };
     shared.log.lock().unwrap().push(asked);
     shared.changed.notify_all();
-    let say = shared.zone.lock().unwrap().get(&name.to_ascii_lowercase()).cloned();
-    let mut response = Message::response(request.id, OpCode::Query);
-    response.add_query(query.clone());
-    let mut add = |records: Vec<Record>| {
-        let fits =
-            |record: &Record| record.record_type() == query.query_type() || record.record_type().is_cname();
-        response.add_answers(records.into_iter().filter(fits));
+    let say = {
+        let zone = shared.zone.lock().unwrap();
+        zone.get(&name).or_else(|| zone.get("*.")).cloned()
     };
-    match say? {
-        Say::Nothing => return None,
-        Say::Records(records) => add(records),
-        Say::Truncated(records) if tcp => add(records),
-        Say::Truncated(_) => response.metadata.truncation = true,
-        Say::WithoutEdns(_) if request.edns.is_some() => {
-            response.metadata.response_code = ResponseCode::FormErr;
-        }
-        Say::WithoutEdns(records) => add(records),
-        Say::Code(code) => response.metadata.response_code = code,
-        Say::Held(records) => {
-            let released = shared.released.lock().unwrap();
-            let held = |released: &mut HashSet<String>| {
-                !released.contains(&name) && !shared.stop.load(Ordering::SeqCst)
-            };
-            drop(shared.changed.wait_while(released, held).unwrap());
-            add(records);
-        }
+    let mut response = Message::response(request.id, OpCode::Query);
+    let mut repeated = query.clone();
+    if shared.lowers.load(Ordering::SeqCst) {
+        repeated.set_name(query.name().to_lowercase());
     }
-    Some(response.to_vec().unwrap())
+    response.add_query(repeated);
+    let mut before = None;
+    let records = match say {
+        None | Some(Say::Nothing) => return Vec::new(),
+        Some(Say::Records(records)) => records,
+        Some(Say::Truncated(records)) if tcp => records,
+        Some(Say::Truncated(_)) => {
+            response.metadata.truncation = true;
+            Vec::new()
+        }
+        Some(Say::WithoutEdns(_)) if request.edns.is_some() => {
+            response.metadata.response_code = ResponseCode::FormErr;
+            Vec::new()
+        }
+        Some(Say::WithoutEdns(records)) => records,
+        Some(Say::Code(code)) => {
+            response.metadata.response_code = code;
+            Vec::new()
+        }
+        Some(Say::Held(records)) => {
+            hold(shared, &name);
+            records
+        }
+        Some(Say::Fresh) => {
+            let address = A(fresh(shared.fresh.fetch_add(1, Ordering::SeqCst)));
+            vec![Record::from_rdata(query.name().clone(), 1, RData::A(address))]
+        }
+        Some(Say::After(forgery, records)) => {
+            before = (!tcp).then(|| forged(forgery, &response, query.name()));
+            records
+        }
+    };
+    let fits = |record: &Record| record.record_type() == kind || record.record_type().is_cname();
+    response.add_answers(records.into_iter().filter(fits));
+    before.into_iter().chain([response.to_vec().unwrap()]).collect()
+}
+
+fn hold(shared: &Shared, name: &str) {
+    let released = shared.released.lock().unwrap();
+    let held =
+        |released: &mut HashSet<String>| !released.contains(name) && !shared.stop.load(Ordering::SeqCst);
+    drop(shared.changed.wait_while(released, held).unwrap());
+}
+
+fn forged(forgery: Forgery, response: &Message, asked: &Name) -> Vec<u8> {
+    let mut forged = response.clone();
+    forged.add_answer(Record::from_rdata(asked.clone(), 60, RData::A(A(EVIL.into()))));
+    match forgery {
+        Forgery::Perfect => {}
+        Forgery::Id => forged.metadata.id ^= 1,
+        Forgery::Question => {
+            forged.queries[0].set_name(name("evil.test"));
+        }
+        Forgery::Letters => {
+            let asked = asked.to_ascii();
+            let turned = asked.chars().map(|c| {
+                if c.is_ascii_lowercase() { c.to_ascii_uppercase() } else { c.to_ascii_lowercase() }
+            });
+            forged.queries[0].set_name(name(&turned.collect::<String>()));
+        }
+        Forgery::QuestionCount => forged.queries.clear(),
+        Forgery::Short => return forged.to_vec().unwrap()[..1].to_vec(),
+        Forgery::Garbage => return vec![0xff; 300],
+    }
+    forged.to_vec().unwrap()
 }
 
 pub(crate) fn name(text: &str) -> Name {

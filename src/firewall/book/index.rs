@@ -5,6 +5,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Instant;
 
 use super::{Class, Pair, Unit};
@@ -96,6 +97,14 @@ impl Index {
 
     pub(super) fn claims(&self, pair: Pair) -> impl Iterator<Item = Age> {
         of(&self.claims, pair)
+    }
+
+    /// Who has any port of an address open.
+    pub(super) fn at(&self, address: IpAddr) -> impl Iterator<Item = Age> {
+        self.claims
+            .range(((address, 0), Reverse(Age::MAX))..)
+            .take_while(move |((found, _), _)| *found == address)
+            .map(|(_, Reverse(age))| *age)
     }
 
     pub(super) fn formers(&self, pair: Pair) -> impl Iterator<Item = Age> {

@@ -40,9 +40,9 @@ pub struct FirewallPlan {
     pub inbound: Vec<u16>,
     /// Listeners older than Innkeeper's own: a pod's sidecar, the engine. Closed to everybody.
     pub closed_loopback: Vec<SocketAddr>,
-    /// The NFLOG group that the watch worker reads.
+    /// The NFLOG group that the watch worker reads; 0 for a kernel without NFLOG, which would refuse the whole table.
     pub nflog_group: u16,
-    /// The NFLOG group that gets the first packet of every connection that is let out.
+    /// The NFLOG group that gets the first packet of every connection that is let out; 0 as above.
     pub uses_group: u16,
     /// Innkeeper owns the kernel, so nobody else renews the DHCP lease.
     pub vm: bool,
@@ -146,21 +146,25 @@ fn destinations(plan: &FirewallPlan, names: [&'static str; 2]) -> Vec<(Family, &
 
 fn deny(plan: &FirewallPlan) -> Vec<Rule> {
     let count = |family, name, comment| rule(vec![Match::Family(family)], Action::Count(name), comment);
-    vec![
+    let log = rule(
+        vec![],
+        Action::Log { group: plan.nflog_group, threshold: 1 },
+        "headers for the watch worker, one by one",
+    );
+    let mut rules = vec![
         count(Family::V4, DENIED4, "refused IPv4 packets"),
         count(Family::V6, DENIED6, "refused IPv6 packets"),
-        rule(
-            vec![],
-            Action::Log { group: plan.nflog_group, threshold: 1 },
-            "headers for the watch worker, one by one",
-        ),
+    ];
+    rules.extend((plan.nflog_group != 0).then_some(log));
+    rules.extend([
         rule(
             vec![Match::Protocol(Protocol::Tcp)],
             Action::RejectReset,
             "a refused connection fails at once, not after a time-out",
         ),
         rule(vec![], Action::RejectProhibited, "so does everything else"),
-    ]
+    ]);
+    rules
 }
 
 /// Every question about a name goes to the DNS worker, whatever resolver the program has in mind. `dnat`, since
@@ -257,9 +261,11 @@ fn output(plan: &FirewallPlan) -> Vec<Rule> {
 /// Packets that begin a flow, or that conntrack can't place. Nobody waits for the note of it, so 16 go in one datagram,
 /// which fills the page that the kernel collects them in, and what is left follows after a second.
 fn used(plan: &FirewallPlan, family: Family, set: &'static str, comment: &'static str) -> Rule {
+    let log = Action::Log { group: plan.uses_group, threshold: 16 };
+    let log = (plan.uses_group != 0).then_some(log);
     Rule {
         matches: vec![Match::DestinationIn(family, Transport::Tcp, set)],
-        actions: vec![Action::Log { group: plan.uses_group, threshold: 16 }, Action::Accept],
+        actions: log.into_iter().chain([Action::Accept]).collect(),
         comment,
     }
 }
