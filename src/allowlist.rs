@@ -3,9 +3,11 @@
 //! Text of `network/*.conf`, of variables and of the operator comes in through [`parse_rules`]; everything that
 //! asks "may this name be used?" goes through [`Allowlist::verdict`]. Nothing here reads files or the network.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,10 +15,10 @@ mod ceiling;
 
 pub use ceiling::Ceiling;
 
-/// A host name: lower case, no final dot, at least one label, every label 1–63 octets, 253 in all (RFC 1035 §2.3.4).
+/// A host name, shared by all its copies: lower case, no final dot, at least one label, every label 1–63 octets, 253 in all (RFC 1035 §2.3.4).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct DomainName(String);
+pub struct DomainName(Arc<str>);
 
 /// Why a text is not a host name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -56,7 +58,8 @@ impl DomainName {
         for label in bare.split('.') {
             check_label(label)?;
         }
-        Ok(Self(bare.to_ascii_lowercase()))
+        let is_lower = !bare.bytes().any(|octet| octet.is_ascii_uppercase());
+        Ok(Self(if is_lower { Arc::from(bare) } else { Arc::from(bare.to_ascii_lowercase()) }))
     }
 
     #[must_use]
@@ -66,7 +69,7 @@ impl DomainName {
 
     /// The names above this one, nearest first: `a.b.c` gives `b.c`, `c`.
     pub fn parents(&self) -> impl Iterator<Item = &str> {
-        let mut rest = self.0.as_str();
+        let mut rest = self.as_str();
         std::iter::from_fn(move || {
             rest = rest.split_once('.')?.1;
             Some(rest)
@@ -110,7 +113,20 @@ impl TryFrom<String> for DomainName {
 
 impl From<DomainName> for String {
     fn from(name: DomainName) -> Self {
+        name.as_str().to_owned()
+    }
+}
+
+impl From<DomainName> for Arc<str> {
+    fn from(name: DomainName) -> Self {
         name.0
+    }
+}
+
+/// `Hash` and `Ord` are those of the text, so that a text can be looked up.
+impl Borrow<str> for DomainName {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 
@@ -179,17 +195,16 @@ impl fmt::Display for Subject {
 }
 
 /// Where a rule was written; shown wherever the rule is.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Origin {
     /// A line of a file.
-    File { path: String, line: usize },
+    File { path: Arc<str>, line: usize },
     /// A line of a profile.
-    Profile { name: String, line: usize },
+    Profile { name: Arc<str>, line: usize },
     /// A variable or a key of `innkeeper.toml`.
-    Setting { name: String },
+    Setting { name: Arc<str> },
     /// The host of a repository that the box clones.
-    Repository { url: String },
+    Repository { url: Arc<str> },
     /// The operator, in the living box.
     Operator,
 }
@@ -423,32 +438,61 @@ impl fmt::Display for Denied<'_> {
     }
 }
 
-/// The effective policy: every rule, indexed so that a verdict costs one look-up per label.
+/// The effective policy: every rule, indexed so that a verdict costs one look-up per label. Its copies share it.
 #[derive(Debug, Clone, Default)]
 pub struct Allowlist {
-    rules: Vec<Rule>,
-    exact: HashMap<String, Vec<usize>>,
-    below: HashMap<String, Vec<usize>>,
+    shared: Arc<Indexed>,
+}
+
+#[derive(Debug, Default)]
+struct Indexed {
+    rules: Vec<Arc<Rule>>,
+    exact: HashMap<DomainName, Places>,
+    below: HashMap<DomainName, Places>,
+}
+
+/// Where the rules about a name are; nearly always one.
+#[derive(Debug)]
+enum Places {
+    One(usize),
+    Many(Vec<usize>),
+}
+
+impl Places {
+    fn add(&mut self, index: usize) {
+        match self {
+            Self::One(first) => *self = Self::Many(vec![*first, index]),
+            Self::Many(all) => all.push(index),
+        }
+    }
+
+    fn iter(&self) -> std::slice::Iter<'_, usize> {
+        match self {
+            Self::One(index) => std::slice::from_ref(index).iter(),
+            Self::Many(all) => all.iter(),
+        }
+    }
 }
 
 impl Allowlist {
     #[must_use]
-    pub fn new(rules: Vec<Rule>) -> Self {
-        let mut exact: HashMap<String, Vec<usize>> = HashMap::new();
-        let mut below: HashMap<String, Vec<usize>> = HashMap::new();
-        for (index, rule) in rules.iter().enumerate() {
+    pub fn new<R: Into<Arc<Rule>>>(rules: impl IntoIterator<Item = R>) -> Self {
+        let mut indexed =
+            Indexed { rules: rules.into_iter().map(Into::into).collect(), ..Indexed::default() };
+        for (index, rule) in indexed.rules.iter().enumerate() {
             let (map, name) = match &rule.pattern {
-                DomainPattern::Exact(name) => (&mut exact, name),
-                DomainPattern::Below(name) => (&mut below, name),
+                DomainPattern::Exact(name) => (&mut indexed.exact, name),
+                DomainPattern::Below(name) => (&mut indexed.below, name),
             };
-            map.entry(name.as_str().to_owned()).or_default().push(index);
+            let place = map.entry(name.clone());
+            place.and_modify(|places| places.add(index)).or_insert(Places::One(index));
         }
-        Self { rules, exact, below }
+        Self { shared: Arc::new(indexed) }
     }
 
     #[must_use]
-    pub fn rules(&self) -> &[Rule] {
-        &self.rules
+    pub fn rules(&self) -> &[Arc<Rule>] {
+        &self.shared.rules
     }
 
     /// Whether the agent may use this name, and by which rules.
@@ -483,16 +527,17 @@ impl Allowlist {
     }
 
     fn matching<'a, 'n>(&'a self, name: &'n DomainName) -> impl Iterator<Item = &'a Rule> + use<'a, 'n> {
-        let exact = self.exact.get(name.as_str()).into_iter();
-        let below = name.parents().filter_map(|parent| self.below.get(parent));
-        exact.chain(below).flatten().filter_map(|index| self.rules.get(*index))
+        let Indexed { rules, exact, below } = &*self.shared;
+        let exact = exact.get(name).into_iter();
+        let below = name.parents().filter_map(|parent| below.get(parent));
+        exact.chain(below).flat_map(Places::iter).filter_map(|index| rules.get(*index)).map(|rule| &**rule)
     }
 
     /// The names that are known without a question: resolved at boot and kept fresh.
     #[must_use]
     pub fn exact_names(&self) -> Vec<DomainName> {
         let mut names: BTreeMap<&DomainName, ()> = BTreeMap::new();
-        for rule in self.rules.iter().filter(|rule| !rule.deny) {
+        for rule in self.rules().iter().filter(|rule| !rule.deny) {
             if let DomainPattern::Exact(name) = &rule.pattern
                 && matches!(self.verdict(name), Verdict::Allowed(_))
             {

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use rustix::fs::{CWD, Dir, Mode, OFlags, fstat, openat, readlinkat};
+use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::report::inert;
@@ -214,6 +215,8 @@ fn holds(process: &OwnedFd, link: &str, late: impl Fn() -> bool) -> bool {
         match readlinkat(&directory, entry.file_name(), std::mem::take(&mut buffer)) {
             Ok(found) if found.as_bytes() == link.as_bytes() => return true,
             Ok(found) => buffer = found.into_bytes(),
+            // Listing takes less than following (`proc_fd_permission`): of this process nothing can be read.
+            Err(Errno::ACCESS | Errno::PERM) => return false,
             Err(_) => {}
         }
     }

@@ -97,7 +97,7 @@ fn config(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failure> {
                 innkeeper.board().warn(warning);
             }
             protections::show_secrets(innkeeper);
-            let rules = config.network.rules.len();
+            let rules = innkeeper.allowlist().rules().len();
             Ok(Verified::new((), format!("{rules} rules, {} secrets", config.secrets.iter().count())))
         },
     )

@@ -29,7 +29,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -46,6 +46,8 @@ use upstream::Upstreams;
 
 /// Health goes to PID 1 at most this often.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
+/// More would only be more work at a time.
+const DESCRIPTORS: u64 = 16_384;
 /// Denials that could not leave are tried again after this.
 const DENIAL_PAUSE: Duration = Duration::from_millis(50);
 
@@ -114,7 +116,13 @@ async fn work(channel: UnixStream, setup: Setup, sockets: Vec<OwnedFd>) -> Resul
     tasks.spawn(report_health(responder, lookups.clone(), link.clone()));
     let longest = Duration::from_secs(setup.refresh_s.max(1));
     let all_due = Arc::new(Notify::new());
-    let fresh = Fresh { lookups: lookups.clone(), link: link.clone(), longest, ipv6: setup.ipv6 };
+    let fresh = Fresh {
+        lookups: lookups.clone(),
+        link: link.clone(),
+        longest,
+        ipv6: setup.ipv6,
+        at_once: refresh::at_once(raise_descriptors()),
+    };
     tasks.spawn(fresh.keep(policies, all_due.clone()));
     link.tell(FromWorker::Serving).await;
 
@@ -140,6 +148,18 @@ async fn work(channel: UnixStream, setup: Setup, sockets: Vec<OwnedFd>) -> Resul
         written = write_frames(writer, outbox) => Ok(written?),
         Some(error) = bad_rules.recv() => Err(error.into()),
         Some(_) = tasks.join_next() => Err(WorkerError::Stopped),
+    }
+}
+
+/// As many descriptors as the host lets the worker have, within reason; how many that are.
+fn raise_descriptors() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(DESCRIPTORS, |hard| hard.min(DESCRIPTORS));
+    let has = limit.current.unwrap_or(DESCRIPTORS);
+    if has < wanted && setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit }).is_ok() {
+        wanted
+    } else {
+        has
     }
 }
 

@@ -21,8 +21,7 @@ use crate::clock::{self, Jump};
 use crate::config::{Config, Sources};
 use crate::control::protocol::{Asker, Request, Response};
 use crate::control::server::Desk;
-use crate::dns::keeper::Keeper;
-use crate::dns::protocol::Policy;
+use crate::dns::keeper::{Keeper, Standing};
 use crate::firewall::Firewall;
 use crate::namespace::{Surroundings, changes};
 use crate::policy::LivePolicy;
@@ -46,7 +45,7 @@ pub struct Innkeeper {
     pub began: u64,
     policy: Mutex<LivePolicy>,
     /// What of it decides.
-    allowlist: Mutex<Arc<Allowlist>>,
+    allowlist: Mutex<Allowlist>,
     generation: AtomicU64,
     pub firewall: OnceLock<Firewall>,
     pub keeper: OnceLock<Keeper>,
@@ -72,7 +71,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Innkeeper {
     #[must_use]
     pub fn new(
-        config: Config,
+        mut config: Config,
         sources: Sources,
         accounts: Accounts,
         surroundings: Surroundings,
@@ -82,9 +81,10 @@ impl Innkeeper {
     ) -> Self {
         // From here on the sources serve reloads of the policy.
         let sources = Sources { env: sources.env.with_credentials(&config.secrets), ..sources };
-        let policy = LivePolicy::new(config.network.rules.clone(), config.network.ceiling.clone());
+        let rules = std::mem::take(&mut config.network.rules);
+        let policy = LivePolicy::new(rules, config.network.ceiling.clone());
         let innkeeper = Self {
-            allowlist: Mutex::new(Arc::new(Allowlist::new(policy.rules()))),
+            allowlist: Mutex::new(Allowlist::new(policy.rules())),
             generation: AtomicU64::new(policy.generation),
             policy: Mutex::new(policy),
             attributor: Attributor::new(accounts.agent.uid, accounts.agent.gid),
@@ -126,21 +126,21 @@ impl Innkeeper {
     }
 
     #[must_use]
-    pub fn allowlist(&self) -> Arc<Allowlist> {
-        Arc::clone(&lock(&self.allowlist))
+    pub fn allowlist(&self) -> Allowlist {
+        lock(&self.allowlist).clone()
     }
 
-    /// The policy as the worker reads it.
+    /// The policy in force, for the worker.
     #[must_use]
-    pub fn worker_policy(&self) -> Policy {
-        let rules = self.allowlist().rules().iter().map(ToString::to_string).collect();
-        Policy { generation: self.generation.load(Ordering::Relaxed), rules }
+    pub fn standing(&self) -> Standing {
+        Standing { generation: self.generation.load(Ordering::Relaxed), allowlist: self.allowlist() }
     }
 
     fn status(&self, asker: Asker) -> Response {
         // Looking again costs a few children; the agent gets the last look and can't make us busy.
         let max_age = (asker == Asker::Operator).then_some(MAX_AGE);
         let mut report = self.board.report(max_age);
+        report.policy.rules = self.shown_rules();
         if let Some(firewall) = self.firewall.get() {
             report.firewall = firewall.report();
             self.names_are_back(&mut report);

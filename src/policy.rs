@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::allowlist::{
@@ -23,7 +24,7 @@ pub const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 /// A rule of the operator's, and when it ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Grant {
-    rule: Rule,
+    rule: Arc<Rule>,
     until: Option<Duration>,
 }
 
@@ -73,7 +74,7 @@ fn are(rules: &[String]) -> String {
 /// The whole policy with its history.
 #[derive(Debug, Clone)]
 pub struct LivePolicy {
-    configured: Vec<Rule>,
+    configured: Vec<Arc<Rule>>,
     ceiling: Ceiling,
     grants: Vec<Grant>,
     revoked: Vec<Revocation>,
@@ -84,25 +85,26 @@ pub struct LivePolicy {
 impl LivePolicy {
     #[must_use]
     pub fn new(configured: Vec<Rule>, ceiling: Ceiling) -> Self {
+        let configured = configured.into_iter().map(Arc::new).collect();
         Self { configured, ceiling, grants: Vec::new(), revoked: Vec::new(), generation: 1 }
     }
 
     /// What is in force, the configuration's rules first.
     #[must_use]
-    pub fn rules(&self) -> Vec<Rule> {
+    pub fn rules(&self) -> Vec<Arc<Rule>> {
         self.entries().map(|(rule, _)| rule).collect()
     }
 
     /// The same, each with its end.
-    pub fn entries(&self) -> impl Iterator<Item = (Rule, Option<Duration>)> {
+    pub fn entries(&self) -> impl Iterator<Item = (Arc<Rule>, Option<Duration>)> {
         let configured = self.configured.iter().filter_map(|rule| Some((self.left_of(rule)?, None)));
         configured.chain(self.grants.iter().map(|grant| (grant.rule.clone(), grant.until)))
     }
 
-    fn left_of(&self, rule: &Rule) -> Option<Rule> {
-        let mut left = rule.clone();
+    fn left_of(&self, rule: &Arc<Rule>) -> Option<Arc<Rule>> {
+        let mut left = Arc::clone(rule);
         for revocation in self.revoked.iter().filter(|revocation| revocation.concerns(rule)) {
-            left.ports.retain(|port| !revocation.ports.contains(port));
+            Arc::make_mut(&mut left).ports.retain(|port| !revocation.ports.contains(port));
         }
         (!left.ports.is_empty()).then_some(left)
     }
@@ -163,13 +165,13 @@ impl LivePolicy {
                 && known.options == rule.options
                 && rule.ports.iter().all(|port| known.ports.contains(port))
         };
-        if let Some(known) = configured.into_iter().find(same) {
+        if let Some(known) = configured.into_iter().find(|known| same(known)) {
             return format!("{rule}: {verb} already ({})", known.origin);
         }
         // A new end replaces the old one.
-        self.grants.retain(|grant| grant.rule != rule);
+        self.grants.retain(|grant| *grant.rule != rule);
         let said = format!("{rule}: {verb}");
-        self.grants.push(Grant { rule, until });
+        self.grants.push(Grant { rule: Arc::new(rule), until });
         said
     }
 
@@ -203,7 +205,7 @@ impl LivePolicy {
             return Err(self.nothing_like(rule));
         }
         for grant in self.grants.iter_mut().filter(|grant| revocation.concerns(&grant.rule)) {
-            grant.rule.ports.retain(|port| !revocation.ports.contains(port));
+            Arc::make_mut(&mut grant.rule).ports.retain(|port| !revocation.ports.contains(port));
         }
         self.grants.retain(|grant| !grant.rule.ports.is_empty());
         if of_configuration {
@@ -257,7 +259,7 @@ impl LivePolicy {
 
     /// Other files were read: the operator's own changes stay on top, but nothing goes beyond a new ceiling.
     pub fn replace(&mut self, configured: Vec<Rule>, ceiling: Ceiling) -> Vec<String> {
-        self.configured = configured;
+        self.configured = configured.into_iter().map(Arc::new).collect();
         self.ceiling = ceiling;
         let (kept, gone): (Vec<Grant>, Vec<Grant>) =
             std::mem::take(&mut self.grants).into_iter().partition(|grant| self.ceiling.permits(&grant.rule));
@@ -267,7 +269,7 @@ impl LivePolicy {
     }
 
     /// Ends what was granted until now.
-    pub fn expire(&mut self, now: Duration) -> Vec<Rule> {
+    pub fn expire(&mut self, now: Duration) -> Vec<Arc<Rule>> {
         let (over, kept): (Vec<Grant>, Vec<Grant>) = std::mem::take(&mut self.grants)
             .into_iter()
             .partition(|grant| grant.until.is_some_and(|until| until <= now));

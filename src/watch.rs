@@ -15,7 +15,7 @@ pub mod tally;
 pub mod wording;
 
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant, SystemTime};
@@ -31,7 +31,7 @@ use crate::time_share::TimeShare;
 use nflog::Logged;
 use packet::Packet;
 use protocol::{FromWorker, MAX_FROM_WORKER, MAX_TO_WORKER, Target, ToWorker};
-use tally::{Sequence, Tally};
+use tally::{Begun, Sequence, Tally};
 
 /// Packets that are read from one socket before the other has its turn.
 const TURN: usize = 256;
@@ -93,15 +93,17 @@ struct Source {
     tally: Tally,
     sequence: Sequence,
     lost: u64,
+    begun: Begun,
 }
 
 impl Source {
     fn new(socket: OwnedFd, next: u32, now: Instant) -> Self {
-        Self { socket, tally: Tally::new(now), sequence: Sequence::new(next), lost: 0 }
+        let (tally, sequence) = (Tally::new(now), Sequence::new(next));
+        Self { socket, tally, sequence, lost: 0, begun: Begun::default() }
     }
 
     /// Reads what waits, up to a turn's length.
-    fn read(&mut self, finder: &mut Finder, buffer: &mut [u8]) -> Result<(), WorkerError> {
+    fn read(&mut self, mut finder: Option<&mut Finder>, buffer: &mut [u8]) -> Result<(), WorkerError> {
         for _ in 0..TURN {
             let received = recv(&self.socket, &mut *buffer, RecvFlags::DONTWAIT);
             let length = match received.map_err(|error| Errno::from_raw(error.raw_os_error())) {
@@ -112,13 +114,13 @@ impl Source {
                 Err(error) => return Err(WorkerError::Receive(error.into())),
             };
             for logged in nflog::packets(buffer.get(..length).unwrap_or_default()) {
-                self.count(logged, finder);
+                self.count(logged, finder.as_deref_mut());
             }
         }
         Ok(())
     }
 
-    fn count(&mut self, logged: Logged<'_>, finder: &mut Finder) {
+    fn count(&mut self, logged: Logged<'_>, finder: Option<&mut Finder>) {
         if let Some(number) = logged.sequence {
             self.lost = self.lost.saturating_add(self.sequence.lost(number).into());
         }
@@ -129,12 +131,22 @@ impl Source {
             port: packet.destination_port,
             icmp: packet.icmp,
         };
-        let known = self.tally.knows(target, logged.uid);
-        let owner = if known { None } else { finder.owner(&packet) };
+        // Of refused packets each counts, as with the kernel; of those that begin a connection the first.
+        let again = finder.is_none() && self.again(&packet);
+        let finder = finder.filter(|_| !self.tally.knows(target, logged.uid));
+        let owner = finder.and_then(|finder| finder.owner(&packet));
         // The kernel's word about the packet is worth more than the table's about a port.
         let owner = owner.filter(|owner| logged.uid.is_none_or(|uid| uid == owner.uid));
         let uid = logged.uid.or(owner.map(|owner| owner.uid));
-        self.tally.add(target, uid, owner.map(|owner| owner.inode), milliseconds());
+        self.tally.add(target, uid, owner.map(|owner| owner.inode), milliseconds(), again);
+    }
+
+    fn again(&mut self, packet: &Packet) -> bool {
+        let address = |ip: Option<IpAddr>, port: Option<u16>| Some(SocketAddr::new(ip?, port?));
+        let from = address(packet.source, packet.source_port);
+        let to = address(packet.destination, packet.destination_port);
+        let (Some(from), Some(to), Some(sequence)) = (from, to, packet.sequence) else { return false };
+        self.begun.again(from, to, sequence)
     }
 }
 
@@ -220,8 +232,9 @@ impl Worker {
             if self.wait()? {
                 return Ok(());
             }
-            self.refused.read(&mut self.finder, &mut self.buffer)?;
-            self.used.read(&mut self.finder, &mut self.buffer)?;
+            self.refused.read(Some(&mut self.finder), &mut self.buffer)?;
+            // Of a connection the uid is enough, which the kernel says.
+            self.used.read(None, &mut self.buffer)?;
         }
     }
 

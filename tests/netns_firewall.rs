@@ -11,6 +11,10 @@
     reason = "a test ends by panicking; clippy.toml exempts test functions but not what they share"
 )]
 
+#[path = "netns_firewall/drift.rs"]
+mod drift;
+#[path = "netns_firewall/flows.rs"]
+mod flows;
 #[path = "netns_firewall/place.rs"]
 mod place;
 
@@ -423,6 +427,7 @@ fn older_listeners_are_closed_and_the_rest_of_loopback_is_open() {
     on_own_address.accept().unwrap();
 }
 
+/// Mere expiry ends nothing; taking the pair out of the held ones ends it (T36).
 #[test]
 fn flows_outlive_their_element_and_new_ones_do_not() {
     let Some(world) = World::new() else { return };
@@ -432,11 +437,20 @@ fn flows_outlive_their_element_and_new_ones_do_not() {
     let listener = world.outside.listen(&format!("{OUTSIDE4}:443"));
     let mut stream = world.inside.connect(AGENT, &format!("{OUTSIDE4}:443")).unwrap();
     let (mut served, _) = listener.accept().unwrap();
-    kernel.withdraw(&[(OUTSIDE4.parse().unwrap(), 443)]).unwrap();
+    stream.set_read_timeout(Some(place::PATIENCE)).unwrap();
+    let short = Element { timeout: Duration::from_millis(50), ..open(OUTSIDE4, 443) };
+    kernel.admit(&[short]).unwrap();
+    while !kernel.elements().unwrap().is_empty() {
+        std::thread::yield_now();
+    }
     stream.write_all(b"still").unwrap();
     served.read_exact(&mut [0; 5]).unwrap();
     let refused = world.inside.connect(AGENT, &format!("{OUTSIDE4}:443")).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    kernel.cut(&[(OUTSIDE4.parse().unwrap(), 443)]).unwrap();
+    stream.write_all(b"must not arrive").unwrap();
+    assert_eq!(stream.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert!(!world.leaked(&mut kernel, b"must not arrive"));
 }
 
 /// F31: renewal must change the expiry, longer and shorter, on every kernel.

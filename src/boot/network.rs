@@ -222,7 +222,7 @@ pub(super) fn firewall(
         || Ok(plan),
         |plan| {
             let allowlist = innkeeper.allowlist();
-            let loaded = firewall.load(plan.clone(), (*allowlist).clone());
+            let loaded = firewall.load(plan.clone(), allowlist);
             loaded.map_err(|error| host::firewall_trouble(&error))?;
             if let Some(queues) = queues {
                 watch(innkeeper, firewall, queues);
@@ -234,7 +234,7 @@ pub(super) fn firewall(
                 ipv6,
                 attributor: innkeeper.attributor.clone(),
             };
-            let policy = innkeeper.worker_policy();
+            let policy = innkeeper.standing();
             let (spawner, board) = (innkeeper.spawner.clone(), Arc::clone(innkeeper.board()));
             let started = Keeper::start(worker, sockets, policy, spawner, board, firewall.clone());
             let (keeper, primed) = started.map_err(|error| Trouble::internal(&error))?;

@@ -84,14 +84,11 @@ impl Denials {
 
     /// Whether the owner of the client's socket may be looked up now. See [`Denials::attributed`].
     pub fn may_attribute(&mut self, what: &str, now: Instant) -> bool {
-        // What shares a line with others has no owner to show.
-        if self.order.len() >= MAX_NAMES && !self.pending.contains_key(what) {
-            return false;
-        }
         let passed = now.saturating_duration_since(self.credited).as_secs_f64();
         self.credited = now;
         self.credit = (self.credit + passed * SHARE).min(MAX_CREDIT);
-        self.credit > 0.0
+        // What shares a line with others has no owner to show.
+        self.credit > 0.0 && (self.order.len() < MAX_NAMES || self.pending.contains_key(what))
     }
 
     /// A look-up took `spent`. All of them together take a share of the time, so that neither a flood nor a box with very

@@ -16,6 +16,7 @@ use super::protocol::{
     Admitted, DnsDenial, FromWorker, Health, MAX_FROM_WORKER, MAX_TO_WORKER, Policy, Setup, SocketKind,
     ToWorker,
 };
+use crate::allowlist::Allowlist;
 use crate::attribution::Attributor;
 use crate::channel::{self, ChannelError};
 use crate::firewall::{Admission, Firewall};
@@ -104,6 +105,21 @@ pub struct Plan {
     pub attributor: Attributor,
 }
 
+/// The policy in force.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    pub generation: u64,
+    pub allowlist: Allowlist,
+}
+
+impl Standing {
+    /// As text, which lives no longer than it takes to tell it.
+    fn for_worker(&self) -> Policy {
+        let rules = self.allowlist.rules().iter().map(ToString::to_string).collect();
+        Policy { generation: self.generation, rules }
+    }
+}
+
 /// The worker, kept alive.
 #[derive(Debug, Clone)]
 pub struct Keeper {
@@ -117,7 +133,7 @@ struct Shared {
     spawner: Spawner,
     board: Arc<Board>,
     firewall: Firewall,
-    policy: Mutex<Policy>,
+    policy: Mutex<Standing>,
     /// The living worker's channel; none while it is away.
     link: Mutex<Option<UnixStream>>,
     serving: Mutex<Option<Instant>>,
@@ -141,7 +157,7 @@ impl Keeper {
     pub fn start(
         plan: Plan,
         sockets: Sockets,
-        policy: Policy,
+        policy: Standing,
         spawner: Spawner,
         board: Arc<Board>,
         firewall: Firewall,
@@ -175,9 +191,10 @@ impl Keeper {
     }
 
     /// Gives the worker another policy; one that is away gets it when it comes back.
-    pub fn policy(&self, policy: &Policy) {
-        *lock(&self.shared.policy) = policy.clone();
-        self.shared.send(&ToWorker::Policy(policy.clone()));
+    pub fn policy(&self, policy: Standing) {
+        let frame = ToWorker::Policy(policy.for_worker());
+        *lock(&self.shared.policy) = policy;
+        self.shared.send(&frame);
     }
 
     /// Time was lost: every exact name is asked again now. A worker that is away does so when it comes back.
@@ -211,7 +228,7 @@ impl Shared {
         let setup = Setup {
             sockets: self.sockets.kinds.clone(),
             upstreams: self.plan.upstreams.clone(),
-            policy: lock(&self.policy).clone(),
+            policy: lock(&self.policy).for_worker(),
             refresh_s: self.plan.refresh.as_secs().max(1),
             ipv6: self.plan.ipv6,
             known: lock(&self.answers).list(Instant::now()),

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use hickory_server::proto::op::{OpCode, ResponseCode};
 use hickory_server::proto::rr::{DNSClass, Name, RecordType};
@@ -60,7 +61,7 @@ pub enum Why<'a> {
     /// The root, or a reverse look-up: no agent needs it, and programs ask without being told to. Not worth a denial.
     Unserved,
     /// The policy says no. `what` is the name in inert ASCII.
-    Denied { what: String, cause: Cause<'a> },
+    Denied { what: Arc<str>, cause: Cause<'a> },
 }
 
 /// Why the policy says no. Text is made of it only for whom it is told to: a flood of refused names is counted.
@@ -127,7 +128,7 @@ pub fn decide<'a>(query: Query<'_>, allowlist: &'a Allowlist, ipv6: bool) -> Dec
         return Decision::Refuse(Why::Unserved);
     }
     let Some(name) = domain_name(question.name) else {
-        let what = question.name.to_ascii().trim_end_matches('.').to_owned();
+        let what = question.name.to_ascii().trim_end_matches('.').into();
         return Decision::Refuse(Why::Denied { what, cause: Cause::NotAHostName });
     };
     if name.as_str() == "localhost" || name.as_str().ends_with(".localhost") {
@@ -196,7 +197,8 @@ mod tests {
 
     fn allowlist() -> Allowlist {
         let text = "ok.test\n*.wild.test\n!bad.wild.test\nkeys.test by=broker";
-        let (rules, problems) = parse_rules(text, |line| Origin::Setting { name: format!("test:{line}") });
+        let (rules, problems) =
+            parse_rules(text, |line| Origin::Setting { name: format!("test:{line}").into() });
         assert!(problems.is_empty());
         Allowlist::new(rules)
     }

@@ -16,8 +16,12 @@ use super::lookup::{Lookups, Outcome};
 use super::protocol::FromWorker;
 use crate::allowlist::DomainName;
 
-/// Names that are refreshed at a time.
-const AT_ONCE: usize = 64;
+/// Names that are refreshed at a time, where descriptors allow: 2,000 names are four rounds.
+const AT_ONCE: usize = 512;
+const AT_LEAST: usize = 16;
+/// Descriptors that a name may take while it is asked for: both families, two upstreams, three sockets for what gets
+/// lost and one for TCP; and as much again for clients' questions.
+const DESCRIPTORS: u64 = 32;
 /// Names with a shorter TTL aren't refreshed more often: PID 1's grace bridges what is left, and a client that asks
 /// gets a fresh answer anyway.
 const SHORTEST: Duration = Duration::from_secs(30);
@@ -140,6 +144,13 @@ pub struct Fresh {
     /// No name waits longer for its next look.
     pub longest: Duration,
     pub ipv6: bool,
+    pub at_once: usize,
+}
+
+/// How many names may be asked for at a time with so many descriptors.
+#[must_use]
+pub fn at_once(descriptors: u64) -> usize {
+    usize::try_from(descriptors / DESCRIPTORS).map_or(AT_ONCE, |names| names.clamp(AT_LEAST, AT_ONCE))
 }
 
 impl Fresh {
@@ -152,7 +163,7 @@ impl Fresh {
         let mut announced = None;
         policies.mark_changed();
         loop {
-            while running.len() < AT_ONCE
+            while running.len() < self.at_once
                 && let Some(name) = schedule.take_due(Instant::now())
             {
                 running.spawn(refresh(self.lookups.clone(), self.link.clone(), name, self.families()));
@@ -165,7 +176,7 @@ impl Fresh {
                 self.link.tell(FromWorker::Primed { generation }).await;
                 announced = Some(generation);
             }
-            let next = schedule.next_due().filter(|_| running.len() < AT_ONCE);
+            let next = schedule.next_due().filter(|_| running.len() < self.at_once);
             tokio::select! {
                 changed = policies.changed() => {
                     if changed.is_err() {
@@ -315,6 +326,11 @@ mod tests {
         assert!(drain(&mut schedule, now).is_empty());
         schedule.all_due(now);
         assert_eq!(drain(&mut schedule, now), ["a.test", "b.test"]);
+    }
+
+    #[test]
+    fn few_descriptors_make_small_rounds() {
+        assert_eq!([0, 1024, 4096, 1 << 20, u64::MAX].map(at_once), [16, 32, 128, 512, 512]);
     }
 
     #[test]

@@ -110,7 +110,8 @@ impl Batch {
         };
         for message in received {
             let Some(client) = message.address.as_ref().and_then(address) else { continue };
-            self.questions.push((message.iovs().flatten().copied().collect(), client));
+            let octets = message.iovs().next().unwrap_or_default();
+            self.questions.push((octets.to_vec(), client));
         }
         Ok(())
     }

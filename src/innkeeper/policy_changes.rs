@@ -104,34 +104,38 @@ impl Innkeeper {
         let (Some(firewall), Some(keeper)) = (self.firewall.get(), self.keeper.get()) else {
             return Err("the box is still booting; try again when it is ready".to_owned());
         };
-        let allowlist = Arc::new(Allowlist::new(next.rules()));
+        let allowlist = Allowlist::new(next.rules());
         // The firewall first: what is no longer allowed is closed before a name could open it again.
-        firewall.policy((*allowlist).clone()).map_err(|error| chain(&error))?;
+        firewall.policy(allowlist.clone()).map_err(|error| chain(&error))?;
         self.generation.store(next.generation, Ordering::Relaxed);
         *lock(&self.policy) = next;
         *lock(&self.allowlist) = allowlist;
-        keeper.policy(&self.worker_policy());
+        keeper.policy(self.standing());
         Ok(())
     }
 
-    /// Puts the policy on the board; returns its generation and size.
-    pub(super) fn show_policy(&self) -> (u64, usize) {
+    /// The rules as `status` shows them. Made when somebody asks: a copy of 10,000 rules would live for nobody.
+    pub(super) fn shown_rules(&self) -> Vec<PolicyRule> {
         let policy = lock(&self.policy).clone();
         let (now, wall) = (boottime(), SystemTime::now());
-        let shown = |(rule, until): (Rule, Option<Duration>)| PolicyRule {
+        let shown = |(rule, until): (Arc<Rule>, Option<Duration>)| PolicyRule {
             rule: rule.to_string(),
             by: rule.options.by.to_string(),
             origin: rule.origin.to_string(),
             expires_at: until.map(|until| report::time(wall + until.saturating_sub(now))),
         };
-        let rules: Vec<PolicyRule> = policy.entries().map(shown).collect();
-        let mut text: Vec<&str> = rules.iter().map(|rule| rule.rule.as_str()).collect();
+        policy.entries().map(shown).collect()
+    }
+
+    /// Puts the policy's name on the board; returns its generation and size.
+    pub(super) fn show_policy(&self) -> (u64, usize) {
+        let policy = lock(&self.policy).clone();
+        let mut text: Vec<String> = policy.entries().map(|(rule, _)| rule.to_string()).collect();
         text.sort_unstable();
         let digest = report::sha256(&text.join("\n"));
-        let count = rules.len();
+        let count = text.len();
         self.board.update(|report| {
             report.policy.generation = policy.generation;
-            report.policy.rules = rules;
             report.box_.policy_sha256 = digest;
         });
         (policy.generation, count)

@@ -24,6 +24,8 @@ pub struct Packet {
     pub protocol: Option<u8>,
     pub source_port: Option<u16>,
     pub destination_port: Option<u16>,
+    /// TCP's sequence number: a segment that is sent again has it again.
+    pub sequence: Option<u32>,
     /// Type of an ICMP or ICMPv6 message.
     pub icmp: Option<u8>,
     /// Identifier of an echo, which a socket has where others have a port.
@@ -118,6 +120,8 @@ fn transport(packet: &mut Packet, octets: &[u8]) {
     match packet.protocol {
         Some(TCP | UDP | DCCP | SCTP | UDP_LITE) => {
             (packet.source_port, packet.destination_port) = (short(octets, 0), short(octets, 2));
+            let number = chunk(octets, 4).map(u32::from_be_bytes);
+            packet.sequence = number.filter(|_| packet.protocol == Some(TCP));
         }
         Some(ICMP | ICMP6) => {
             packet.icmp = octets.first().copied();
@@ -160,7 +164,7 @@ mod tests {
         packet
     }
 
-    const PORTS: [u8; 4] = [0x9c, 0x40, 0x01, 0xbb];
+    const PORTS: [u8; 8] = [0x9c, 0x40, 0x01, 0xbb, 0, 0, 1, 2];
 
     fn ports(packet: &[u8]) -> (Option<u16>, Option<u16>) {
         let found = parse(packet);
@@ -172,7 +176,8 @@ mod tests {
         let found = parse(&v4(6, &[], 0x4000, &PORTS));
         assert_eq!(found.source, Some("203.0.113.2".parse().unwrap()));
         assert_eq!(found.destination, Some("198.51.100.66".parse().unwrap()));
-        assert_eq!((found.protocol, found.fragment), (Some(6), false));
+        assert_eq!((found.protocol, found.fragment, found.sequence), (Some(6), false, Some(258)));
+        assert_eq!(parse(&v4(17, &[], 0, &PORTS)).sequence, None);
         for protocol in [6, 17, 33, 132, 136] {
             let expected = (Some(40_000), Some(443));
             assert_eq!(ports(&v4(protocol, &[], 0, &PORTS)), expected);

@@ -54,6 +54,8 @@ pub struct Flow {
     pub first: u64,
     pub last: u64,
     pub count: u64,
+    /// More than counted where a connection's first packet had to be sent again: that is no other connection.
+    pub packets: u64,
 }
 
 /// Where packets went; what could not be read is none.

@@ -59,8 +59,9 @@ impl AsFd for Queue {
     }
 }
 
-/// One request: the group is ours, headers only, one datagram a packet, and packets are numbered. No protocol family
-/// is bound (`PF_BIND`): that would be for rules without a group, which are others'.
+/// One request: the group is ours, headers only, and packets are numbered. How many wait for each other in a datagram
+/// is said by the rules. No protocol family is bound (`PF_BIND`): that would be for rules without a group, which are
+/// others'.
 fn configure(socket: &OwnedFd, group: u16) -> io::Result<()> {
     let request = config_request(
         NetfilterProtoFamily::Unspec,
@@ -68,7 +69,6 @@ fn configure(socket: &OwnedFd, group: u16) -> io::Result<()> {
         vec![
             ConfigNla::Cmd(ConfigCmd::Bind),
             ConfigNla::Mode(ConfigMode::new_packet(SNAPLEN)),
-            ConfigNla::QThresh(1),
             ConfigNla::Flags(ConfigFlags::SEQ),
         ],
     );

@@ -57,12 +57,14 @@ impl Reporter {
         match frame {
             FromWorker::Serving => {}
             FromWorker::Refused(flow) => {
-                count(&mut lock(&self.heard).refused, flow.count);
+                count(&mut lock(&self.heard).refused, flow.packets);
                 self.refused(flow);
             }
             FromWorker::Used(flow) => {
-                count(&mut lock(&self.heard).used, flow.count);
-                self.board.used(&self.describe(flow));
+                count(&mut lock(&self.heard).used, flow.packets);
+                if flow.count > 0 {
+                    self.board.used(&self.describe(flow));
+                }
             }
             FromWorker::Lost { refused, used } => {
                 count(&mut lock(&self.heard).refused, *refused);

@@ -3,6 +3,7 @@
 //! However fast the agent sends, PID 1 gets a few frames a second and the counts are right. Time is a parameter.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::protocol::{Flow, Target};
@@ -38,18 +39,20 @@ impl Tally {
         self.pending.contains_key(&(Some(target), uid)) || self.pending.len() >= MAX_FLOWS
     }
 
-    /// Counts one packet that was read at `at` (milliseconds since 1970).
-    pub fn add(&mut self, target: Target, uid: Option<u32>, inode: Option<u64>, at: u64) {
+    /// Notes one packet that was read at `at` (milliseconds since 1970). One that was sent `again` is not counted.
+    pub fn add(&mut self, target: Target, uid: Option<u32>, inode: Option<u64>, at: u64, again: bool) {
+        let one = u64::from(!again);
         let key = (Some(target), uid);
         let listed = self.pending.contains_key(&key) || self.pending.len() < MAX_FLOWS;
         let (key, inode) = if listed { (key, inode) } else { ((None, None), None) };
         if let Some(flow) = self.pending.get_mut(&key) {
-            flow.count += 1;
+            flow.count += one;
+            flow.packets += 1;
             flow.last = flow.last.max(at);
             return;
         }
         let (target, uid) = key;
-        self.pending.insert(key, Flow { target, uid, inode, first: at, last: at, count: 1 });
+        self.pending.insert(key, Flow { target, uid, inode, first: at, last: at, count: one, packets: 1 });
         self.order.push_back(key);
     }
 
@@ -73,6 +76,31 @@ impl Tally {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.pending.is_empty()
+    }
+}
+
+/// First packets of connections that are remembered, to know one that is sent again. A server that does not answer
+/// makes Linux send it seven times within two minutes (`tcp_syn_retries`).
+const MAX_BEGUN: usize = 256;
+
+/// Connections that began lately.
+#[derive(Debug, Default)]
+pub struct Begun {
+    recent: VecDeque<(SocketAddr, SocketAddr, u32)>,
+}
+
+impl Begun {
+    /// Whether this first packet, from here to there with TCP's sequence number, was seen before.
+    pub fn again(&mut self, from: SocketAddr, to: SocketAddr, sequence: u32) -> bool {
+        let packet = (from, to, sequence);
+        if self.recent.contains(&packet) {
+            return true;
+        }
+        if self.recent.len() == MAX_BEGUN {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(packet);
+        false
     }
 }
 
@@ -112,12 +140,12 @@ mod tests {
         let mut tally = Tally::new(now);
         assert!(!tally.knows(to(66, 443), Some(1000)));
         for at in 5..10 {
-            tally.add(to(66, 443), Some(1000), Some(at), at);
+            tally.add(to(66, 443), Some(1000), Some(at), at, false);
         }
         assert!(tally.knows(to(66, 443), Some(1000)));
         assert!(!tally.knows(to(66, 443), Some(0)));
-        tally.add(to(66, 443), Some(0), None, 11);
-        tally.add(to(66, 80), Some(1000), None, 12);
+        tally.add(to(66, 443), Some(0), None, 11, false);
+        tally.add(to(66, 80), Some(1000), None, 12, false);
         let flow = tally.take(now).unwrap();
         assert_eq!((flow.uid, flow.inode, flow.first, flow.last, flow.count), (Some(1000), Some(5), 5, 9, 5));
         assert_eq!(tally.take(now).unwrap().uid, Some(0));
@@ -131,7 +159,7 @@ mod tests {
         let mut now = Instant::now();
         let mut tally = Tally::new(now);
         for i in 0..100_000 {
-            tally.add(to(i % 5000, 443), Some(1000), None, 0);
+            tally.add(to(i % 5000, 443), Some(1000), None, 0, false);
         }
         assert!(tally.pending.len() <= MAX_FLOWS + 1 && tally.order.len() <= MAX_FLOWS + 1);
         let (mut counted, mut others, mut seconds) = (0, 0, 0);
@@ -148,6 +176,22 @@ mod tests {
         }
         assert_eq!((counted, others), (100_000, 1));
         assert!(seconds >= 20, "{seconds}");
+    }
+
+    #[test]
+    fn a_packet_that_is_sent_again_is_no_other_connection() {
+        let now = Instant::now();
+        let (mut tally, mut begun) = (Tally::new(now), Begun::default());
+        let (from, there) = ("203.0.113.2:40000".parse().unwrap(), "198.51.100.66:443".parse().unwrap());
+        for sequence in [7, 8, 7, 7] {
+            tally.add(to(66, 443), Some(1000), None, 0, begun.again(from, there, sequence));
+        }
+        let flow = tally.take(now).unwrap();
+        assert_eq!((flow.count, flow.packets), (2, 4));
+        for sequence in 0..10_000 {
+            begun.again(from, there, sequence);
+        }
+        assert!(begun.recent.len() <= MAX_BEGUN);
     }
 
     #[test]
