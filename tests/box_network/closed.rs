@@ -651,3 +651,60 @@ fn t203_packets_that_no_socket_owns_neither_slip_out_nor_get_stuck() {
         .collect();
     assert!(strange.is_empty(), "{strange:?}");
 }
+
+/// Routed by way of an open address to a closed one: IPv6's source routing (RFC 8754), for which a socket needs no privilege.
+const SEGMENTS: &str = r#"
+import socket, struct
+via, target = socket.inet_pton(socket.AF_INET6, "VIA"), socket.inet_pton(socket.AF_INET6, "TARGET")
+header = struct.pack("!BBBBBBH", 0, 4, 4, 1, 1, 0, 0) + target + via
+s = socket.socket(socket.AF_INET6)
+s.settimeout(1)
+s.setsockopt(socket.IPPROTO_IPV6, 57, header)
+try:
+    s.connect(("TARGET", 80))
+    s.send(b"SIGN")
+except OSError as error:
+    print(error)
+"#;
+
+#[test]
+fn t25_a_routing_header_takes_nothing_past_the_rules() {
+    let Some(rig) = Rig::new() else { return };
+    let (via, evil) = (host("ok_v6"), host("evil_v6"));
+    let program = |sign: &str| SEGMENTS.replace("VIA", &via).replace("TARGET", &evil).replace("SIGN", sign);
+    let arrived = |since: Mark| {
+        let packets = rig.world.packets_since(since);
+        packets
+            .into_iter()
+            .filter(|one| one["dst"] == via.as_str() || one["dst"] == evil.as_str())
+            .collect::<Vec<_>>()
+    };
+    let mark = rig.world.sync();
+    let control = python_outside(&rig, &program("control"));
+    assert!(!arrived(mark).is_empty(), "this kernel routes by segments: {control:?}");
+    let guest = rig.boot(&BoxOptions::new().allow("onlysix.test:80"));
+    page(&guest, AGENT, "onlysix.test");
+    let mark = rig.world.sync();
+    for user in [AGENT, ROOT] {
+        python(&guest, user, &program("leak"));
+    }
+    assert_eq!(arrived(mark), [] as [Value; 0]);
+}
+
+#[test]
+fn t26_the_session_joins_no_group_of_the_link() {
+    let Some(rig) = Rig::new() else { return };
+    let join = "import socket, struct\ns = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\n\
+                s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, socket.inet_pton(socket.AF_INET6, 'ff02::6c65:616b') + struct.pack('I', 2))\n\
+                print(open('/proc/net/igmp6').read())";
+    // A report of the group goes to everybody on the link: its name is a message.
+    let group = "ff02000000000000000000006c65616b";
+    let control = python_outside(&rig, join);
+    assert!(control.out.contains(group), "{control:?}");
+    let guest = rig.boot(&BoxOptions::new());
+    guest.write_as_agent("/tmp/join.py", join);
+    let tried = guest.as_session("python3 /tmp/join.py");
+    assert!(!tried.ok() && tried.err.contains("PermissionError"), "{tried:?}");
+    let joined = guest.exec_root("cat /proc/net/igmp6").out;
+    assert!(!joined.contains(group), "{joined}");
+}
