@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::common::{
-    GET, everybody, gets_through, nothing_to, only_questions_to, python, python_outside, refused_fast,
+    GET, all_refused_fast, everybody, gets_through, nothing_to, only_questions_to, python, python_outside,
 };
 use crate::rig::{AGENT, BoxOptions, Mark, ROOT, Rig, RunningBox, Talking, host};
 
@@ -21,11 +21,7 @@ fn t27_no_echo_leaves_not_even_to_an_open_address() {
     }
     let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80;onlysix.test:443,80"));
     let mark = rig.world.sync();
-    for target in &targets {
-        for (who, done) in everybody(&guest, &["ping", target, "leak"]) {
-            assert!(!done.ok(), "{who} {target}: {done:?}");
-        }
-    }
+    all_refused_fast(&guest, targets.iter().map(|target| ["ping", target, "leak"]));
     let packets = rig.world.packets_since(mark);
     assert!(packets.iter().all(|one| one["proto"] != "icmp" && one["proto"] != "icmp6"), "{packets:?}");
     page(&guest, AGENT, "ok.test");
@@ -126,11 +122,8 @@ fn t29_udp_to_an_open_address_is_refused_quic_too() {
     }
     let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80,9999,123;onlysix.test:443,80,9999,123"));
     let mark = rig.world.sync();
-    for target in &targets {
-        for port in ["443", "9999", "123", "80"] {
-            refused_fast(&guest, &["udp", target, port, "leak"]);
-        }
-    }
+    let by_udp = |target| ["443", "9999", "123", "80"].map(|port| ["udp", target, port, "leak"]);
+    all_refused_fast(&guest, targets.iter().flat_map(|target| by_udp(target.as_str())));
     // QUIC's long header; what curl would do if it could.
     let quic = "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\nfor i in range(3):\n \
                 s.sendto(b'\\xc0\\0\\0\\0\\1\\x08leakleak' + bytes(1188), ('TARGET', 443))";
@@ -158,11 +151,8 @@ fn t34_other_ports_of_an_open_address_are_refused() {
     let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,9999;onlysix.test:443,9999"));
     let mark = rig.world.sync();
     for target in &targets {
-        for port in closed {
-            refused_fast(&guest, &["tcp", target, port, GET]);
-        }
         // 80 is a port of other rules, of the profiles', for other addresses.
-        refused_fast(&guest, &["tcp", target, "80", GET]);
+        all_refused_fast(&guest, closed.iter().chain(&["80"]).map(|port| ["tcp", target, port, GET]));
         for port in ["443", "9999"] {
             for (who, done) in everybody(&guest, &["tcp", target, port, "hello"]) {
                 assert!(done.ok(), "{who} {target} {port}: {done:?}");
@@ -185,10 +175,8 @@ fn t35_neighbours_of_an_open_address_are_closed() {
     }
     let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80;onlysix.test"));
     let mark = rig.world.sync();
-    for neighbour in neighbours {
-        refused_fast(&guest, &["tcp", neighbour, "443", "leak"]);
-        refused_fast(&guest, &["tcp", neighbour, "22", "leak"]);
-    }
+    let both = |neighbour| ["443", "22"].map(|port| ["tcp", neighbour, port, "leak"]);
+    all_refused_fast(&guest, neighbours.into_iter().flat_map(both));
     for neighbour in neighbours {
         nothing_to(&rig, mark, neighbour);
     }
@@ -497,11 +485,13 @@ fn t25_ipv4_in_ipv6_clothes_meets_ipv4s_rules() {
     }
     let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80"));
     let mark = rig.world.sync();
-    for (address, port) in mapped {
-        for user in [AGENT, ROOT] {
-            for kind in ["tcp", "udp"] {
-                assert!(!guest.client(user, &[kind, address, port, GET]).ok(), "{kind} {address} as {user}");
-            }
+    for user in [AGENT, ROOT] {
+        let each = mapped.iter().flat_map(|(address, port)| {
+            ["tcp", "udp"].map(|kind| [kind, address, port, GET].map(str::to_owned).to_vec())
+        });
+        let each: Vec<_> = each.collect();
+        for (attempt, done) in each.iter().zip(guest.clients(Some(user), &each)) {
+            assert!(!done.ok(), "{attempt:?} as {user}: {done:?}");
         }
     }
     // Nor does the way around open more of an open address.
