@@ -57,6 +57,8 @@ write("client_message", {
     "update": question("ok.test", 6, flags=0x2800),
     "answer": question("ok.test", flags=0x8180),
     "pointer-loop": struct.pack("!HHHHHH", 1, 0x0100, 1, 0, 0, 0) + b"\xc0\x0c" + struct.pack("!HH", 1, 1),
+    # Found by the fuzzer: a name in the header, which is another one in the reply.
+    "pointer-into-header": struct.pack("!HHHHHH", 1, 0x0100, 1, 0, 0, 0) + b"\xc0\x02" + struct.pack("!HH", 1, 1),
     "odd-label": struct.pack("!HHHHHH", 1, 0x0100, 1, 0, 0, 0) + b"\x04a\0\xff.\x04test\0" + struct.pack("!HH", 1, 1),
     "long-name": question(".".join(["x" * 63] * 3 + ["y" * 50, "test"])),
     "reverse": question("1.0.0.127.in-addr.arpa", 12),
