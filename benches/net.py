@@ -11,7 +11,7 @@ import time
 
 import ground
 import rig
-from ground import NAMES, PEERS, Ground, median, table
+from ground import NAMES, Ground, median, table
 from rig import BenchError, run
 
 PARTS = ("dns", "admission", "connect", "refresh", "packet", "memory")
@@ -55,14 +55,16 @@ def dns(world):
           f" the generator's own\nlimit, against an echo: {spread([rate(r) for r in floor], 1e3)}. *CPU*: microseconds of"
           " processor time a question,\nInnkeeper's with PID 1's.\n")
     servers = ("innkeeper", "dnsmasq", "unbound")
-    rows = [["", *servers, "/ dnsmasq", "/ unbound", *(f"CPU {name}" for name in servers), ""]]
+    rows = [["", *servers, "/ dnsmasq", "/ unbound", *(f"CPU {name}" for name in servers), "CPU: dnsmasq / it",
+             "CPU: unbound / it", ""]]
     for label, found in results.items():
         rates = {name: median([rate(each) for each in found[name]]) for name in servers}
         cpu = {name: median([each["cpu_us"] for each in found[name]]) for name in servers}
         odd = "; ".join(f"{name}: {oddities(found[name])}" for name in servers if oddities(found[name]))
         rows.append([label, *(spread([rate(r) for r in found[name]], 1e3) for name in servers),
                      *(f"{rates['innkeeper'] / rates[name]:.2f} ×" for name in servers[1:]),
-                     *(f"{cpu[name]:.1f}" for name in servers), odd])
+                     *(f"{cpu[name]:.1f}" for name in servers),
+                     *(f"{cpu[name] / cpu['innkeeper']:.2f} ×" for name in servers[1:]), odd])
     table(rows)
     print(f"\n**Latency at {PACED:,} questions a second**, microseconds p50 / p99, from when each was due.\n")
     rows = [["", *servers, ""]]
