@@ -12,6 +12,7 @@ pub mod last_answers;
 pub mod link;
 pub mod lookup;
 pub mod loop_mark;
+pub mod name_server;
 pub mod policy;
 pub mod protocol;
 pub mod refresh;
@@ -104,7 +105,8 @@ async fn work(channel: UnixStream, setup: Setup, sockets: Vec<OwnedFd>) -> Resul
     let link = Arc::new(link);
     let rules = Rules::new(&setup.policy)?;
     let (announce, policies) = watch::channel(rules.generation);
-    let upstreams = Upstreams::new(&setup.upstreams).map_err(WorkerError::Upstreams)?;
+    let upstreams =
+        Upstreams::new(&setup.upstreams, setup.roots.as_deref()).map_err(WorkerError::Upstreams)?;
     let lookups = Arc::new(Lookups::new(rules, upstreams, link.clone()));
     lookups.restore(setup.known);
     let tables = SocketTables::new("/proc/net");
