@@ -216,7 +216,12 @@ fn pairs_in(
 }
 
 fn output(plan: &FirewallPlan) -> Vec<Rule> {
-    let mut rules = to_worker(plan);
+    // Any uid may set them. A packet to an allowed address could name another as its next or last stop.
+    let mut rules = vec![
+        refuse(vec![Match::Options4], "no source route, nor any other option: nobody here needs one"),
+        refuse(vec![Match::Routing6], "no source route"),
+    ];
+    rules.extend(to_worker(plan));
     rules.extend(questions(plan));
     rules.extend(closed_listeners(plan));
     if plan.vm {
