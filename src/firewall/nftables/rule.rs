@@ -101,16 +101,7 @@ impl Machine {
             Match::DestinationPort(transport, port) => self.port(transport, 2, port),
             Match::DestinationIn(family, transport, set) => self.pair_in(family, transport, set, false),
             Match::SourceIn(family, transport, set) => self.pair_in(family, transport, set, true),
-            Match::Direction(direction) => {
-                self.other("ct", vec![number(2, CT_DIRECTION), number(1, Register::Reg1.into())]);
-                self.compare(
-                    Operator::Equal,
-                    &[match direction {
-                        Direction::Original => 0,
-                        Direction::Reply => 1,
-                    }],
-                );
-            }
+            Match::Direction(direction) => self.direction(direction),
             Match::State(State::Established) => self.conntrack(CT_STATE, 1 << 1),
             Match::State(State::Related) => self.conntrack(CT_STATE, 1 << 2),
             Match::State(State::New) => self.conntrack(CT_STATE, 1 << 3),
@@ -126,26 +117,37 @@ impl Machine {
                 self.mask(&[0x0f]);
                 self.compare(Operator::NotEqual, &[5]);
             }
-            Match::Routing6 => {
-                self.family(Family::V6);
-                self.other(
-                    "exthdr",
-                    vec![
-                        number(1, Register::Reg1.into()),
-                        DefaultNla::new(2, vec![IPPROTO_ROUTING]),
-                        number(3, 0),
-                        number(4, 1),
-                        number(5, EXTHDR_PRESENT),
-                    ],
-                );
-                self.compare(Operator::Equal, &[1]);
-            }
+            Match::Routing6 => self.routing(),
             Match::HopLimit(limit) => {
                 self.family(Family::V6);
                 self.load(NETWORK_HEADER, 7, 1, Register::Reg1);
                 self.compare(Operator::Equal, &[limit]);
             }
         }
+    }
+
+    fn routing(&mut self) {
+        self.family(Family::V6);
+        self.other(
+            "exthdr",
+            vec![
+                number(1, Register::Reg1.into()),
+                DefaultNla::new(2, vec![IPPROTO_ROUTING]),
+                number(3, 0),
+                number(4, 1),
+                number(5, EXTHDR_PRESENT),
+            ],
+        );
+        self.compare(Operator::Equal, &[1]);
+    }
+
+    fn direction(&mut self, direction: Direction) {
+        self.other("ct", vec![number(2, CT_DIRECTION), number(1, Register::Reg1.into())]);
+        let number = match direction {
+            Direction::Original => 0,
+            Direction::Reply => 1,
+        };
+        self.compare(Operator::Equal, &[number]);
     }
 
     fn action(&mut self, action: Action) {
