@@ -87,25 +87,26 @@ class World:
             raise BenchError(f"the fake internet did not start: {line}{self._process.stderr.read()}")
         threading.Thread(target=self._process.stderr.read, daemon=True).start()
 
-    def namespace(self):
-        """A network namespace as an engine would hand it over, held by a container that sleeps."""
+    def namespace(self, upstream=UPSTREAM, host=2):
+        """A network namespace as an engine would hand it over, held by a container that sleeps. `host` is the last
+        part of its addresses: two with the same one must not live at a time."""
         self.count += 1
         name = f"{self.tag}-net{self.count}"
         self.containers.append(name)
-        run("docker", "run", "--detach", "--name", name, "--network", "none", "--dns", UPSTREAM, "--no-healthcheck",
+        run("docker", "run", "--detach", "--name", name, "--network", "none", "--dns", upstream, "--no-healthcheck",
             "--entrypoint", "/bin/sleep", IMAGE, "infinity")
         pid = run("docker", "inspect", "--format", "{{.State.Pid}}", name)
         port = f"port{self.count}"
         run("ip", "-n", self.netns, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", pid)
         run("ip", "-n", self.netns, "link", "set", port, "master", "world0", "up")
         # What is sent to sink0 disappears: the prober's packets shall cost nobody anything.
-        run("nsenter", "--net", "--target", pid, "sh", "-euc", """
+        run("nsenter", "--net", "--target", pid, "sh", "-euc", f"""
             cd /proc/sys/net/ipv6/conf
             for each in all eth0 lo; do echo 0 > $each/disable_ipv6; done
             echo 0 > eth0/accept_dad
-            ip link set eth0 address 02:00:00:00:77:02
-            ip addr add 172.31.77.2/29 dev eth0
-            ip -6 addr add fd77::2/64 dev eth0 nodad
+            ip link set eth0 address 02:00:00:00:77:0{host}
+            ip addr add 172.31.77.{host}/29 dev eth0
+            ip -6 addr add fd77::{host}/64 dev eth0 nodad
             ip link set eth0 up
             ip route add default via 172.31.77.1
             ip -6 route add default via fd77::1

@@ -8,6 +8,8 @@ use crate::filesystem::layout::Owner;
 pub const AGENT: &str = "claude";
 /// The user of the worker `dns`.
 pub const DNS: &str = "innkeeper-dns";
+/// The user of the worker `watch`.
+pub const WATCH: &str = "innkeeper-watch";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
@@ -50,21 +52,26 @@ impl Account {
 pub struct Accounts {
     pub agent: Account,
     pub dns: Account,
+    pub watch: Account,
 }
 
 impl Accounts {
     /// Finds them, and that none of them is root or another one.
     pub fn find() -> Result<Self, AccountError> {
-        let (agent, dns) = (Account::find(AGENT)?, Account::find(DNS)?);
-        if agent.uid == dns.uid {
-            return Err(AccountError::Shared(AGENT, DNS));
+        let (agent, dns, watch) = (Account::find(AGENT)?, Account::find(DNS)?, Account::find(WATCH)?);
+        for (one, other, names) in
+            [(&agent, &dns, (AGENT, DNS)), (&agent, &watch, (AGENT, WATCH)), (&dns, &watch, (DNS, WATCH))]
+        {
+            if one.uid == other.uid {
+                return Err(AccountError::Shared(names.0, names.1));
+            }
         }
-        Ok(Self { agent, dns })
+        Ok(Self { agent, dns, watch })
     }
 
     /// Every uid that belongs to the box's inner life: what ends with it.
     #[must_use]
-    pub fn uids(&self) -> [u32; 2] {
-        [self.agent.uid, self.dns.uid]
+    pub fn uids(&self) -> [u32; 3] {
+        [self.agent.uid, self.dns.uid, self.watch.uid]
     }
 }

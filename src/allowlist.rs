@@ -15,8 +15,7 @@ mod ceiling;
 
 pub use ceiling::Ceiling;
 
-/// A host name: lower case, no final dot, at least one label, every label 1–63 octets, 253 in all (RFC 1035 §2.3.4).
-/// Copies share their text: one name is in the rules, their index, the cache, the schedule and the book of what is open.
+/// A host name, shared by all its copies: lower case, no final dot, at least one label, every label 1–63 octets, 253 in all (RFC 1035 §2.3.4).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DomainName(Arc<str>);
@@ -59,10 +58,8 @@ impl DomainName {
         for label in bare.split('.') {
             check_label(label)?;
         }
-        if bare.bytes().any(|octet| octet.is_ascii_uppercase()) {
-            return Ok(Self(bare.to_ascii_lowercase().into()));
-        }
-        Ok(Self(bare.into()))
+        let is_lower = !bare.bytes().any(|octet| octet.is_ascii_uppercase());
+        Ok(Self(if is_lower { Arc::from(bare) } else { Arc::from(bare.to_ascii_lowercase()) }))
     }
 
     #[must_use]
@@ -126,10 +123,10 @@ impl From<DomainName> for Arc<str> {
     }
 }
 
-/// Equal, ordered and hashed as its text is, so that maps by name can be asked with any text.
+/// `Hash` and `Ord` are those of the text, so that a text can be looked up.
 impl Borrow<str> for DomainName {
     fn borrow(&self) -> &str {
-        self.as_str()
+        &self.0
     }
 }
 
@@ -198,17 +195,16 @@ impl fmt::Display for Subject {
 }
 
 /// Where a rule was written; shown wherever the rule is.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Origin {
     /// A line of a file.
-    File { path: String, line: usize },
+    File { path: Arc<str>, line: usize },
     /// A line of a profile.
-    Profile { name: String, line: usize },
+    Profile { name: Arc<str>, line: usize },
     /// A variable or a key of `innkeeper.toml`.
-    Setting { name: String },
+    Setting { name: Arc<str> },
     /// The host of a repository that the box clones.
-    Repository { url: String },
+    Repository { url: Arc<str> },
     /// The operator, in the living box.
     Operator,
 }
@@ -291,6 +287,10 @@ pub enum RuleError {
     Port(String),
     #[error("unknown option \"{0}\"; there are private, by=agent|broker|boot, required, telemetry")]
     Option(String),
+    #[error(
+        "port 53 can't be opened: every question about a name is the box's own resolver's (network.upstreams)"
+    )]
+    Resolver,
     #[error("a deny rule takes no ports and no options: it denies the name as a whole")]
     DenyWithDetails,
     #[error("\"{0}\" is a URL; a rule is a NAME[:PORT[,PORT…]]")]
@@ -360,6 +360,8 @@ fn split_ports(subject: &str) -> Result<(&str, Option<Vec<u16>>), RuleError> {
     for text in list.split(',') {
         let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
         match text.parse::<u16>() {
+            // Such a rule could not work: these packets are redirected before any rule about a name.
+            Ok(53) if digits => return Err(RuleError::Resolver),
             Ok(port) if digits && port != 0 => ports.push(port),
             Ok(_) | Err(_) => return Err(RuleError::Port(text.to_owned())),
         }
@@ -436,32 +438,61 @@ impl fmt::Display for Denied<'_> {
     }
 }
 
-/// The effective policy: every rule, indexed so that a verdict costs one look-up per label.
+/// The effective policy: every rule, indexed so that a verdict costs one look-up per label. Its copies share it.
 #[derive(Debug, Clone, Default)]
 pub struct Allowlist {
-    rules: Vec<Rule>,
-    exact: HashMap<DomainName, Vec<usize>>,
-    below: HashMap<DomainName, Vec<usize>>,
+    shared: Arc<Indexed>,
+}
+
+#[derive(Debug, Default)]
+struct Indexed {
+    rules: Vec<Arc<Rule>>,
+    exact: HashMap<DomainName, Places>,
+    below: HashMap<DomainName, Places>,
+}
+
+/// Where the rules about a name are; nearly always one.
+#[derive(Debug)]
+enum Places {
+    One(usize),
+    Many(Vec<usize>),
+}
+
+impl Places {
+    fn add(&mut self, index: usize) {
+        match self {
+            Self::One(first) => *self = Self::Many(vec![*first, index]),
+            Self::Many(all) => all.push(index),
+        }
+    }
+
+    fn iter(&self) -> std::slice::Iter<'_, usize> {
+        match self {
+            Self::One(index) => std::slice::from_ref(index).iter(),
+            Self::Many(all) => all.iter(),
+        }
+    }
 }
 
 impl Allowlist {
     #[must_use]
-    pub fn new(rules: Vec<Rule>) -> Self {
-        let mut exact: HashMap<DomainName, Vec<usize>> = HashMap::new();
-        let mut below: HashMap<DomainName, Vec<usize>> = HashMap::new();
-        for (index, rule) in rules.iter().enumerate() {
+    pub fn new<R: Into<Arc<Rule>>>(rules: impl IntoIterator<Item = R>) -> Self {
+        let mut indexed =
+            Indexed { rules: rules.into_iter().map(Into::into).collect(), ..Indexed::default() };
+        for (index, rule) in indexed.rules.iter().enumerate() {
             let (map, name) = match &rule.pattern {
-                DomainPattern::Exact(name) => (&mut exact, name),
-                DomainPattern::Below(name) => (&mut below, name),
+                DomainPattern::Exact(name) => (&mut indexed.exact, name),
+                DomainPattern::Below(name) => (&mut indexed.below, name),
             };
-            map.entry(name.clone()).or_default().push(index);
+            let place = map.entry(name.clone());
+            place.and_modify(|places| places.add(index)).or_insert(Places::One(index));
         }
-        Self { rules, exact, below }
+        Self { shared: Arc::new(indexed) }
     }
 
     #[must_use]
-    pub fn rules(&self) -> &[Rule] {
-        &self.rules
+    pub fn rules(&self) -> &[Arc<Rule>] {
+        &self.shared.rules
     }
 
     /// Whether the agent may use this name, and by which rules.
@@ -496,16 +527,17 @@ impl Allowlist {
     }
 
     fn matching<'a, 'n>(&'a self, name: &'n DomainName) -> impl Iterator<Item = &'a Rule> + use<'a, 'n> {
-        let exact = self.exact.get(name.as_str()).into_iter();
-        let below = name.parents().filter_map(|parent| self.below.get(parent));
-        exact.chain(below).flatten().filter_map(|index| self.rules.get(*index))
+        let Indexed { rules, exact, below } = &*self.shared;
+        let exact = exact.get(name).into_iter();
+        let below = name.parents().filter_map(|parent| below.get(parent));
+        exact.chain(below).flat_map(Places::iter).filter_map(|index| rules.get(*index)).map(|rule| &**rule)
     }
 
     /// The names that are known without a question: resolved at boot and kept fresh.
     #[must_use]
     pub fn exact_names(&self) -> Vec<DomainName> {
         let mut names: BTreeMap<&DomainName, ()> = BTreeMap::new();
-        for rule in self.rules.iter().filter(|rule| !rule.deny) {
+        for rule in self.rules().iter().filter(|rule| !rule.deny) {
             if let DomainPattern::Exact(name) = &rule.pattern
                 && matches!(self.verdict(name), Verdict::Allowed(_))
             {

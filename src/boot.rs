@@ -47,6 +47,7 @@ pub fn run(innkeeper: &Arc<Innkeeper>) -> Result<(), Failure> {
     let places = mounts(innkeeper, &steps)?;
     furnish(innkeeper, &steps)?;
     let resolver = dns(innkeeper, &steps, &network)?;
+    attend(innkeeper);
     let locked = firewall(innkeeper, &steps, resolver)?;
     identity(innkeeper, &steps)?;
     let sealed = seal(innkeeper, &steps, &places)?;
@@ -54,6 +55,17 @@ pub fn run(innkeeper: &Arc<Innkeeper>) -> Result<(), Failure> {
     ready(innkeeper);
     task(innkeeper, &locked, &sealed);
     Ok(())
+}
+
+/// Looks after time and network from here on: a network that comes late must be noticed while the names wait for it.
+fn attend(innkeeper: &Arc<Innkeeper>) {
+    if let Err(error) = innkeeper.watch_time() {
+        let what = "nobody watches the clock, and `allow --for` does not end by itself";
+        innkeeper.board().warn(format!("{what}: {error}"));
+    }
+    if let Err(error) = innkeeper.watch_network() {
+        innkeeper.board().warn(format!("nobody watches for changes of the network: {error}"));
+    }
 }
 
 /// What this version does not close; shown for ever, since an operator who signs must know.
@@ -85,7 +97,7 @@ fn config(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failure> {
                 innkeeper.board().warn(warning);
             }
             protections::show_secrets(innkeeper);
-            let rules = config.network.rules.len();
+            let rules = innkeeper.allowlist().rules().len();
             Ok(Verified::new((), format!("{rules} rules, {} secrets", config.secrets.iter().count())))
         },
     )

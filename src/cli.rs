@@ -6,6 +6,7 @@ use std::path::Path;
 
 use clap::{Parser, Subcommand};
 
+use crate::audit::command::LogArgs;
 use crate::control::client;
 use crate::control::protocol::{Request, Response};
 use crate::identity::{credential, home};
@@ -32,6 +33,7 @@ const AFTER_HELP: &str = "Examples:
   docker exec -it BOX innkeeper attach        enter the session; Ctrl-b d leaves it
   docker exec BOX innkeeper status            everything about the box on one screen
   docker exec BOX innkeeper check example.org may the agent reach this, and why
+  docker exec BOX innkeeper allow example.org --for 1h
 
 `innkeeper settings` prints every variable and key. Exit status: 0 as asked, 64 usage, 70 a fault of
 innkeeper, 77 refused, 78 configuration or host unfit, 128+n after a stop by signal n.";
@@ -55,8 +57,25 @@ enum Command {
         /// NAME, NAME:PORT or a URL
         what: String,
     },
+    /// Allow names in this box until it ends, or for a while; `!NAME` denies one
+    Allow {
+        /// NAME[:PORT[,PORT…]] [private], as in network/domains.conf; all of them or none
+        #[arg(required = true)]
+        rules: Vec<String>,
+        /// For how long: 90s, 15m, 1h, 2days
+        #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+        period: Option<std::time::Duration>,
+    },
+    /// Take rules back, whoever wrote them; open connections that they allowed end
+    Revoke {
+        /// The rule as `status --json` shows it; with some of its ports only these
+        #[arg(required = true)]
+        rules: Vec<String>,
+    },
     /// Read the allowlist again: all of it takes effect, or nothing
     Reload,
+    /// Every decision: what was refused, what was used, and who changed the policy
+    Log(LogArgs),
     /// Every setting: key, default, variable
     Settings,
     /// The firewall's rules in the syntax of nft, each with its purpose
@@ -67,6 +86,8 @@ enum Command {
     ForeignRules,
     #[command(hide = true)]
     Dns,
+    #[command(hide = true)]
+    Watch,
     #[command(hide = true)]
     Pane,
     #[command(hide = true)]
@@ -140,6 +161,11 @@ fn dispatch(command: Command) -> u8 {
         }
         Command::Check { what } => ask(&Request::Check { what }),
         Command::Reload => ask(&Request::Reload),
+        Command::Allow { rules, period } => {
+            ask(&Request::Allow { rules, for_s: period.map(|period| period.as_secs()) })
+        }
+        Command::Revoke { rules } => ask(&Request::Revoke { rules }),
+        Command::Log(args) => crate::audit::command::run(&args),
         Command::Settings => print(&crate::config::settings::help()),
         Command::Rules => ask(&Request::Rules),
         Command::CountProcesses => match processes::in_use() {
@@ -152,6 +178,11 @@ fn dispatch(command: Command) -> u8 {
         Command::Dns => {
             call_ourselves(c"innkeeper-dns");
             done("dns", crate::dns::run())
+        }
+        Command::Watch => {
+            // Fifteen octets are all that a name may have, and these are just as many.
+            call_ourselves(c"innkeeper-watch");
+            done("watch", crate::watch::run())
         }
         Command::Pane => done("pane", pane::run()),
         Command::Probe { attack, identity } => probe(&attack, &identity),
@@ -222,12 +253,17 @@ fn ask(request: &Request) -> u8 {
             u8::from(!allowed)
         }
         Ok(Response::Rules { text }) => print(&text),
-        Ok(Response::Reloaded { generation, rules }) => {
-            print(&format!("policy generation {generation}: {rules} rules\n"))
+        Ok(Response::Changed { generation, rules, said }) => {
+            let said: String = said.iter().map(|line| format!("{}\n", report::inert(line))).collect();
+            print(&format!("{said}policy generation {generation}: {rules} rules\n"))
         }
         Ok(Response::Refused { reason }) => {
             report::last_words("refused", &reason);
             exit::CEILING
+        }
+        Ok(Response::Invalid { reason }) => {
+            report::last_words("usage", &reason);
+            exit::USAGE
         }
         Ok(Response::Failed { reason }) => {
             report::last_words("failed", &reason);

@@ -3,21 +3,24 @@
 //! Everybody else holds a [`Firewall`], which sends orders and waits for the kernel's acknowledgement.
 
 pub mod admission;
+pub mod book;
+mod drift;
 pub mod foreign;
 pub mod nftables;
+mod owner;
 pub mod ruleset;
 
 use std::net::IpAddr;
-use std::sync::mpsc::{self, Receiver, Sender};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::mpsc::{self, Sender};
 
-use admission::{Book, Open};
-use nftables::{Element, Fingerprint, Nftables, NftablesError};
+use book::Pair;
+use nftables::NftablesError;
+use owner::Owner;
 use ruleset::FirewallPlan;
 
 use crate::allowlist::{Allowlist, DomainName};
 use crate::dns::protocol::Learned;
-use crate::status::report::{Firewall as Report, OpenAddress};
+use crate::status::report::Firewall as Report;
 
 #[derive(Debug, thiserror::Error)]
 pub enum FirewallError {
@@ -27,6 +30,8 @@ pub enum FirewallError {
     Load(#[source] NftablesError),
     #[error("cannot read the rule set back")]
     ReadBack(#[source] NftablesError),
+    #[error("somebody else changes the rules of this namespace all the time")]
+    Disturbed,
     #[error("the firewall's thread has ended")]
     Gone,
     #[error("cannot start the firewall's thread")]
@@ -36,13 +41,28 @@ pub enum FirewallError {
 /// An address was refused although its name is allowed; for the log.
 pub type Refused = Box<dyn Fn(&DomainName, IpAddr, &str) + Send>;
 
+/// What the thread has to say by itself. It waits while it is heard: nothing here may block or ask it back.
+pub struct Notices {
+    pub refused: Refused,
+    /// Somebody changed our rules: what was found, and what became of it. At most one a minute.
+    pub repaired: Box<dyn Fn(&str) + Send>,
+}
+
+impl std::fmt::Debug for Notices {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Notices")
+    }
+}
+
 enum Order {
     Lockdown(Sender<Result<(), FirewallError>>),
     Load(Box<FirewallPlan>, Allowlist, Sender<Result<(), FirewallError>>),
     Policy(Allowlist, Sender<Result<(), FirewallError>>),
     Admit(Learned, Sender<Admission>),
-    Claims(Vec<(IpAddr, u16)>, Sender<Vec<Vec<DomainName>>>),
+    Claims(Vec<Pair>, Sender<Vec<Vec<DomainName>>>),
+    NamesAt(IpAddr, Sender<Vec<(DomainName, Vec<u16>)>>),
     Verify(Sender<Result<String, String>>),
+    Again(Sender<Result<String, String>>),
     Report(Sender<Report>),
 }
 
@@ -69,12 +89,9 @@ impl std::fmt::Debug for Order {
 
 impl Firewall {
     /// Starts the thread; nothing is programmed yet.
-    pub fn start(refused: Refused) -> Result<Self, FirewallError> {
+    pub fn start(notices: Notices) -> Result<Self, FirewallError> {
         let (orders, receiver) = mpsc::channel();
-        let run = move || {
-            let mut owner = Owner::new(refused);
-            owner.run(&receiver);
-        };
+        let run = move || Owner::new(notices).run(&receiver);
         std::thread::Builder::new().name("firewall".into()).spawn(run).map_err(FirewallError::Thread)?;
         Ok(Self { orders })
     }
@@ -95,15 +112,22 @@ impl Firewall {
         self.ask(|reply| Order::Load(Box::new(plan), allowlist, reply))?
     }
 
-    /// Another policy: what it does not allow is closed before this returns.
+    /// Another policy: what it does not allow is closed before this returns, and flows to it end.
     pub fn policy(&self, allowlist: Allowlist) -> Result<(), FirewallError> {
         self.ask(|reply| Order::Policy(allowlist, reply))?
     }
 
-    /// The names for which these pairs are open, the one that was admitted last first.
+    /// The names for which these pairs are open, the one that was admitted last first, at most 16 of each. Where a pair
+    /// is open no more: those for which it was.
     #[must_use]
-    pub fn claims(&self, pairs: Vec<(IpAddr, u16)>) -> Vec<Vec<DomainName>> {
+    pub fn claims(&self, pairs: Vec<Pair>) -> Vec<Vec<DomainName>> {
         self.ask(|reply| Order::Claims(pairs, reply)).unwrap_or_default()
+    }
+
+    /// The names for which this address is open, and on which ports.
+    #[must_use]
+    pub fn names_at(&self, address: IpAddr) -> Vec<(DomainName, Vec<u16>)> {
+        self.ask(|reply| Order::NamesAt(address, reply)).unwrap_or_default()
     }
 
     /// Opens what the policy lets of an answer; returns what is open once the kernel has acknowledged it.
@@ -112,9 +136,16 @@ impl Firewall {
         self.ask(|reply| Order::Admit(learned, reply)).unwrap_or_default()
     }
 
-    /// Reads the live rule set and compares it with what was loaded.
+    /// Reads the live rule set and compares it with what was loaded. What differs is repaired, and is an error all the
+    /// same: until now it was not held.
     pub fn verify(&self) -> Result<String, String> {
         self.ask(Order::Verify).map_err(|error| error.to_string())?
+    }
+
+    /// Compares everything, the open addresses too, and repairs it: for when time was lost. An error only if that
+    /// fails.
+    pub fn again(&self) -> Result<String, String> {
+        self.ask(Order::Again).map_err(|error| error.to_string())?
     }
 
     #[must_use]
@@ -132,153 +163,4 @@ impl EgressLocked {
     pub fn verify(firewall: &Firewall) -> Result<Self, String> {
         firewall.verify().map(|_| Self(()))
     }
-}
-
-/// The thread's state.
-struct Owner {
-    kernel: Option<Nftables>,
-    loaded: Option<Fingerprint>,
-    allowlist: Allowlist,
-    book: Book,
-    refused: Refused,
-}
-
-impl Owner {
-    fn new(refused: Refused) -> Self {
-        Self { kernel: None, loaded: None, allowlist: Allowlist::default(), book: Book::default(), refused }
-    }
-
-    fn run(&mut self, orders: &Receiver<Order>) {
-        // A reply that nobody waits for any more is no error: the asker gave up or ended.
-        while let Ok(order) = orders.recv() {
-            match order {
-                Order::Lockdown(reply) => drop(reply.send(self.lockdown())),
-                Order::Load(plan, allowlist, reply) => drop(reply.send(self.load(&plan, allowlist))),
-                Order::Policy(allowlist, reply) => drop(reply.send(self.policy(allowlist))),
-                Order::Admit(learned, reply) => drop(reply.send(self.admit(&learned))),
-                Order::Claims(pairs, reply) => drop(reply.send(self.claims(&pairs))),
-                Order::Verify(reply) => drop(reply.send(self.verify())),
-                Order::Report(reply) => drop(reply.send(self.report())),
-            }
-        }
-    }
-
-    fn kernel(&mut self) -> Result<&mut Nftables, FirewallError> {
-        match &mut self.kernel {
-            Some(kernel) => Ok(kernel),
-            none => Ok(none.insert(Nftables::open().map_err(FirewallError::Open)?)),
-        }
-    }
-
-    fn lockdown(&mut self) -> Result<(), FirewallError> {
-        let kernel = self.kernel()?;
-        kernel.load(&ruleset::lockdown()).map_err(FirewallError::Load)?;
-        self.loaded = Some(kernel.fingerprint().map_err(FirewallError::ReadBack)?);
-        Ok(())
-    }
-
-    fn load(&mut self, plan: &FirewallPlan, allowlist: Allowlist) -> Result<(), FirewallError> {
-        let kernel = self.kernel()?;
-        kernel.load(&ruleset::skeleton(plan)).map_err(FirewallError::Load)?;
-        self.loaded = Some(kernel.fingerprint().map_err(FirewallError::ReadBack)?);
-        self.allowlist = allowlist;
-        self.book = Book::default();
-        Ok(())
-    }
-
-    fn policy(&mut self, allowlist: Allowlist) -> Result<(), FirewallError> {
-        let closed = self.book.restrict(&allowlist);
-        // If the kernel refuses, the old policy stays; what it could not close ends by its own timeout.
-        self.kernel()?.withdraw(&closed).map_err(FirewallError::Load)?;
-        self.allowlist = allowlist;
-        Ok(())
-    }
-
-    fn claims(&self, pairs: &[(IpAddr, u16)]) -> Vec<Vec<DomainName>> {
-        let of = |(address, port): &(IpAddr, u16)| {
-            let claims =
-                self.book.iter().filter(|(_, open)| open.address == *address && open.ports.contains(port));
-            claims.map(|(name, _)| name.clone()).collect()
-        };
-        pairs.iter().map(of).collect()
-    }
-
-    fn admit(&mut self, learned: &Learned) -> Admission {
-        // Refused: the worker asked under a policy that has changed meanwhile; it learns so by the empty answer.
-        let Ok(decision) = admission::decide(&self.allowlist, learned) else { return Admission::default() };
-        for (address, reason) in &decision.refused {
-            (self.refused)(&learned.name, *address, reason);
-        }
-        let now = Instant::now();
-        self.book.expire(now);
-        let until = now + decision.lifetime;
-        let elements = self.renewals(&decision, now, until);
-        match self.kernel().and_then(|kernel| kernel.admit(&elements).map_err(FirewallError::Load)) {
-            Ok(()) => {}
-            Err(error) => {
-                let message = format!("cannot open {}: {}", learned.name, crate::report::chain(&error));
-                crate::report::event("firewall", &message);
-                return Admission::default();
-            }
-        }
-        let ports = &decision.ports;
-        let open =
-            |address: &IpAddr| Open { address: *address, ports: ports.clone(), until, stale: learned.stale };
-        let evicted = self.book.enter(&learned.name, decision.open.iter().map(open).collect());
-        if !evicted.is_empty()
-            && let Err(error) =
-                self.kernel().and_then(|kernel| kernel.withdraw(&evicted).map_err(FirewallError::Load))
-        {
-            // They end by their own timeout; too many open for a while is not too few.
-            crate::report::event("firewall", &crate::report::chain(&error));
-        }
-        Admission { open: decision.open, forgotten: Vec::new() }
-    }
-
-    /// The pairs whose timeout in the kernel is to be set: never shortened, since another name may share them.
-    fn renewals(&self, decision: &admission::Decision, now: Instant, until: Instant) -> Vec<Element> {
-        let mut elements = Vec::new();
-        for address in &decision.open {
-            for port in &decision.ports {
-                let known = self.book.open_until(*address, *port);
-                let until = known.map_or(until, |known| known.max(until));
-                let timeout = until.saturating_duration_since(now);
-                elements.push(Element { address: *address, port: *port, timeout });
-            }
-        }
-        elements
-    }
-
-    fn verify(&mut self) -> Result<String, String> {
-        let Some(loaded) = self.loaded.clone() else { return Err("no rule set is loaded".to_owned()) };
-        let kernel = self.kernel().map_err(|error| crate::report::chain(&error))?;
-        let live = kernel.fingerprint().map_err(|error| crate::report::chain(&error))?;
-        match loaded.difference(&live) {
-            None => Ok("rules as loaded".to_owned()),
-            Some(difference) => Err(format!("somebody changed the table inet innkeeper: {difference}")),
-        }
-    }
-
-    fn report(&mut self) -> Report {
-        let now = Instant::now();
-        self.book.expire(now);
-        let denied = self.kernel().ok().and_then(|kernel| kernel.denied().ok()).unwrap_or_default();
-        let mut addresses: Vec<OpenAddress> = self
-            .book
-            .iter()
-            .map(|(name, open)| OpenAddress {
-                name: name.to_string(),
-                address: open.address.to_string(),
-                ports: open.ports.clone(),
-                expires_at: rfc3339(open.until.saturating_duration_since(now)),
-                stale: open.stale,
-            })
-            .collect();
-        addresses.sort_by(|a, b| (&a.name, &a.address).cmp(&(&b.name, &b.address)));
-        Report { backend: "nftables".to_owned(), addresses, denied }
-    }
-}
-
-fn rfc3339(left: Duration) -> String {
-    crate::report::time(SystemTime::now() + left)
 }

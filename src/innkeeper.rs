@@ -1,5 +1,8 @@
 //! The box as a whole, as PID 1's threads share it: what was configured, what runs, and what requests and signals do.
 
+mod check;
+mod policy_changes;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
@@ -11,19 +14,23 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::account::Accounts;
-use crate::allowlist::{Allowlist, DomainName, Rule, Verdict};
-use crate::config::{self, Config, Sources};
+use crate::allowlist::Allowlist;
+use crate::attribution::Attributor;
+use crate::audit;
+use crate::clock::{self, Jump};
+use crate::config::{Config, Sources};
 use crate::control::protocol::{Asker, Request, Response};
 use crate::control::server::Desk;
-use crate::dns::keeper::Keeper;
-use crate::dns::protocol::Policy;
+use crate::dns::keeper::{Keeper, Standing};
 use crate::firewall::Firewall;
-use crate::namespace::Surroundings;
-use crate::report::{self, chain, event};
+use crate::namespace::{Surroundings, changes};
+use crate::policy::LivePolicy;
+use crate::report::event;
 use crate::session::Session;
-use crate::status::report::{Phase, PolicyRule, Report, SessionState, Step, StepState};
+use crate::status::report::{Phase, Report, SessionState, Step, StepState};
 use crate::status::{Board, MAX_AGE};
 use crate::supervisor::{Conduct, Spawner};
+use crate::watch;
 
 /// The box.
 #[derive(Debug)]
@@ -36,10 +43,16 @@ pub struct Innkeeper {
     board: Arc<Board>,
     pub spawner: Spawner,
     pub began: u64,
-    policy: Mutex<Arc<Allowlist>>,
+    policy: Mutex<LivePolicy>,
+    /// What of it decides.
+    allowlist: Mutex<Allowlist>,
     generation: AtomicU64,
     pub firewall: OnceLock<Firewall>,
     pub keeper: OnceLock<Keeper>,
+    /// None where the kernel can't log packets.
+    pub watch: OnceLock<watch::keeper::Keeper>,
+    /// Finds the processes behind refused packets and questions.
+    pub attributor: Attributor,
     pub session: OnceLock<Session>,
     /// The agent's process limit, counted once.
     pub processes: OnceLock<Option<u64>>,
@@ -58,7 +71,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Innkeeper {
     #[must_use]
     pub fn new(
-        config: Config,
+        mut config: Config,
         sources: Sources,
         accounts: Accounts,
         surroundings: Surroundings,
@@ -68,8 +81,13 @@ impl Innkeeper {
     ) -> Self {
         // From here on the sources serve reloads of the policy.
         let sources = Sources { env: sources.env.with_credentials(&config.secrets), ..sources };
+        let rules = std::mem::take(&mut config.network.rules);
+        let policy = LivePolicy::new(rules, config.network.ceiling.clone());
         let innkeeper = Self {
-            policy: Mutex::new(Arc::new(Allowlist::new(config.network.rules.clone()))),
+            allowlist: Mutex::new(Allowlist::new(policy.rules())),
+            generation: AtomicU64::new(policy.generation),
+            policy: Mutex::new(policy),
+            attributor: Attributor::new(accounts.agent.uid, accounts.agent.gid),
             config,
             sources,
             accounts,
@@ -77,9 +95,9 @@ impl Innkeeper {
             board,
             spawner,
             began,
-            generation: AtomicU64::new(1),
             firewall: OnceLock::new(),
             keeper: OnceLock::new(),
+            watch: OnceLock::new(),
             session: OnceLock::new(),
             rules: OnceLock::new(),
             upstreams: OnceLock::new(),
@@ -108,60 +126,21 @@ impl Innkeeper {
     }
 
     #[must_use]
-    pub fn allowlist(&self) -> Arc<Allowlist> {
-        Arc::clone(&lock(&self.policy))
+    pub fn allowlist(&self) -> Allowlist {
+        lock(&self.allowlist).clone()
     }
 
-    /// The policy as the worker reads it.
+    /// The policy in force, for the worker.
     #[must_use]
-    pub fn worker_policy(&self) -> Policy {
-        let rules = self.allowlist().rules().iter().map(ToString::to_string).collect();
-        Policy { generation: self.generation.load(Ordering::Relaxed), rules }
-    }
-
-    fn show_policy(&self) {
-        let allowlist = self.allowlist();
-        let shown = |rule: &Rule| PolicyRule {
-            rule: rule.to_string(),
-            by: rule.options.by.to_string(),
-            origin: rule.origin.to_string(),
-            expires_at: None,
-        };
-        let rules: Vec<PolicyRule> = allowlist.rules().iter().map(shown).collect();
-        let mut text: Vec<&str> = rules.iter().map(|rule| rule.rule.as_str()).collect();
-        text.sort_unstable();
-        let digest = report::sha256(&text.join("\n"));
-        let generation = self.generation.load(Ordering::Relaxed);
-        self.board.update(|report| {
-            report.policy.generation = generation;
-            report.policy.rules = rules;
-            report.box_.policy_sha256 = digest;
-        });
-    }
-
-    /// Reads every source of the policy again; all of it takes effect or nothing.
-    fn reload_policy(&self) -> Result<(u64, usize), String> {
-        let _one = lock(&self.changing);
-        let config = config::load(&self.sources).map_err(|problems| problems.to_string())?;
-        let allowlist = Allowlist::new(config.network.rules);
-        let (Some(firewall), Some(keeper)) = (self.firewall.get(), self.keeper.get()) else {
-            return Err("the box is still booting".to_owned());
-        };
-        let count = allowlist.rules().len();
-        // The firewall first: what is no longer allowed is closed before a name could open it again.
-        firewall.policy(allowlist.clone()).map_err(|error| chain(&error))?;
-        *lock(&self.policy) = Arc::new(allowlist);
-        let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
-        keeper.policy(&self.worker_policy());
-        self.show_policy();
-        event("policy", &format!("generation {generation}: {count} rules"));
-        Ok((generation, count))
+    pub fn standing(&self) -> Standing {
+        Standing { generation: self.generation.load(Ordering::Relaxed), allowlist: self.allowlist() }
     }
 
     fn status(&self, asker: Asker) -> Response {
         // Looking again costs a few children; the agent gets the last look and can't make us busy.
         let max_age = (asker == Asker::Operator).then_some(MAX_AGE);
         let mut report = self.board.report(max_age);
+        report.policy.rules = self.shown_rules();
         if let Some(firewall) = self.firewall.get() {
             report.firewall = firewall.report();
             self.names_are_back(&mut report);
@@ -181,14 +160,39 @@ impl Innkeeper {
         }
     }
 
-    fn check(&self, what: &str) -> Response {
-        let (name, port) = match split_target(what) {
-            Ok(target) => target,
-            Err(reason) => return Response::Failed { reason },
-        };
-        let allowlist = self.allowlist();
-        let (allowed, explanation) = explain(&allowlist, &name, port);
-        Response::Verdict { allowed, name: name.to_string(), explanation }
+    /// Looks after what time does: grants that end, clocks that jump.
+    pub fn watch_time(self: &Arc<Self>) -> std::io::Result<()> {
+        let (ticking, jumping) = (Arc::clone(self), Arc::clone(self));
+        clock::watch(move || ticking.expire_grants(), move |jump| jumping.time_jumped(jump))
+    }
+
+    /// Looks after the network: one that comes late is used at once.
+    pub fn watch_network(self: &Arc<Self>) -> std::io::Result<()> {
+        let innkeeper = Arc::clone(self);
+        changes::watch(move |reach| {
+            let families = match (reach.ipv4, reach.ipv6) {
+                (true, true) => "IPv4 and IPv6",
+                (true, false) => "IPv4",
+                (false, true) => "IPv6",
+                (false, false) => "no way out",
+            };
+            let count = reach.addresses.len();
+            event(
+                "network",
+                &format!("it is another now: {count} addresses, {families}; names are asked again"),
+            );
+            if let Some(keeper) = innkeeper.keeper.get() {
+                keeper.refresh(Some(reach.ipv6));
+            }
+        })
+    }
+
+    fn time_jumped(&self, jump: Jump) {
+        event("clock", &format!("{jump}: everything is verified again"));
+        if let Some(keeper) = self.keeper.get().filter(|_| jump.lost_time()) {
+            keeper.refresh(None);
+        }
+        drop(self.board.report(Some(Duration::ZERO)));
     }
 
     fn credential(&self, host: &str) -> Response {
@@ -212,52 +216,11 @@ impl Innkeeper {
     }
 }
 
+/// Entries of the audit log in one answer.
+const LOG_PAGE: usize = 512;
+
 /// Where GH_TOKEN is a git credential.
 pub const CREDENTIAL_HOSTS: &[&str] = &["github.com", "gist.github.com"];
-
-/// The name and port of `NAME`, `NAME:PORT` or a URL.
-fn split_target(what: &str) -> Result<(DomainName, u16), String> {
-    let (scheme, rest) = what.split_once("://").unwrap_or(("https", what));
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let authority = authority.rsplit('@').next().unwrap_or_default();
-    let (name, port) = match authority.rsplit_once(':') {
-        Some((name, port)) => (name, port.parse::<u16>().map_err(|_| format!("\"{port}\" is not a port"))?),
-        None => (
-            authority,
-            match scheme {
-                "http" => 80,
-                "ssh" => 22,
-                _ => 443,
-            },
-        ),
-    };
-    let name = DomainName::parse(name).map_err(|error| format!("\"{name}\" is not a host name: {error}"))?;
-    Ok((name, port))
-}
-
-fn explain(allowlist: &Allowlist, name: &DomainName, port: u16) -> (bool, String) {
-    match allowlist.verdict(name) {
-        Verdict::Allowed(allowed) if allowed.ports.contains(&port) => {
-            let rules: Vec<String> =
-                allowed.rules.iter().map(|rule| format!("{rule} ({})", rule.origin)).collect();
-            (true, format!("{name}:{port} is allowed by {}", rules.join(", ")))
-        }
-        Verdict::Allowed(allowed) => {
-            let ports: Vec<String> = allowed.ports.iter().map(u16::to_string).collect();
-            (
-                false,
-                format!(
-                    "{name} is allowed on {} only; a rule that would allow this: {name}:{port}",
-                    ports.join(", ")
-                ),
-            )
-        }
-        Verdict::Denied(why) => {
-            let suffix = if port == 443 { String::new() } else { format!(":{port}") };
-            (false, format!("{name}:{port} is denied: {why}; a rule that would allow it: {name}{suffix}"))
-        }
-    }
-}
 
 impl Desk for Innkeeper {
     fn answer(&self, asker: Asker, request: Request) -> Response {
@@ -265,10 +228,10 @@ impl Desk for Innkeeper {
             Request::Status => self.status(asker),
             Request::Progress => self.progress(),
             Request::Check { what } => self.check(&what),
-            Request::Reload => match self.reload_policy() {
-                Ok((generation, rules)) => Response::Reloaded { generation, rules },
-                Err(reason) => Response::Failed { reason },
-            },
+            Request::Reload => self.reload_policy(),
+            Request::Allow { rules, for_s } => self.allow(&rules, for_s),
+            Request::Revoke { rules } => self.revoke(&rules),
+            Request::Log { after, denied } => Response::Log { page: audit::page(after, denied, LOG_PAGE) },
             Request::Rules => match self.rules.get() {
                 Some(text) => Response::Rules { text: text.clone() },
                 None => Response::Failed { reason: "the rule set is not loaded yet".to_owned() },
@@ -304,9 +267,8 @@ impl Conduct for Innkeeper {
     }
 
     fn reload(&self) {
-        if let Err(problems) = self.reload_policy() {
-            event("policy", &format!("reload refused, the old policy stays: {problems}"));
-        }
+        // What came of it is in the log.
+        self.reload_policy();
     }
 
     fn stopping(&self, signal: &str) {
@@ -361,8 +323,7 @@ fn descends(parents: &HashMap<i32, i32>, pid: i32, from: i32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{descends, explain, split_target};
-    use crate::allowlist::{Allowlist, Origin, parse_rules};
+    use super::descends;
 
     #[test]
     fn only_descendants_are_ours_where_we_are_not_pid_1() {
@@ -371,30 +332,5 @@ mod tests {
         assert!(descends(&parents, 12, 10) && descends(&parents, 11, 10));
         assert!(!descends(&parents, 20, 10) && !descends(&parents, 5, 10), "a neighbour, a parent");
         assert!(!descends(&parents, 30, 10), "a circle ends");
-    }
-
-    #[test]
-    fn names_and_urls_are_taken_apart() {
-        let target = |text: &str| split_target(text).map(|(name, port)| format!("{name}:{port}"));
-        assert_eq!(target("GitHub.com").unwrap(), "github.com:443");
-        assert_eq!(target("github.com:22").unwrap(), "github.com:22");
-        assert_eq!(target("https://user:pw@github.com/a/b?c").unwrap(), "github.com:443");
-        assert_eq!(target("http://archive.example.org/x").unwrap(), "archive.example.org:80");
-        assert!(target("https://10.0.0.1/").is_err());
-        assert!(target("github.com:99999").is_err());
-    }
-
-    #[test]
-    fn a_verdict_names_the_rule_or_the_line_to_add() {
-        let (rules, _) =
-            parse_rules("github.com:443,22", |line| Origin::File { path: "d.conf".into(), line });
-        let allowlist = Allowlist::new(rules);
-        let verdict = |text: &str| {
-            let (name, port) = split_target(text).unwrap();
-            explain(&allowlist, &name, port)
-        };
-        assert_eq!(verdict("github.com:22").1, "github.com:22 is allowed by github.com:22,443 (d.conf:1)");
-        assert!(verdict("github.com:80").1.ends_with("github.com:80"));
-        assert!(!verdict("evil.example").0);
     }
 }

@@ -3,6 +3,8 @@
 //! A lockdown in the host's own namespace would sever the operator's machine, so this is asked before anything is
 //! touched.
 
+pub mod changes;
+
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver};
@@ -11,7 +13,6 @@ use std::sync::{Mutex, PoisonError};
 use futures_util::TryStreamExt;
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
-use rtnetlink::packet_route::route::RouteAttribute;
 
 #[derive(Debug, thiserror::Error)]
 pub enum NamespaceError {
@@ -158,11 +159,7 @@ async fn ask() -> Result<Network, NamespaceError> {
     let mut routes = handle.route().get(question).execute();
     // An error ends it too: a kernel without IPv6 has no such routes.
     while let Ok(Some(route)) = routes.try_next().await {
-        let loopback = route
-            .attributes
-            .iter()
-            .any(|attribute| matches!(attribute, RouteAttribute::Oif(index) if *index == LOOPBACK));
-        network.ipv6_route |= route.header.destination_prefix_length == 0 && !loopback;
+        network.ipv6_route |= changes::leads_out(&route);
     }
     connection.abort();
     Ok(network)

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use crate::audit::{self, Entry};
+
 /// Exit statuses, the one table.
 pub mod exit {
     pub const OK: u8 = 0;
@@ -99,10 +101,6 @@ pub fn quiet(quiet: bool) {
 /// One event. `source` names the room, `message` says what happened; both inert. Rooms whose events the agent can
 /// cause at will are bounded: the log is the host's disk.
 pub fn event(source: &'static str, message: &str) {
-    let json = JSON.load(Ordering::Relaxed);
-    if QUIET.load(Ordering::Relaxed) && !json {
-        return;
-    }
     let left_out = {
         let mut buckets = BUCKETS.lock().unwrap_or_else(PoisonError::into_inner);
         let bucket = buckets.entry(source).or_insert_with(|| Bucket::new(Instant::now()));
@@ -110,12 +108,50 @@ pub fn event(source: &'static str, message: &str) {
     };
     match left_out {
         None => {}
-        Some(0) => emit(render(source, message)),
+        Some(0) => tell(source, message),
         Some(count) => {
-            emit(render(source, &format!("{count} more lines were left out: too many at a time")));
-            emit(render(source, message));
+            tell(source, &format!("{count} more lines were left out: too many at a time"));
+            tell(source, message);
         }
     }
+}
+
+/// Into the audit log, and to standard error unless that shows the session.
+fn tell(source: &str, message: &str) {
+    let entry = audit::note(source, message);
+    match JSON.load(Ordering::Relaxed) {
+        true => emit(json(&entry)),
+        false if QUIET.load(Ordering::Relaxed) => {}
+        false => emit(render(source, message)),
+    }
+}
+
+/// An entry of the audit log that is no plain event: a line where standard error is JSON; else `text`, if it is for people.
+/// `kind` has its own bound: the agent causes refusals and uses at will.
+pub fn entry(kind: &'static str, entry: &Entry, text: Option<&str>) {
+    let json_lines = JSON.load(Ordering::Relaxed);
+    let line = match text {
+        _ if json_lines => json(entry),
+        Some(text) if !QUIET.load(Ordering::Relaxed) => render(kind, text),
+        Some(_) | None => return,
+    };
+    let left_out = {
+        let mut buckets = BUCKETS.lock().unwrap_or_else(PoisonError::into_inner);
+        let bucket = buckets.entry(kind).or_insert_with(|| Bucket::new(Instant::now()));
+        bucket.take(Instant::now())
+    };
+    match left_out {
+        None => {}
+        Some(0) => emit(line),
+        Some(count) => {
+            tell("log", &format!("{count} lines about {kind} were left out: too many at a time"));
+            emit(line);
+        }
+    }
+}
+
+fn json(entry: &Entry) -> String {
+    serde_json::to_string(entry).unwrap_or_default() + "\n"
 }
 
 static BUCKETS: Mutex<BTreeMap<&'static str, Bucket>> = Mutex::new(BTreeMap::new());

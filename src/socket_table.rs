@@ -28,6 +28,26 @@ pub struct SocketTables {
 pub enum Protocol {
     Udp,
     Tcp,
+    UdpLite,
+    /// Echo sockets (`icmp(7)`), whose port is the identifier.
+    Icmp,
+}
+
+impl Protocol {
+    /// The tables that may hold the sender of a packet from `address`: an IPv4 client may use an IPv6 socket
+    /// (::ffff:a.b.c.d); the other way round there is nothing.
+    fn tables(self, address: IpAddr) -> &'static [&'static str] {
+        match (self, address) {
+            (Self::Udp, IpAddr::V4(_)) => &["udp", "udp6"],
+            (Self::Udp, IpAddr::V6(_)) => &["udp6"],
+            (Self::Tcp, IpAddr::V4(_)) => &["tcp", "tcp6"],
+            (Self::Tcp, IpAddr::V6(_)) => &["tcp6"],
+            (Self::UdpLite, IpAddr::V4(_)) => &["udplite", "udplite6"],
+            (Self::UdpLite, IpAddr::V6(_)) => &["udplite6"],
+            (Self::Icmp, IpAddr::V4(_)) => &["icmp"],
+            (Self::Icmp, IpAddr::V6(_)) => &["icmp6"],
+        }
+    }
 }
 
 impl SocketTables {
@@ -39,14 +59,15 @@ impl SocketTables {
     /// The owner of the socket that sent from `client`.
     #[must_use]
     pub fn owner(&self, client: SocketAddr, protocol: Protocol) -> Option<Owner> {
-        // An IPv4 client may use an IPv6 socket (::ffff:a.b.c.d); the other way round there is nothing.
-        let tables: &[&str] = match (protocol, client) {
-            (Protocol::Udp, SocketAddr::V4(_)) => &["udp", "udp6"],
-            (Protocol::Udp, SocketAddr::V6(_)) => &["udp6"],
-            (Protocol::Tcp, SocketAddr::V4(_)) => &["tcp", "tcp6"],
-            (Protocol::Tcp, SocketAddr::V6(_)) => &["tcp6"],
-        };
-        tables.iter().find_map(|table| find_owner(&read(&self.directory.join(table)), client))
+        let mut tables = protocol.tables(client.ip()).iter();
+        tables.find_map(|table| find_owner(&read(&self.directory.join(table)), client))
+    }
+
+    /// The owner of the socket that sent a packet from `local` to `remote`, where several may share the port.
+    #[must_use]
+    pub fn sender(&self, local: SocketAddr, remote: SocketAddr, protocol: Protocol) -> Option<Owner> {
+        let mut tables = protocol.tables(local.ip()).iter();
+        tables.find_map(|table| find_sender(&read(&self.directory.join(table)), local, remote))
     }
 }
 
@@ -63,7 +84,7 @@ fn read(path: &Path) -> String {
 #[must_use]
 pub fn find_owner(table: &str, client: SocketAddr) -> Option<Owner> {
     let mut unbound = None;
-    for (local, owner) in table.lines().skip(1).filter_map(parse_line) {
+    for Line { local, owner, .. } in table.lines().skip(1).filter_map(parse_line) {
         if local.port() != client.port() {
             continue;
         }
@@ -77,14 +98,44 @@ pub fn find_owner(table: &str, client: SocketAddr) -> Option<Owner> {
     unbound
 }
 
+/// Finds the line that fits best: bound to `local` or to the unspecified address, connected to `remote` or to nobody.
+#[must_use]
+pub fn find_sender(table: &str, local: SocketAddr, remote: SocketAddr) -> Option<Owner> {
+    let fit = |line: &Line| {
+        let bound = fits(line.local, local.ip()).filter(|_| line.local.port() == local.port())?;
+        let connected = fits(line.remote?, remote.ip())?;
+        let port = line.remote?.port();
+        // Connected sockets first: one of them owns the flow, whoever else is bound to the port.
+        (port == 0 || port == remote.port()).then_some((connected, bound))
+    };
+    let fitting =
+        table.lines().skip(1).filter_map(parse_line).filter_map(|line| Some((fit(&line)?, line.owner)));
+    fitting.max_by_key(|(fit, _)| *fit).map(|(_, owner)| owner)
+}
+
+/// Whether a socket's address is this one (true) or any (false); none if it is another.
+fn fits(of: SocketAddr, address: IpAddr) -> Option<bool> {
+    let of = of.ip().to_canonical();
+    let same = of == address.to_canonical();
+    (same || of.is_unspecified()).then_some(same)
+}
+
+struct Line {
+    local: SocketAddr,
+    /// Unspecified where the socket is not connected.
+    remote: Option<SocketAddr>,
+    owner: Owner,
+}
+
 /// `sl local_address rem_address st tx:rx tr:when retrnsmt uid timeout inode …`
-fn parse_line(line: &str) -> Option<(SocketAddr, Owner)> {
+fn parse_line(line: &str) -> Option<Line> {
     let mut fields = line.split_ascii_whitespace();
     let local = parse_address(fields.nth(1)?)?;
-    let uid = fields.nth(5)?.parse().ok()?;
+    let remote = parse_address(fields.next()?);
+    let uid = fields.nth(4)?.parse().ok()?;
     let inode = fields.nth(1)?.parse().ok()?;
     // Inode 0: the socket is in TIME_WAIT or not accepted yet, and its uid is that of nobody in particular.
-    (inode != 0).then_some((local, Owner { uid, inode }))
+    (inode != 0).then_some(Line { local, remote, owner: Owner { uid, inode } })
 }
 
 /// Addresses are printed as 32-bit words in the machine's own order.
@@ -130,6 +181,35 @@ mod tests {
         assert_eq!(find(mapped, "127.0.0.1:1024"), Some(Owner { uid: 7, inode: 333 }));
         let loopback = "  1: 00000000000000000000000001000000:0400 0:0 01 0:0 00:0 0  8 0 444 1\n";
         assert_eq!(find(loopback, "[::1]:1024"), Some(Owner { uid: 8, inode: 444 }));
+    }
+
+    #[test]
+    fn of_several_sockets_with_one_port_the_one_with_the_right_peer_is_the_sender() {
+        let line = |local: &str, remote: &str, inode: u32| {
+            format!("  1: {local}:A1B2 {remote} 07 0:0 00:0 0  1000 0 {inode} 2\n")
+        };
+        let (any, here) = ("00000000", "0200CB0A");
+        let table = [
+            HEAD.to_owned(),
+            line(any, "00000000:0000", 1),
+            line(here, "00000000:0000", 2),
+            line(here, "426433C6:01BB", 3),
+            line(any, "436433C6:0000", 4),
+        ]
+        .concat();
+        let from = "10.203.0.2:41394".parse().unwrap();
+        for (to, inode) in [
+            ("198.51.100.66:443", Some(3)),
+            ("198.51.100.66:80", Some(2)),
+            ("198.51.100.67:7", Some(4)),
+            ("198.51.100.68:443", Some(2)),
+        ] {
+            let found = find_sender(&table, from, to.parse().unwrap()).map(|owner| owner.inode);
+            assert_eq!(found, inode, "{to}");
+        }
+        let other = "10.203.0.3:41394".parse().unwrap();
+        let found = find_sender(&table, other, "198.51.100.66:443".parse().unwrap());
+        assert_eq!(found.map(|owner| owner.inode), Some(1));
     }
 
     #[test]

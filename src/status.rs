@@ -186,6 +186,7 @@ impl Board {
 
     /// Counts a refusal; the same one again raises its count.
     pub fn deny(&self, denial: Denial) {
+        crate::audit::denied(&denial);
         let mut denials = lock(&self.denials);
         // Whoever could not be named is taken for who was refused the same before.
         let same = |known: &Denial| {
@@ -204,7 +205,7 @@ impl Board {
 
     /// Notes connections that were let out.
     pub fn used(&self, used: &Use) {
-        let _ = (self, used);
+        crate::audit::used(used);
     }
 
     pub fn session(&self, change: impl FnOnce(&mut Session)) {

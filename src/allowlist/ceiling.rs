@@ -72,8 +72,7 @@ mod tests {
     use super::*;
 
     fn ceiling(text: &str) -> Ceiling {
-        let (rules, problems) =
-            parse_rules(text, |line| Origin::File { path: "ceiling.conf".to_owned(), line });
+        let (rules, problems) = parse_rules(text, |line| Origin::File { path: "ceiling.conf".into(), line });
         assert_eq!(problems, []);
         Ceiling::new(rules)
     }

@@ -15,7 +15,7 @@ fn rule_error(text: &str) -> RuleError {
 }
 
 fn file(line: usize) -> Origin {
-    Origin::File { path: "f".to_owned(), line }
+    Origin::File { path: "f".into(), line }
 }
 
 fn list(text: &str) -> Allowlist {
@@ -277,9 +277,9 @@ fn every_error_and_origin_is_shown() {
     assert_eq!(rules[0].to_string(), "\"x y\" is not a host name: the character ' ' can't be in a host name");
     for (origin, text) in [
         (file(3), "f:3"),
-        (Origin::Profile { name: "npm".to_owned(), line: 2 }, "network/profiles/npm.conf:2"),
-        (Origin::Setting { name: "X".to_owned() }, "X"),
-        (Origin::Repository { url: "u".to_owned() }, "repository u"),
+        (Origin::Profile { name: "npm".into(), line: 2 }, "network/profiles/npm.conf:2"),
+        (Origin::Setting { name: "X".into() }, "X"),
+        (Origin::Repository { url: "u".into() }, "repository u"),
         (Origin::Operator, "operator"),
     ] {
         assert_eq!(origin.to_string(), text);

@@ -74,7 +74,9 @@ pub(super) fn firewall_trouble(error: &firewall::FirewallError) -> Trouble {
         firewall::FirewallError::Open(source)
         | firewall::FirewallError::Load(source)
         | firewall::FirewallError::ReadBack(source) => Some(source),
-        firewall::FirewallError::Gone | firewall::FirewallError::Thread(_) => None,
+        firewall::FirewallError::Disturbed
+        | firewall::FirewallError::Gone
+        | firewall::FirewallError::Thread(_) => None,
     };
     match source {
         Some(NftablesError::NotPermitted { .. }) => {
@@ -159,6 +161,14 @@ pub(super) fn closed_listeners(listeners: &[Listener], opened: &[ListenPort]) ->
     closed.sort();
     closed.dedup();
     closed
+}
+
+/// Says that somebody's listener is out of the agent's reach, and how to give it.
+pub(super) fn listener_warning(listener: SocketAddr) -> String {
+    format!(
+        "{listener} listened before the box: closed to the agent; opened by network.loopback = [\"{}\"]",
+        listener.port()
+    )
 }
 
 /// Where it can't be written every packet to port 53 comes to us all the same.

@@ -7,19 +7,20 @@ use std::sync::Arc;
 use super::host;
 use super::step::{Failure, Steps, Trouble, Verified};
 use super::{DNS, FIREWALL, LOCKDOWN};
-use crate::attribution::Attributor;
 use crate::dns::keeper::{self, Keeper, Sockets};
 use crate::dns::name_server::NameServer;
 use crate::dns::resolv_conf::{self, EngineForwarding, Upstreams};
 use crate::firewall::admission::NEVER;
 use crate::firewall::ruleset::{EngineDns, FirewallPlan};
-use crate::firewall::{EgressLocked, Firewall};
+use crate::firewall::{EgressLocked, Firewall, Notices};
 use crate::innkeeper::Innkeeper;
 use crate::namespace::Network;
 use crate::report::{chain, event};
 use crate::status::milliseconds;
 use crate::status::report::Denial;
 use crate::supervisor::run_as::Identity;
+use crate::watch::keeper::Queues;
+use crate::watch::{self, reporter::Reporter};
 
 /// NFLOG group of refused packets.
 const NFLOG_GROUP: u16 = 100;
@@ -42,24 +43,7 @@ pub(super) fn lockdown(innkeeper: &Innkeeper, steps: &Steps) -> Result<Network, 
             None => Ok(network),
         }
     };
-    let board = Arc::clone(innkeeper.board());
-    let refused = move |name: &crate::allowlist::DomainName, address: std::net::IpAddr, reason: &str| {
-        board.deny(Denial {
-            time: crate::report::now(),
-            layer: "firewall".to_owned(),
-            what: format!("{name} → {address}"),
-            uid: None,
-            process: None,
-            reason: reason.to_owned(),
-            count: 1,
-            allow: if reason.ends_with(NEVER) {
-                "nothing opens this address".to_owned()
-            } else {
-                format!("innkeeper allow '{name} private'")
-            },
-        });
-    };
-    let firewall = Firewall::start(Box::new(refused))
+    let firewall = Firewall::start(notices(innkeeper))
         .map_err(|error| Failure { step: LOCKDOWN.name, trouble: Trouble::internal(&error) })?;
     let network = steps.run(
         LOCKDOWN,
@@ -83,6 +67,38 @@ pub(super) fn lockdown(innkeeper: &Innkeeper, steps: &Steps) -> Result<Network, 
     Ok(network)
 }
 
+/// Where the firewall's thread says what it has to say.
+fn notices(innkeeper: &Innkeeper) -> Notices {
+    let board = Arc::clone(innkeeper.board());
+    let refused = move |name: &crate::allowlist::DomainName, address: std::net::IpAddr, reason: &str| {
+        board.deny(Denial {
+            time: crate::report::now(),
+            layer: "firewall".to_owned(),
+            what: format!("{name} → {address}"),
+            uid: None,
+            process: None,
+            reason: reason.to_owned(),
+            count: 1,
+            allow: if reason.ends_with(NEVER) {
+                "nothing opens this address".to_owned()
+            } else {
+                format!("innkeeper allow '{name} private'")
+            },
+        });
+    };
+    let board = Arc::clone(innkeeper.board());
+    let first = std::cell::Cell::new(true);
+    // The first stays in `status`; an event tells of the others.
+    let repaired = move |what: &str| {
+        if first.replace(false) {
+            board.warn(what);
+        } else {
+            event("firewall", what);
+        }
+    };
+    Notices { refused: Box::new(refused), repaired: Box::new(repaired) }
+}
+
 /// What the firewall step needs of this one.
 pub(super) struct Resolver {
     sockets: Sockets,
@@ -90,6 +106,9 @@ pub(super) struct Resolver {
     plan: FirewallPlan,
     ipv6: bool,
 }
+
+/// A pod has a handful of sidecars; more listeners are closed all the same.
+const MAX_NAMED_LISTENERS: usize = 16;
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -122,6 +141,9 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
             Ok(())
         },
         |(upstreams, closed)| {
+            for listener in closed.iter().take(MAX_NAMED_LISTENERS) {
+                innkeeper.board().warn(host::listener_warning(*listener));
+            }
             let detail =
                 format!("listening on {}, asking {}", keeper::LISTEN_V4, host::list(&upstreams.servers));
             Ok(Verified::new((upstreams.clone(), closed.clone()), detail))
@@ -180,6 +202,30 @@ pub(super) fn engine(upstreams: &Upstreams) -> Option<EngineDns> {
     }
 }
 
+/// Logged packets are for the operator's eyes, no protection: without them the box counts what it refuses.
+fn queues(innkeeper: &Innkeeper, plan: FirewallPlan) -> (FirewallPlan, Option<Queues>) {
+    match Queues::open(plan.nflog_group, plan.uses_group) {
+        Ok(queues) => (plan, Some(queues)),
+        Err(error) => {
+            let why = chain(&error);
+            innkeeper.board().warn(format!("refused packets are counted, not listed: {why}"));
+            (FirewallPlan { nflog_group: 0, uses_group: 0, ..plan }, None)
+        }
+    }
+}
+
+fn watch(innkeeper: &Innkeeper, firewall: &Firewall, queues: Queues) {
+    let board = Arc::clone(innkeeper.board());
+    let reporter = Reporter::new(board, firewall.clone(), innkeeper.attributor.clone());
+    let identity = Identity::worker(innkeeper.accounts.watch.uid, innkeeper.accounts.watch.gid);
+    match watch::keeper::Keeper::start(identity, queues, innkeeper.spawner.clone(), Arc::new(reporter)) {
+        Ok(keeper) => drop(innkeeper.watch.set(keeper)),
+        Err(error) => {
+            innkeeper.board().warn(format!("refused packets are counted, not listed: {error}"));
+        }
+    }
+}
+
 pub(super) fn firewall(
     innkeeper: &Innkeeper,
     steps: &Steps,
@@ -190,6 +236,7 @@ pub(super) fn firewall(
         return Err(Failure { step: FIREWALL.name, trouble });
     };
     let Resolver { sockets, servers, plan, ipv6 } = resolver;
+    let (plan, queues) = queues(innkeeper, plan);
     if let Some(engine) = &plan.engine_dns {
         innkeeper.board().warn(host::engine_warning(engine));
     }
@@ -199,17 +246,20 @@ pub(super) fn firewall(
         || Ok(plan),
         |plan| {
             let allowlist = innkeeper.allowlist();
-            let loaded = firewall.load(plan.clone(), (*allowlist).clone());
+            let loaded = firewall.load(plan.clone(), allowlist);
             loaded.map_err(|error| host::firewall_trouble(&error))?;
+            if let Some(queues) = queues {
+                watch(innkeeper, firewall, queues);
+            }
             let worker = keeper::Plan {
                 identity: Identity::worker(innkeeper.accounts.dns.uid, innkeeper.accounts.dns.gid),
                 upstreams: servers.clone(),
                 roots: roots(innkeeper, &servers),
                 refresh: innkeeper.config.network.refresh,
                 ipv6,
-                attributor: Attributor::new(innkeeper.accounts.agent.uid),
+                attributor: innkeeper.attributor.clone(),
             };
-            let policy = innkeeper.worker_policy();
+            let policy = innkeeper.standing();
             let (spawner, board) = (innkeeper.spawner.clone(), Arc::clone(innkeeper.board()));
             let started = Keeper::start(worker, sockets, policy, spawner, board, firewall.clone());
             let (keeper, primed) = started.map_err(|error| Trouble::internal(&error))?;

@@ -13,6 +13,7 @@ use crate::status::report::SecretHeld;
 use crate::status::{Held, MAX_AGE, Verify};
 use crate::supervisor::Spawner;
 use crate::supervisor::run_as::Identity;
+use crate::watch;
 
 /// When it was tried, and how it ended.
 type Tried = (Instant, Result<Vec<Attempt>, String>);
@@ -23,6 +24,8 @@ pub(super) struct Attack {
     spawner: Spawner,
     identity: Identity,
     attack: readiness::Attack,
+    /// Who must not take the attack's packets for the agent's.
+    watch: Option<watch::keeper::Keeper>,
     last: Arc<Mutex<Option<Tried>>>,
 }
 
@@ -39,6 +42,7 @@ impl Attack {
                 doors: sealed.doors().to_vec(),
                 userns: innkeeper.config.agent.userns,
             },
+            watch: innkeeper.watch.get().cloned(),
             last: Arc::default(),
         }
     }
@@ -50,6 +54,9 @@ impl Attack {
         match &*last {
             Some((at, result)) if at.elapsed() < MAX_AGE => result.clone(),
             Some(_) | None => {
+                if let Some(watch) = &self.watch {
+                    watch.announce(&readiness::probe::refusals(&self.attack));
+                }
                 let attempts = readiness::attack(&self.spawner, &self.identity, &self.attack);
                 let result = attempts.map_err(|error| crate::report::chain(&error));
                 *last = Some((Instant::now(), result.clone()));

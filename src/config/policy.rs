@@ -1,6 +1,7 @@
 //! The network policy of all sources: allowlist, profiles, settings, repositories, provider, and the ceiling over all.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::Sources;
 use super::files::{CONFIG_LIMIT, read_text};
@@ -12,7 +13,7 @@ use super::settings::nearest;
 use super::values::Values;
 use crate::allowlist::{
     Allowlist, Ceiling, Denied, DomainName, DomainPattern, Origin, Rule, RuleError, RuleOptions, RuleProblem,
-    Verdict, parse_rule, parse_rules,
+    Verdict, parse_rules,
 };
 use crate::secrets::shape::mask_tokens;
 
@@ -102,7 +103,7 @@ impl Gathering<'_> {
 
     fn allowlist(&mut self, profiles: &[String]) {
         let path = &self.sources.allowlist_path;
-        let shown = display_path(path);
+        let shown: Arc<str> = display_path(path).into();
         match self.file(path, |line| Origin::File { path: shown.clone(), line }) {
             // First, as they are the operator's own.
             RuleFile::Rules(rules) => drop(self.rules.splice(0..0, rules)),
@@ -130,7 +131,8 @@ impl Gathering<'_> {
                 continue;
             }
             let path = self.sources.profiles_dir.join(format!("{name}.conf"));
-            match self.file(&path, |line| Origin::Profile { name: name.clone(), line }) {
+            let shown: Arc<str> = name.as_str().into();
+            match self.file(&path, |line| Origin::Profile { name: shown.clone(), line }) {
                 RuleFile::Rules(rules) => {
                     self.rules.extend(rules);
                     names.push(name);
@@ -161,7 +163,8 @@ impl Gathering<'_> {
         for found in self.values.many("network.allow") {
             // A comment or several rules in one string are as good here as in a file.
             let what = found.place.to_string();
-            let origin = |_| Origin::Setting { name: what.clone() };
+            let shown: Arc<str> = what.as_str().into();
+            let origin = |_| Origin::Setting { name: shown.clone() };
             let (rules, problems) = parse_rules(&found.text, origin);
             let rules = self.without_tokens(rules);
             self.rules.extend(rules);
@@ -174,7 +177,7 @@ impl Gathering<'_> {
     fn repositories(&mut self, repositories: &[Repository]) {
         for repository in repositories {
             let url = &repository.url;
-            let origin = Origin::Repository { url: url.to_string() };
+            let origin = Origin::Repository { url: url.to_string().into() };
             self.needed(url.host(), url.port(), origin, "the repository can't be cloned");
         }
     }
@@ -191,7 +194,7 @@ impl Gathering<'_> {
             {
                 continue;
             }
-            let origin = Origin::Setting { name: "model.provider".to_owned() };
+            let origin = Origin::Setting { name: "model.provider".into() };
             self.needed(&name, port, origin, "the model can't be reached");
         }
     }
@@ -220,7 +223,7 @@ impl Gathering<'_> {
 
     fn ceiling(&mut self) -> Ceiling {
         let path = &self.sources.ceiling_path;
-        let shown = display_path(path);
+        let shown: Arc<str> = display_path(path).into();
         match self.file(path, |line| Origin::File { path: shown.clone(), line }) {
             RuleFile::Rules(rules) => Ceiling::new(rules),
             // That it can't be read is the problem; which rules it would refuse is not known and not said.
@@ -238,8 +241,8 @@ impl Gathering<'_> {
                     format!("profile {name}"),
                     "leave it out of network.profiles, or have the ceiling raised",
                 ),
-                Origin::Setting { name } if name == "model.provider" => {
-                    (name.clone(), "have the ceiling raised: without it there is no model")
+                Origin::Setting { name } if **name == *"model.provider" => {
+                    (name.to_string(), "have the ceiling raised: without it there is no model")
                 }
                 Origin::File { .. } | Origin::Setting { .. } | Origin::Operator => {
                     (rule.origin.to_string(), "remove the rule, or have the ceiling raised")
@@ -284,19 +287,4 @@ fn available_profiles(directory: &Path) -> Vec<String> {
         names.filter_map(|name| name.strip_suffix(".conf").map(str::to_owned)).collect();
     names.sort();
     names
-}
-
-/// Reads one rule of the operator's and holds it against the ceiling.
-pub fn parse_bounded(text: &str, ceiling: &Ceiling) -> Result<Rule, BoundedRuleError> {
-    let rule = parse_rule(text, Origin::Operator).map_err(BoundedRuleError::Rule)?;
-    if ceiling.permits(&rule) { Ok(rule) } else { Err(BoundedRuleError::Ceiling(rule.to_string())) }
-}
-
-/// Why a rule is not taken.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BoundedRuleError {
-    #[error("the rule can't be read")]
-    Rule(#[source] RuleError),
-    #[error("the rule {0} is beyond the ceiling")]
-    Ceiling(String),
 }

@@ -311,18 +311,6 @@ fn a_ceiling_that_cannot_be_read_is_no_open_sky() {
 }
 
 #[test]
-fn operators_rules_are_held_against_the_ceiling() {
-    let (bounds, _) = crate::allowlist::parse_rules("*.example", |_| crate::allowlist::Origin::Operator);
-    let ceiling = Ceiling::new(bounds);
-    assert_eq!(policy::parse_bounded("a.example", &ceiling).unwrap().to_string(), "a.example");
-    let error = policy::parse_bounded("a.test", &ceiling).unwrap_err();
-    assert_eq!(error.to_string(), "the rule a.test is beyond the ceiling");
-    let error = policy::parse_bounded("*", &ceiling).unwrap_err();
-    assert_eq!(error.to_string(), "the rule can't be read");
-    assert!(std::error::Error::source(&error).is_some());
-}
-
-#[test]
 fn repositories_come_from_the_file_or_one_from_variables() {
     let listed = "[[repository]]\nurl = \"https://a.example/x\"\npath = \"one\"\nbranch = \"dev\"\ndepth = 1\n\n[[repository]]\nurl = \"git@b.example:y.git\"\npath = \"two\"\n";
     let config = World::new().file("innkeeper.toml", listed).good();

@@ -2,13 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::audit::Page;
 use crate::status::report::{Phase, Report, Session, Step};
 
 /// Where PID 1 listens. The directory is root's, so nobody else can put a socket there.
 pub const SOCKET: &str = "/run/innkeeper/control.sock";
 
-/// The longest request: a name, a host, an exit status. The agent may send them too.
+/// The longest request of others than the operator: a name, a host, an exit status.
 pub const MAX_REQUEST: usize = 4096;
+/// The operator may bring a whole list of rules.
+pub const MAX_OPERATOR_REQUEST: usize = 256 << 10;
 /// The longest answer that a client takes: a status with a large allowlist.
 pub const MAX_RESPONSE: u64 = 16 << 20;
 
@@ -23,6 +26,12 @@ pub enum Request {
     Check { what: String },
     /// Read the policy again.
     Reload,
+    /// Add rules to the policy, for so many seconds if they are given.
+    Allow { rules: Vec<String>, for_s: Option<u64> },
+    /// Take rules back.
+    Revoke { rules: Vec<String> },
+    /// What the audit log has after an entry; refusals only if so asked.
+    Log { after: u64, denied: bool },
     /// The rule set that was loaded, as text.
     Rules,
     /// The credential for a forge's host.
@@ -67,9 +76,15 @@ pub enum Response {
     Rules {
         text: String,
     },
-    Reloaded {
+    /// The policy is another now.
+    Changed {
         generation: u64,
         rules: usize,
+        /// What came of each rule.
+        said: Vec<String>,
+    },
+    Log {
+        page: Page,
     },
     Credential {
         username: String,
@@ -77,6 +92,10 @@ pub enum Response {
     },
     /// The request is not for this uid.
     Refused {
+        reason: String,
+    },
+    /// The request itself is wrong.
+    Invalid {
         reason: String,
     },
     /// The request could not be done.
@@ -169,7 +188,15 @@ impl Asker {
                 | Request::Credential { .. }
                 | Request::Pane,
             ) => true,
-            (Self::Agent, Request::Reload | Request::Rules) | (Self::Other(_), _) => false,
+            (
+                Self::Agent,
+                Request::Reload
+                | Request::Rules
+                | Request::Allow { .. }
+                | Request::Revoke { .. }
+                | Request::Log { .. },
+            )
+            | (Self::Other(_), _) => false,
         };
         if allowed { Ok(()) } else { Err(self.refusal()) }
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::protocol::{Asker, MAX_REQUEST, Request, Response};
+use super::protocol::{Asker, MAX_OPERATOR_REQUEST, MAX_REQUEST, Request, Response};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
@@ -96,7 +96,8 @@ fn converse(mut stream: UnixStream, asker: Asker, pid: i32, desk: &dyn Desk) {
     if limits.is_err() {
         return;
     }
-    let Some(line) = read_line(&mut stream) else { return };
+    let limit = if asker == Asker::Operator { MAX_OPERATOR_REQUEST } else { MAX_REQUEST };
+    let Some(line) = read_line(&mut stream, limit) else { return };
     let response = match Request::parse(&line) {
         Err(error) => Response::Failed { reason: format!("no request of this version: {error}") },
         Ok(request) => match asker.may(&request) {
@@ -109,8 +110,8 @@ fn converse(mut stream: UnixStream, asker: Asker, pid: i32, desk: &dyn Desk) {
 }
 
 /// A line within the limits of size and time, else nothing. The time limit is for the line as a whole.
-fn read_line(stream: &mut UnixStream) -> Option<String> {
-    let limit = u64::try_from(MAX_REQUEST).unwrap_or(u64::MAX);
+fn read_line(stream: &mut UnixStream, limit: usize) -> Option<String> {
+    let limit = u64::try_from(limit).unwrap_or(u64::MAX);
     let started = std::time::Instant::now();
     let mut line = Vec::new();
     let mut reader = BufReader::with_capacity(MAX_REQUEST, stream.take(limit));

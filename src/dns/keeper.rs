@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -17,6 +18,7 @@ use super::protocol::{
     Admitted, DnsDenial, FromWorker, Health, MAX_FROM_WORKER, MAX_TO_WORKER, Policy, Setup, SocketKind,
     ToWorker,
 };
+use crate::allowlist::Allowlist;
 use crate::attribution::Attributor;
 use crate::channel::{self, ChannelError};
 use crate::firewall::{Admission, Firewall};
@@ -107,6 +109,21 @@ pub struct Plan {
     pub attributor: Attributor,
 }
 
+/// The policy in force.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    pub generation: u64,
+    pub allowlist: Allowlist,
+}
+
+impl Standing {
+    /// As text, which lives no longer than it takes to tell it.
+    fn for_worker(&self) -> Policy {
+        let rules = self.allowlist.rules().iter().map(ToString::to_string).collect();
+        Policy { generation: self.generation, rules }
+    }
+}
+
 /// The worker, kept alive.
 #[derive(Debug, Clone)]
 pub struct Keeper {
@@ -120,10 +137,11 @@ struct Shared {
     spawner: Spawner,
     board: Arc<Board>,
     firewall: Firewall,
-    policy: Mutex<Policy>,
+    policy: Mutex<Standing>,
     /// The living worker's channel; none while it is away.
     link: Mutex<Option<UnixStream>>,
     serving: Mutex<Option<Instant>>,
+    ipv6: AtomicBool,
     /// For the next worker, should this one die while the upstreams are down.
     answers: Mutex<LastAnswers>,
     /// Refusals whose client waits until somebody has looked who it is.
@@ -144,13 +162,14 @@ impl Keeper {
     pub fn start(
         plan: Plan,
         sockets: Sockets,
-        policy: Policy,
+        policy: Standing,
         spawner: Spawner,
         board: Arc<Board>,
         firewall: Firewall,
     ) -> Result<(Self, Receiver<u64>), KeeperError> {
         let (waiting, waiters) = mpsc::sync_channel(MAX_WAITING);
         let shared = Arc::new(Shared {
+            ipv6: AtomicBool::new(plan.ipv6),
             plan,
             sockets,
             spawner,
@@ -178,14 +197,20 @@ impl Keeper {
     }
 
     /// Gives the worker another policy; one that is away gets it when it comes back.
-    pub fn policy(&self, policy: &Policy) {
-        *lock(&self.shared.policy) = policy.clone();
-        self.shared.send(&ToWorker::Policy(policy.clone()));
+    pub fn policy(&self, policy: Standing) {
+        let frame = ToWorker::Policy(policy.for_worker());
+        *lock(&self.shared.policy) = policy;
+        self.shared.send(&frame);
     }
 
     /// Time was lost: every exact name is asked again now. A worker that is away does so when it comes back.
-    pub fn refresh(&self) {
-        self.shared.send(&ToWorker::Refresh);
+    /// `ipv6`: whether names may have IPv6 addresses from now on, where that is known anew.
+    pub fn refresh(&self, ipv6: Option<bool>) {
+        if let Some(ipv6) = ipv6 {
+            self.shared.ipv6.store(ipv6, Ordering::Relaxed);
+        }
+        let ipv6 = self.shared.ipv6.load(Ordering::Relaxed);
+        self.shared.send(&ToWorker::Refresh { ipv6 });
     }
 
     /// Whether the worker serves now.
@@ -215,9 +240,9 @@ impl Shared {
             sockets: self.sockets.kinds.clone(),
             upstreams: self.plan.upstreams.clone(),
             roots: self.plan.roots.clone(),
-            policy: lock(&self.policy).clone(),
+            policy: lock(&self.policy).for_worker(),
             refresh_s: self.plan.refresh.as_secs().max(1),
-            ipv6: self.plan.ipv6,
+            ipv6: self.ipv6.load(Ordering::Relaxed),
             known: lock(&self.answers).list(Instant::now()),
         };
         let fds: Vec<BorrowedFd<'_>> = self.sockets.fds.iter().map(AsFd::as_fd).collect();
@@ -278,10 +303,11 @@ impl Shared {
                     if !stale {
                         lock(&self.answers).note(name, &addresses, ttl_s, Instant::now());
                     }
-                    self.send(&ToWorker::Admitted(Admitted { id, addresses }));
+                    // First what is closed: no moment in which the worker answers it.
                     if !forgotten.is_empty() {
                         self.send(&ToWorker::Forget { names: forgotten });
                     }
+                    self.send(&ToWorker::Admitted(Admitted { id, addresses }));
                 }
                 FromWorker::Primed { generation } => drop(primed.try_send(generation)),
                 FromWorker::Failed { name, cause } => self.resolved(&name.to_string(), Some(&cause)),

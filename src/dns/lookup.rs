@@ -54,8 +54,10 @@ pub struct Rules {
 impl Rules {
     /// One rule that is not understood makes the whole policy unusable: it might have been a denial.
     pub fn new(policy: &Policy) -> Result<Self, RuleError> {
-        let origin = || Origin::Setting { name: "policy".to_owned() };
-        let rules = policy.rules.iter().map(|text| parse_rule(text, origin())).collect::<Result<_, _>>()?;
+        let name: Arc<str> = "policy".into();
+        let origin = || Origin::Setting { name: name.clone() };
+        let rules =
+            policy.rules.iter().map(|text| parse_rule(text, origin())).collect::<Result<Vec<_>, _>>()?;
         let allowlist = Allowlist::new(rules);
         let exact = allowlist.exact_names().into_iter().collect();
         Ok(Self { generation: policy.generation, allowlist, exact })

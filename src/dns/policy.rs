@@ -197,7 +197,8 @@ mod tests {
 
     fn allowlist() -> Allowlist {
         let text = "ok.test\n*.wild.test\n!bad.wild.test\nkeys.test by=broker";
-        let (rules, problems) = parse_rules(text, |line| Origin::Setting { name: format!("test:{line}") });
+        let (rules, problems) =
+            parse_rules(text, |line| Origin::Setting { name: format!("test:{line}").into() });
         assert!(problems.is_empty());
         Allowlist::new(rules)
     }

@@ -23,6 +23,7 @@ pub enum EngineForwarding {
     Unknown,
 }
 
+const OURS: &str = "# Written by innkeeper: the box's allowlisting DNS server.";
 /// Remembers the former resolvers across a restart of the container, whose file then is ours.
 const REMEMBERED: &str = "# innkeeper-upstream ";
 const REMEMBERED_ENGINE: &str = "# innkeeper-engine ";
@@ -31,7 +32,8 @@ const REMEMBERED_ENGINE: &str = "# innkeeper-engine ";
 /// to leak into questions.
 #[must_use]
 pub fn parse(text: &str) -> Upstreams {
-    let remembered = text.lines().any(|line| line.starts_with(REMEMBERED));
+    // Also where there was none to remember: our own server is not to be asked by ourselves.
+    let remembered = text.lines().any(|line| line == OURS || line.starts_with(REMEMBERED));
     let prefix = if remembered { REMEMBERED } else { "nameserver " };
     let mut servers = Vec::new();
     for line in text.lines() {
@@ -65,8 +67,7 @@ fn forwarding(text: &str) -> EngineForwarding {
 /// The box's own file: our server, and what it replaced as comments.
 #[must_use]
 pub fn render(listening: IpAddr, former: &Upstreams) -> String {
-    let mut text =
-        format!("# Written by innkeeper: the box's allowlisting DNS server.\nnameserver {listening}\n");
+    let mut text = format!("{OURS}\nnameserver {listening}\n");
     for server in &former.servers {
         text.push_str(&format!("{REMEMBERED}{}\n", server.ip()));
     }

@@ -1,11 +1,10 @@
-//! Which addresses of an answer are opened, for which ports and how long; and the book of what is open. (pure)
+//! Which addresses of an answer are opened, for which ports and how long. (pure)
 
-use std::collections::HashMap;
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::addresses::{AddressClass, class};
-use crate::allowlist::{Allowlist, DomainName, Verdict};
+use crate::allowlist::{Allowed, Allowlist, DomainPattern, Verdict};
 use crate::dns::protocol::Learned;
 
 /// An address outlives its answer by this: a client may connect late in the answer's life, and the refresh timer
@@ -13,15 +12,32 @@ use crate::dns::protocol::Learned;
 pub const GRACE: Duration = Duration::from_secs(60);
 /// Addresses open for one name; a name that rotates through more loses its oldest.
 pub const MAX_PER_NAME: usize = 128;
-/// Addresses open in all: bounds kernel memory against a flood below a wildcard.
-pub const MAX_TOTAL: usize = 16_384;
 
 /// How the reason ends where no rule would change it.
 pub const NEVER: &str = "is never opened";
 
+/// How a name came to be allowed. Names below a wildcard can be made up in any number; those that the policy spells out
+/// can't, and must not suffer from the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// A rule names it.
+    Exact,
+    /// Only a wildcard covers it.
+    Pattern,
+}
+
+impl Class {
+    #[must_use]
+    pub fn of(allowed: &Allowed<'_>) -> Self {
+        let exact = allowed.rules.iter().any(|rule| matches!(rule.pattern, DomainPattern::Exact(_)));
+        if exact { Self::Exact } else { Self::Pattern }
+    }
+}
+
 /// What is to be done with an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
+    pub class: Class,
     pub ports: Vec<u16>,
     pub open: Vec<IpAddr>,
     /// Addresses that the policy keeps closed, and why.
@@ -36,12 +52,17 @@ pub fn decide(allowlist: &Allowlist, learned: &Learned) -> Result<Decision, Stri
         Verdict::Denied(why) => return Err(why.to_string()),
     };
     let mut decision = Decision {
+        class: Class::of(&allowed),
         ports: allowed.ports,
         open: Vec::new(),
         refused: Vec::new(),
         lifetime: Duration::from_secs(u64::from(learned.ttl_s)) + GRACE,
     };
     for address in learned.addresses.iter().take(MAX_PER_NAME) {
+        // One that is said twice is open once.
+        if decision.open.contains(address) {
+            continue;
+        }
         match class(*address) {
             AddressClass::Global => decision.open.push(*address),
             AddressClass::Private(_) if allowed.private => decision.open.push(*address),
@@ -57,117 +78,12 @@ pub fn decide(allowlist: &Allowlist, learned: &Learned) -> Result<Decision, Stri
     Ok(decision)
 }
 
-/// One address that is open for a name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Open {
-    pub address: IpAddr,
-    pub ports: Vec<u16>,
-    pub until: Instant,
-    pub stale: bool,
-}
-
-/// What is open, for which name, until when. Mirrors the kernel's sets, which hold no names.
-#[derive(Debug, Default)]
-pub struct Book {
-    names: HashMap<DomainName, Vec<Open>>,
-}
-
-impl Book {
-    /// Writes an admission down. Returns what had to make room for it and is not open for another name either.
-    pub fn enter(&mut self, name: &DomainName, opens: Vec<Open>) -> Vec<(IpAddr, u16)> {
-        let entry = self.names.entry(name.clone()).or_default();
-        for open in opens {
-            entry.retain(|old| old.address != open.address);
-            entry.push(open);
-        }
-        let surplus = entry.len().saturating_sub(MAX_PER_NAME);
-        let mut evicted: Vec<Open> = entry.drain(..surplus).collect();
-        while self.len() > MAX_TOTAL {
-            let Some(oldest) = self.take_oldest() else { break };
-            evicted.push(oldest);
-        }
-        self.unclaimed(evicted)
-    }
-
-    fn len(&self) -> usize {
-        self.names.values().map(Vec::len).sum()
-    }
-
-    fn take_oldest(&mut self) -> Option<Open> {
-        let (name, _) =
-            self.names.iter().min_by_key(|(_, opens)| opens.iter().map(|open| open.until).min())?;
-        let name = name.clone();
-        let opens = self.names.remove(&name)?;
-        let mut opens = opens.into_iter();
-        let oldest = opens.next();
-        let rest: Vec<Open> = opens.collect();
-        if !rest.is_empty() {
-            self.names.insert(name, rest);
-        }
-        oldest
-    }
-
-    /// Of these the pairs that no name claims any more.
-    fn unclaimed(&self, gone: Vec<Open>) -> Vec<(IpAddr, u16)> {
-        let pairs = gone.into_iter().flat_map(|open| {
-            let address = open.address;
-            open.ports.into_iter().map(move |port| (address, port))
-        });
-        pairs.filter(|(address, port)| self.open_until(*address, *port).is_none()).collect()
-    }
-
-    /// Until when this pair is open for any name. The kernel has one timeout for a pair, names may share it.
-    #[must_use]
-    pub fn open_until(&self, address: IpAddr, port: u16) -> Option<Instant> {
-        let opens = self.names.values().flatten();
-        opens
-            .filter(|open| open.address == address && open.ports.contains(&port))
-            .map(|open| open.until)
-            .max()
-    }
-
-    /// Forgets what the kernel has let expire.
-    pub fn expire(&mut self, now: Instant) {
-        self.names.retain(|_, opens| {
-            opens.retain(|open| open.until > now);
-            !opens.is_empty()
-        });
-    }
-
-    /// Takes out the names and ports that another policy does not allow; returns what is to be closed.
-    pub fn restrict(&mut self, allowlist: &Allowlist) -> Vec<(IpAddr, u16)> {
-        let mut gone = Vec::new();
-        self.names.retain(|name, opens| {
-            let ports = match allowlist.verdict(name) {
-                Verdict::Allowed(allowed) => allowed.ports,
-                Verdict::Denied(_) => Vec::new(),
-            };
-            for open in opens.iter_mut() {
-                let (kept, closed) = open.ports.iter().partition(|port| ports.contains(port));
-                open.ports = kept;
-                if !Vec::is_empty(&closed) {
-                    gone.push(Open { ports: closed, ..open.clone() });
-                }
-            }
-            opens.retain(|open| !open.ports.is_empty());
-            !opens.is_empty()
-        });
-        self.unclaimed(gone)
-    }
-
-    /// Everything that is open, by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&DomainName, &Open)> {
-        self.names.iter().flat_map(|(name, opens)| opens.iter().map(move |open| (name, open)))
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Book, Decision, MAX_PER_NAME, Open, decide};
+    use super::{Class, Decision, decide};
     use crate::allowlist::{Allowlist, DomainName, Origin, parse_rules};
     use crate::dns::protocol::Learned;
     use std::net::IpAddr;
-    use std::time::{Duration, Instant};
 
     fn policy(text: &str) -> Allowlist {
         let (rules, problems) = parse_rules(text, |line| Origin::File { path: "t".into(), line });
@@ -229,38 +145,15 @@ mod tests {
         assert!(decide(&policy("*.test\n!evil.test"), &learned("evil.test", &["1.1.1.1"])).is_err());
     }
 
-    fn open(address: &str, ports: &[u16], now: Instant, seconds: u64) -> Open {
-        Open {
-            address: address.parse().unwrap(),
-            ports: ports.to_vec(),
-            until: now + Duration::from_secs(seconds),
-            stale: false,
-        }
+    #[test]
+    fn a_name_is_exact_when_any_rule_spells_it_out() {
+        let text = "*.cdn.test\nwww.cdn.test:8443";
+        assert_eq!(judged(text, "www.cdn.test", &[]).class, Class::Exact);
+        assert_eq!(judged(text, "made-up.cdn.test", &[]).class, Class::Pattern);
     }
 
     #[test]
-    fn a_rotating_name_stays_within_its_cap_and_the_oldest_goes() {
-        let (mut book, now, name) = (Book::default(), Instant::now(), DomainName::parse("cdn.test").unwrap());
-        let mut closed = Vec::new();
-        for i in 0..400_u32 {
-            let address = std::net::Ipv4Addr::from(0x0102_0000 + i).to_string();
-            closed.extend(book.enter(&name, vec![open(&address, &[443], now, 60)]));
-        }
-        assert_eq!(book.iter().count(), MAX_PER_NAME);
-        assert_eq!(closed.len(), 400 - MAX_PER_NAME);
-        assert_eq!(closed[0].0, "1.2.0.0".parse::<IpAddr>().unwrap());
-    }
-
-    #[test]
-    fn a_shared_address_stays_open_while_one_name_claims_it() {
-        let (mut book, now) = (Book::default(), Instant::now());
-        let (a, b) = (DomainName::parse("a.test").unwrap(), DomainName::parse("b.test").unwrap());
-        book.enter(&a, vec![open("1.2.3.4", &[22, 443], now, 60)]);
-        book.enter(&b, vec![open("1.2.3.4", &[443], now, 600)]);
-        assert_eq!(book.open_until("1.2.3.4".parse().unwrap(), 443), Some(now + Duration::from_secs(600)));
-        let closed = book.restrict(&policy("b.test"));
-        assert_eq!(closed, [("1.2.3.4".parse().unwrap(), 22)]);
-        book.expire(now + Duration::from_secs(601));
-        assert_eq!(book.iter().count(), 0);
+    fn an_address_that_is_said_twice_is_opened_once() {
+        assert_eq!(judged("ok.test", "ok.test", &["192.0.43.7", "192.0.43.7"]).open.len(), 1);
     }
 }

@@ -10,7 +10,7 @@ mod fingerprint;
 mod rule;
 mod table;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -18,15 +18,19 @@ use std::time::Duration;
 use netlink_packet_netfilter::nftables::{GenMessage, NfTablesMessage, SetElementList, SetElementMessage};
 use nix::errno::Errno;
 
+use self::attribute::{Entry, value};
 use self::channel::{Batch, Channel, Refusal};
-use self::element::Operation;
-use super::ruleset::{DENIED4, DENIED6, Family, OPEN4, OPEN6, Ruleset, TABLE};
+use self::element::{FOR_EVER, Operation};
+use super::book::Pair;
+use super::ruleset::{DENIED4, DENIED6, Family, HELD4, HELD6, OPEN4, OPEN6, Ruleset, TABLE};
 
 pub use self::fingerprint::Fingerprint;
 
-/// Elements in one batch. A netlink attribute ends at 64 KiB and a batch at the socket's send buffer (208 KiB by
-/// default); 512 elements of IPv6 take 23 KB an attribute and 68 KB in all.
+/// Elements in one message. A netlink attribute ends at 64 KiB; 512 elements of IPv6 take 23 KB.
 const CHUNK: usize = 512;
+/// The most that [`CHUNK`] elements take in all the messages that are sent for them.
+const CHUNK_ROOM: usize = 128 * 1024;
+const NFTA_GEN_ID: u16 = 1;
 /// An element can expire between two messages of one batch; the second try then finds it gone from the start.
 const TRIES: usize = 3;
 
@@ -71,78 +75,127 @@ impl NftablesError {
 pub struct Element {
     pub address: IpAddr,
     pub port: u16,
-    /// When written, the whole lifetime; when read, what is left of it.
+    /// When written, the whole lifetime; when read, what is left of it. `Duration::MAX`: for ever.
     pub timeout: Duration,
 }
+
+/// Changes of the sets, to be made together.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Edit {
+    /// Flows to these may go on.
+    pub hold: Vec<Pair>,
+    /// Opened, or given another lifetime.
+    pub open: Vec<Element>,
+    pub close: Vec<Pair>,
+    pub release: Vec<Pair>,
+}
+
+/// *Add, delete, add*: kernels before 6.12 accept a new lifetime for an element that is there and change nothing. In one
+/// transaction, so that the address is never closed in between.
+const RENEW: [Operation; 3] = [Operation::Add, Operation::Delete, Operation::Add];
+/// What isn't there can't be deleted, so it is added before.
+const REMOVE: [Operation; 2] = [Operation::Add, Operation::Delete];
+const ADD: [Operation; 1] = [Operation::Add];
+
+const OPEN: [&str; 2] = [OPEN4, OPEN6];
+const HELD: [&str; 2] = [HELD4, HELD6];
 
 /// The connection to nf_tables in the network namespace that this thread was in when it was opened.
 #[derive(Debug)]
 pub struct Nftables {
     channel: Channel,
     batch: Batch,
+    /// The kernel's generation if nobody but us has changed anything since it was last known.
+    generation: Option<u32>,
 }
 
 impl Nftables {
     /// Opens the connection and asks a first question, so that what is missing is known before anything is changed.
     pub fn open() -> Result<Self, NftablesError> {
-        let mut channel = Channel::open()?;
+        let mut kernel = Self { channel: Channel::open()?, batch: Batch::default(), generation: None };
+        kernel.generation()?;
+        Ok(kernel)
+    }
+
+    /// The number of the last change of any rule set of this namespace, whoever made it.
+    pub fn generation(&mut self) -> Result<u32, NftablesError> {
         let question = NfTablesMessage::GetGen(GenMessage { attributes: Vec::new() });
-        if let Err(Refusal { source, .. }) = channel.probe(question)? {
-            return Err(match source.raw_os_error().map(Errno::from_raw) {
+        match self.channel.probe(question)? {
+            Ok(found) => {
+                let attributes = found.first().map(Entry::attributes).transpose()?.unwrap_or_default();
+                Ok(value(&attributes, NFTA_GEN_ID).try_into().map_or(0, u32::from_be_bytes))
+            }
+            Err(Refusal { source, .. }) => Err(match source.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::EPERM) => NftablesError::NotPermitted { source },
                 // nfnetlink's answer for a subsystem that isn't there.
                 Some(Errno::EINVAL | Errno::EOPNOTSUPP) => NftablesError::NoNfTables { source },
                 _ => NftablesError::Read { source },
-            });
+            }),
         }
-        Ok(Self { channel, batch: Batch::default() })
     }
 
-    /// Replaces our table by this one in a single transaction: no packet sees anything between old and new.
-    pub fn load(&mut self, ruleset: &Ruleset) -> Result<(), NftablesError> {
+    /// Whether all changes up to this generation are ours, or were looked at.
+    #[must_use]
+    pub fn knows(&self, generation: u32) -> bool {
+        self.generation == Some(generation)
+    }
+
+    /// What was there at this generation was looked at and is as it should be.
+    pub fn acknowledge(&mut self, generation: u32) {
+        self.generation = Some(generation);
+    }
+
+    /// Replaces our table by this one in a single transaction: no packet sees anything between old and new. Where the
+    /// kernel refuses so large a batch, the last of the elements follow in more of them.
+    pub fn load(&mut self, ruleset: &Ruleset, content: &Edit) -> Result<(), NftablesError> {
         self.batch.begin(&self.channel);
         let mut objects = Vec::new();
         for step in table::steps(ruleset) {
             self.batch.push(step.message, step.flags);
             objects.push(step.object);
         }
-        self.channel.commit(&mut self.batch)?.map_err(|refusal| {
+        self.fill(HELD, &ADD, &lasting(&content.hold))?;
+        self.fill(OPEN, &ADD, &content.open)?;
+        self.commit()?.map_err(|refusal| {
             let object = refusal.place.and_then(|place| objects.into_iter().nth(place));
             NftablesError::refused(object.unwrap_or_else(|| "the rule set".to_owned()), refusal.source)
         })
     }
 
-    /// Opens addresses, or renews them. *Add, delete, add*: kernels before 6.12 accept a new lifetime for an element
-    /// that is there and change nothing. In one transaction, so that the address is never closed in between.
+    /// Opens addresses and holds them, or renews them.
     pub fn admit(&mut self, elements: &[Element]) -> Result<(), NftablesError> {
-        let steps = [Operation::Add, Operation::Delete, Operation::Add];
-        match elements {
-            [_] => self.change(elements, &steps),
-            _ => longest(elements).chunks(CHUNK).try_for_each(|chunk| self.change(chunk, &steps)),
+        let open = longest(elements);
+        let hold = open.iter().map(|element| (element.address, element.port)).collect();
+        self.apply(&Edit { hold, open, ..Edit::default() })
+    }
+
+    /// Closes addresses; one that isn't open is no error. Flows go on.
+    pub fn withdraw(&mut self, pairs: &[Pair]) -> Result<(), NftablesError> {
+        self.apply(&Edit { close: unique(pairs), ..Edit::default() })
+    }
+
+    /// Closes addresses and ends the flows to them.
+    pub fn cut(&mut self, pairs: &[Pair]) -> Result<(), NftablesError> {
+        let pairs = unique(pairs);
+        self.apply(&Edit { close: pairs.clone(), release: pairs, ..Edit::default() })
+    }
+
+    /// Changes the sets in one transaction; each list in order, IPv4 first, no pair twice.
+    pub fn apply(&mut self, edit: &Edit) -> Result<(), NftablesError> {
+        let edit_is_empty =
+            edit.hold.is_empty() && edit.open.is_empty() && edit.close.is_empty() && edit.release.is_empty();
+        if edit_is_empty {
+            return Ok(());
         }
-    }
-
-    /// Closes addresses; one that isn't open is no error. Established flows are left alone.
-    pub fn withdraw(&mut self, pairs: &[(IpAddr, u16)]) -> Result<(), NftablesError> {
-        let lifetime = Duration::from_secs(1);
-        let elements: Vec<_> =
-            pairs.iter().map(|&(address, port)| Element { address, port, timeout: lifetime }).collect();
-        let steps = [Operation::Add, Operation::Delete];
-        longest(&elements).chunks(CHUNK).try_for_each(|chunk| self.change(chunk, &steps))
-    }
-
-    fn change(&mut self, elements: &[Element], steps: &[Operation]) -> Result<(), NftablesError> {
-        let split = elements.partition_point(|e| Family::of(e.address) == Family::V4);
-        let (v4, v6) = elements.split_at(split);
         let mut tries = 0_usize;
         loop {
             self.batch.begin(&self.channel);
-            for (set, elements) in [(OPEN4, v4), (OPEN6, v6)] {
-                for step in steps.iter().filter(|_| !elements.is_empty()) {
-                    self.batch.raw(|out, sequence| element::encode(out, sequence, *step, set, elements));
-                }
-            }
-            let Err(refusal) = self.channel.commit(&mut self.batch)? else { return Ok(()) };
+            // In this order also where one batch can't take it all: nothing is open that isn't held.
+            self.fill(HELD, &ADD, &lasting(&edit.hold))?;
+            self.fill(OPEN, &RENEW, &edit.open)?;
+            self.fill(OPEN, &REMOVE, &elements(&edit.close, Duration::from_secs(1)))?;
+            self.fill(HELD, &REMOVE, &lasting(&edit.release))?;
+            let Err(refusal) = self.commit()? else { return Ok(()) };
             tries = tries.saturating_add(1);
             if refusal.source.kind() != io::ErrorKind::NotFound || tries == TRIES {
                 return Err(NftablesError::refused("open addresses".to_owned(), refusal.source));
@@ -150,10 +203,52 @@ impl Nftables {
         }
     }
 
+    fn fill(
+        &mut self,
+        [v4, v6]: [&str; 2],
+        steps: &[Operation],
+        elements: &[Element],
+    ) -> Result<(), NftablesError> {
+        let split = elements.partition_point(|e| Family::of(e.address) == Family::V4);
+        let (four, six) = elements.split_at(split);
+        for (set, elements) in [(v4, four), (v6, six)] {
+            for chunk in elements.chunks(CHUNK) {
+                if self.batch.len().saturating_add(CHUNK_ROOM) > self.channel.room() {
+                    self.commit()?.map_err(|refusal| {
+                        NftablesError::refused("open addresses".to_owned(), refusal.source)
+                    })?;
+                    self.batch.begin(&self.channel);
+                }
+                for step in steps {
+                    self.batch.raw(|out, sequence| element::encode(out, sequence, *step, set, chunk));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<Result<(), Refusal>, NftablesError> {
+        let answer = self.channel.commit(&mut self.batch)?;
+        if answer.is_ok() {
+            // `nf_tables_commit`: the next number, never zero.
+            self.generation = self.generation.map(|last| last.checked_add(1).unwrap_or(1));
+        }
+        Ok(answer)
+    }
+
     /// What is open now, and for how long.
     pub fn elements(&mut self) -> Result<Vec<Element>, NftablesError> {
+        self.read(OPEN)
+    }
+
+    /// Where flows may go on.
+    pub fn held(&mut self) -> Result<Vec<Pair>, NftablesError> {
+        Ok(self.read(HELD)?.into_iter().map(|element| (element.address, element.port)).collect())
+    }
+
+    fn read(&mut self, sets: [&str; 2]) -> Result<Vec<Element>, NftablesError> {
         let mut found = Vec::new();
-        for set in [OPEN4, OPEN6] {
+        for set in sets {
             for entry in self.channel.dump(&element_request(set))? {
                 found.extend(element::decode(&entry)?);
             }
@@ -177,6 +272,18 @@ impl Nftables {
     pub fn fingerprint(&mut self) -> Result<Fingerprint, NftablesError> {
         fingerprint::read(&mut self.channel)
     }
+}
+
+fn lasting(pairs: &[Pair]) -> Vec<Element> {
+    elements(pairs, FOR_EVER)
+}
+
+fn elements(pairs: &[Pair], timeout: Duration) -> Vec<Element> {
+    pairs.iter().map(|&(address, port)| Element { address, port, timeout }).collect()
+}
+
+fn unique(pairs: &[Pair]) -> Vec<Pair> {
+    pairs.iter().copied().collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// IPv4 first, each pair once, with the longest lifetime asked for: a batch that deletes a pair twice is refused.

@@ -1,7 +1,7 @@
 //! Rule sets as values (pure): what is matched, what happens, and one comment a rule saying what it is for.
 //!
-//! [`lockdown`] closes everything; [`skeleton`] is the complete policy around two sets of open addresses, which are
-//! filled while the box lives. `Display` is the syntax of `nft(8)`, as `nft list table` prints it: goldens,
+//! [`lockdown`] closes everything; [`skeleton`] is the complete policy around the sets of open and of held addresses,
+//! which are filled while the box lives. `Display` is the syntax of `nft(8)`, as `nft list table` prints it: goldens,
 //! `--print-rules` and the comparison with the kernel use it. Nothing here talks to the kernel.
 
 mod plan;
@@ -17,6 +17,10 @@ pub const TABLE: &str = "innkeeper";
 pub const OPEN4: &str = "open4";
 /// Open (address, port) pairs of IPv6, with a lifetime each.
 pub const OPEN6: &str = "open6";
+/// (address, port) pairs of IPv4 that an allowed name has or had: a flow that began while it was open may go on.
+pub const HELD4: &str = "held4";
+/// (address, port) pairs of IPv6 that an allowed name has or had: a flow that began while it was open may go on.
+pub const HELD6: &str = "held6";
 /// Counts refused outgoing IPv4 packets.
 pub const DENIED4: &str = "denied4";
 /// Counts refused outgoing IPv6 packets.
@@ -44,6 +48,8 @@ pub struct Set {
 pub enum Content {
     /// Filled and renewed at run time; every element has its own lifetime.
     Timed,
+    /// Filled at run time; an element stays until it is taken out.
+    Lasting,
     /// Fixed when the table is loaded; the kernel refuses changes.
     Constant(Vec<SocketAddr>),
 }
@@ -124,7 +130,10 @@ pub enum Match {
     DestinationPort(Transport, u16),
     /// `ip daddr . tcp dport @set`
     DestinationIn(Family, Transport, &'static str),
+    /// `ip saddr . tcp sport @set`
+    SourceIn(Family, Transport, &'static str),
     State(State),
+    Direction(Direction),
     /// Connection tracking says that the destination was rewritten.
     Redirected,
     Icmp6(Icmp6),
@@ -149,6 +158,14 @@ pub enum State {
     New,
     Established,
     Related,
+}
+
+/// Which end of a flow sent the packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// The one that began it.
+    Original,
+    Reply,
 }
 
 /// The ICMPv6 types that IPv6 itself needs on a link (RFC 4861, RFC 2710, RFC 9777).
@@ -186,8 +203,11 @@ pub enum Action {
     Drop,
     Goto(&'static str),
     Count(&'static str),
-    /// One datagram per packet (threshold 1) to this NFLOG group, cut after [`SNAPLEN`] bytes.
-    Log(u16),
+    /// To this NFLOG group, cut after [`SNAPLEN`] bytes; `threshold` packets a datagram.
+    Log {
+        group: u16,
+        threshold: u16,
+    },
     /// Rewrites the destination; the packet is routed anew.
     Dnat(SocketAddr),
     RejectReset,

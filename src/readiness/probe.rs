@@ -11,6 +11,8 @@ use nix::libc;
 
 use super::{Attack, Attempt, Outcome};
 use crate::control::protocol::{Request, SOCKET};
+use crate::watch::packet::protocol;
+use crate::watch::protocol::Target;
 
 /// The firewall refuses at once; who waits this long was dropped, which is refused too.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -63,25 +65,56 @@ const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)
 /// A public resolver that agents and tools hard-code.
 const OUTSIDE_RESOLVER: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
 
-fn network(attack: &Attack) -> Vec<Trial<'_>> {
+/// A packet that must be refused.
+struct Forbidden {
+    name: String,
+    protection: &'static str,
+    to: SocketAddr,
+    udp: bool,
+}
+
+fn forbidden(attack: &Attack) -> Vec<Forbidden> {
+    let place = |name: &str, protection, to, udp| Forbidden { name: name.to_owned(), protection, to, udp };
+    let (v4, v6) = ("egress-ipv4", "egress-ipv6");
+    let mut places = vec![
+        place("denied-address", v4, SocketAddr::from((DENIED_V4, 443)), false),
+        place("denied-udp", v4, SocketAddr::from((DENIED_V4, 443)), true),
+        place("metadata-ipv4", v4, SocketAddr::from((METADATA_V4, 80)), false),
+        place("ipv6-literal", v6, SocketAddr::from((DENIED_V6, 443)), false),
+        place("metadata-ipv6", v6, SocketAddr::from((METADATA_V6, 80)), false),
+    ];
+    for upstream in &attack.upstreams {
+        // By another port than 53, which would be redirected: the address itself must be closed.
+        let other = SocketAddr::new(upstream.ip(), 853);
+        let protection = if upstream.is_ipv4() { v4 } else { v6 };
+        places.push(place(&format!("upstream-{}", upstream.ip()), protection, other, false));
+    }
+    places
+}
+
+/// Every packet that an attack gets refused: one to each place, since the refusal is at once.
+#[must_use]
+pub fn refusals(attack: &Attack) -> Vec<Target> {
+    let target = |Forbidden { to, udp, .. }| Target {
+        address: Some(to.ip()),
+        protocol: Some(if udp { protocol::UDP } else { protocol::TCP }),
+        port: Some(to.port()),
+        icmp: None,
+    };
+    forbidden(attack).into_iter().map(target).collect()
+}
+
+fn network(attack: &Attack) -> Vec<Trial<'static>> {
     let resolver = SocketAddr::new(attack.resolver, 53);
     let outside = SocketAddr::from((OUTSIDE_RESOLVER, 53));
     let mut trials = vec![
         trial("denied-name", "dns", move || ask_name(resolver)),
         trial("outside-resolver", "dns", move || ask_name(outside)),
-        trial("denied-address", "egress-ipv4", || connect(SocketAddr::from((DENIED_V4, 443)))),
-        trial("denied-udp", "egress-ipv4", || send_udp(SocketAddr::from((DENIED_V4, 443)))),
-        trial("metadata-ipv4", "egress-ipv4", || connect(SocketAddr::from((METADATA_V4, 80)))),
-        trial("ipv6-literal", "egress-ipv6", || connect(SocketAddr::from((DENIED_V6, 443)))),
-        trial("metadata-ipv6", "egress-ipv6", || connect(SocketAddr::from((METADATA_V6, 80)))),
     ];
-    for upstream in &attack.upstreams {
-        // By another port than 53, which would be redirected: the address itself must be closed.
-        let other = SocketAddr::new(upstream.ip(), 853);
-        let name = format!("upstream-{}", upstream.ip());
-        let protection = if upstream.is_ipv4() { "egress-ipv4" } else { "egress-ipv6" };
-        trials.push(trial(name, protection, move || connect(other)));
-    }
+    let places = forbidden(attack).into_iter().map(|Forbidden { name, protection, to, udp }| {
+        trial(name, protection, move || if udp { send_udp(to) } else { connect(to) })
+    });
+    trials.extend(places);
     trials
 }
 
@@ -303,7 +336,16 @@ fn leftover() -> Result {
 
 /// Every operator request must be refused to the agent.
 fn control() -> Vec<Trial<'static>> {
-    [("reload", Request::Reload), ("rules", Request::Rules)]
+    // A name that exists nowhere (RFC 6761), should the request be granted.
+    let rules = vec!["innkeeper-readiness.invalid".to_owned()];
+    let requests = [
+        ("reload", Request::Reload),
+        ("rules", Request::Rules),
+        ("allow", Request::Allow { rules: rules.clone(), for_s: Some(1) }),
+        ("revoke", Request::Revoke { rules }),
+        ("log", Request::Log { after: 0, denied: false }),
+    ];
+    requests
         .into_iter()
         .map(|(name, request)| trial(format!("control-{name}"), "control", move || knock(&request)))
         .collect()

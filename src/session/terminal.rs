@@ -72,8 +72,13 @@ impl Filter {
             (State::Ground, ENQ) => self.removed += 1,
             (State::Ground, byte) => out.push(byte),
             (State::Utf8C2, 0x80..=0x9f) => self.drop_held(),
-            (State::Utf8C2, byte) => {
+            (State::Utf8C2, 0xa0..=0xbf) => {
                 self.release(out);
+                out.push(byte);
+            }
+            // No UTF-8, and let through it could make a C1 control of an octet further on.
+            (State::Utf8C2, byte) => {
+                self.drop_held();
                 self.step(byte, out);
             }
             // CAN and SUB end any sequence without effect; a new ESC begins another.
@@ -87,7 +92,7 @@ impl Filter {
             }
             (State::Escape, _) => self.escape(byte, out),
             (State::EscapeIntermediate, 0x20..=0x2f) => self.hold(byte),
-            (State::EscapeIntermediate, _) => self.finish(byte, true, out),
+            (State::EscapeIntermediate, _) => self.finish(byte, (0x30..=0x7e).contains(&byte), out),
             (State::Csi, 0x40..=0x7e) => {
                 let passes = csi_passes(self.held.get(2..).unwrap_or_default(), byte);
                 self.finish(byte, passes, out);
@@ -179,7 +184,9 @@ impl Filter {
 /// Hyperlinks and colours that are set, not asked for. Titles, clipboard (52), notifications and the rest stay here.
 fn osc_passes(text: &[u8]) -> bool {
     let number: Vec<u8> = text.iter().copied().take_while(u8::is_ascii_digit).collect();
-    let control = text.iter().any(|byte| byte.is_ascii_control());
+    // A terminal may end the string at a C1 control, and take what follows for its own.
+    let c1 = text.windows(2).any(|pair| matches!(pair, [0xc2, 0x80..=0x9f]));
+    let control = c1 || text.iter().any(|byte| byte.is_ascii_control());
     match number.as_slice() {
         _ if control => false,
         b"8" => true,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::report::{Phase, Report, RepositoryState, SessionState, StepState};
+use super::report::{Phase, PolicyRule, Report, RepositoryState, SessionState, StepState};
 use crate::report::{bounded, inert};
 
 const WIDTH: usize = 80;
@@ -125,7 +125,19 @@ fn network(screen: &mut Screen, report: &Report) {
             report.firewall.denied
         ),
     );
+    let granted = report.policy.rules.iter().filter(|rule| rule.origin == OPERATOR);
+    let shown = |rule: &PolicyRule| match rule.expires_at.as_deref().and_then(|at| at.get(11..16)) {
+        Some(end) => format!("{} until {end}Z", rule.rule),
+        None => rule.rule.clone(),
+    };
+    let granted: Vec<String> = granted.map(shown).collect();
+    if !granted.is_empty() {
+        screen.line(YELLOW, &format!("  operator  {}", granted.join(", ")));
+    }
 }
+
+/// How the origin of a rule that was added in the living box reads.
+const OPERATOR: &str = "operator";
 
 fn session(screen: &mut Screen, report: &Report) {
     let session = &report.session;
@@ -175,7 +187,7 @@ fn warnings(screen: &mut Screen, report: &Report) {
 
 fn denials(screen: &mut Screen, report: &Report) {
     if report.denials.is_empty() {
-        screen.line(BOLD, "No name was refused");
+        screen.line(BOLD, "Nothing was refused");
         return;
     }
     screen.line(BOLD, "Refused (the newest first)");
@@ -183,8 +195,9 @@ fn denials(screen: &mut Screen, report: &Report) {
     for denial in report.denials.iter().take(count) {
         let time = denial.time.get(11..19).unwrap_or_default();
         let who = denial.uid.map_or_else(|| "?".to_owned(), |uid| uid.to_string());
+        let process = denial.process.as_ref().map_or_else(String::new, |process| format!(" {process}"));
         let text = format!(
-            "  {time}Z {:<8} {} ({}×, uid {who}): {}",
+            "  {time}Z {:<8} {} ({}×, uid {who}{process}): {}",
             denial.layer, denial.what, denial.count, denial.allow
         );
         screen.line("", &text);

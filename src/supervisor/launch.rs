@@ -1,7 +1,7 @@
 //! What is to be started: program, arguments, a complete environment, three descriptors and an identity.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -16,6 +16,22 @@ pub enum Stream {
     /// PID 1's own: the console.
     Inherit,
     Fd(OwnedFd),
+}
+
+/// What one child may say on a stream that becomes event lines.
+const MAX_WORDS: u64 = 64 << 10;
+
+impl Stream {
+    /// A pipe whose lines become events of `source`: what a worker says of its end.
+    pub fn events(source: &'static str) -> io::Result<Self> {
+        let (reader, writer) = io::pipe()?;
+        super::thread("words", move || {
+            for line in BufReader::new(reader.take(MAX_WORDS)).lines().map_while(Result::ok) {
+                crate::report::event(source, &crate::report::bounded(&line, 400));
+            }
+        })?;
+        Ok(Self::Fd(OwnedFd::from(writer)))
+    }
 }
 
 impl From<Stream> for Stdio {

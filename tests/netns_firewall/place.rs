@@ -6,9 +6,14 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
+use innkeeper::allowlist::{Allowlist, DomainName, Origin, parse_rules};
+use innkeeper::dns::protocol::Learned;
 use innkeeper::firewall::nftables::{Element, Nftables};
+use innkeeper::firewall::ruleset::FirewallPlan;
+use innkeeper::firewall::{Firewall, Notices};
 use nix::sched::{CloneFlags, setns, unshare};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -23,9 +28,14 @@ pub(crate) const OUTSIDE6: &str = "2001:db8:1::1";
 pub(crate) const RESOLVER4: &str = "8.8.8.8";
 pub(crate) const RESOLVER6: &str = "2001:db8:8::8";
 pub(crate) const UPSTREAM4: &str = "9.9.9.9";
+/// Addresses that names may resolve to.
+pub(crate) const FIRST4: &str = "93.184.215.14";
+pub(crate) const SECOND4: &str = "93.184.215.15";
+pub(crate) const FIRST6: &str = "2606:4700::14";
+pub(crate) const PRIVATE4: &str = "10.9.9.9";
 
 /// Long enough for any answer inside one machine; only a failing test waits for it.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One network namespace; it lives as long as this value.
 pub(crate) struct Place {
@@ -124,10 +134,12 @@ impl World {
             run("ip", &format!("addr add {OUTSIDE4}/24 dev peer0"));
             run("ip", &format!("addr add {OUTSIDE6}/64 dev peer0 nodad"));
             run("ip", "link set peer0 up");
-            for address in [RESOLVER4, UPSTREAM4] {
+            for address in [RESOLVER4, UPSTREAM4, FIRST4, SECOND4, PRIVATE4] {
                 run("ip", &format!("addr add {address}/32 dev lo"));
             }
-            run("ip", &format!("addr add {RESOLVER6}/128 dev lo nodad"));
+            for address in [RESOLVER6, FIRST6] {
+                run("ip", &format!("addr add {address}/128 dev lo nodad"));
+            }
         });
         inside.run(ROOT, || {
             run("ip", &format!("route add default via {OUTSIDE4}"));
@@ -185,6 +197,18 @@ impl Wire {
         }
     }
 
+    /// Reads frames until one with `last` in it, and says whether one before it held the token.
+    pub(crate) fn seen_until(&self, token: &[u8], last: &[u8]) -> bool {
+        let mut found = false;
+        loop {
+            let frame = self.frame();
+            found |= frame.windows(token.len()).any(|part| part == token);
+            if frame.windows(last.len()).any(|part| part == last) {
+                return found;
+            }
+        }
+    }
+
     /// Waits until these bytes have come out.
     pub(crate) fn wait_for(&self, token: &[u8]) {
         while !self.frame().windows(token.len()).any(|part| part == token) {}
@@ -196,6 +220,92 @@ impl Wire {
         frame.truncate(length);
         frame
     }
+}
+
+/// The firewall as PID 1 has it, in a namespace, and what it says by itself.
+pub(crate) struct Guard {
+    pub(crate) firewall: Firewall,
+    pub(crate) said: Receiver<String>,
+}
+
+impl Guard {
+    pub(crate) fn start(place: &Place, plan: FirewallPlan, policy: &str) -> Self {
+        let (says, said) = mpsc::channel();
+        let repaired = move |what: &str| drop(says.send(what.to_owned()));
+        let notices = Notices { refused: Box::new(|_, _, _| {}), repaired: Box::new(repaired) };
+        // Its thread inherits the namespace of whoever starts it.
+        let firewall = place.run(ROOT, || Firewall::start(notices).unwrap());
+        firewall.load(plan, allowlist(policy)).unwrap();
+        Self { firewall, said }
+    }
+
+    pub(crate) fn policy(&self, text: &str) {
+        self.firewall.policy(allowlist(text)).unwrap();
+    }
+
+    /// What `dns` says when a name was answered. All of it must be open then.
+    pub(crate) fn admit(&self, name: &str, addresses: &[&str]) {
+        let addresses: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        let name = DomainName::parse(name).unwrap();
+        let learned = Learned { id: 1, name, addresses: addresses.clone(), ttl_s: 60, stale: false };
+        assert_eq!(self.firewall.admit(learned).open, addresses);
+    }
+}
+
+fn allowlist(text: &str) -> Allowlist {
+    let (rules, problems) = parse_rules(text, |line| Origin::File { path: "t".into(), line });
+    assert!(problems.is_empty(), "{problems:?}");
+    Allowlist::new(rules)
+}
+
+/// One connection, seen from both ends.
+pub(crate) struct Flow {
+    pub(crate) agent: TcpStream,
+    pub(crate) far: TcpStream,
+}
+
+impl Flow {
+    /// Opens a connection out of the box and shows that it works.
+    pub(crate) fn open(world: &World, to: &str) -> Self {
+        let listener = world.outside.listen(to);
+        let agent = world.inside.connect(AGENT, to).unwrap();
+        let (far, _) = listener.accept().unwrap();
+        for stream in [&agent, &far] {
+            stream.set_nodelay(true).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        }
+        let mut flow = Self { agent, far };
+        flow.works();
+        flow
+    }
+
+    /// Bytes go both ways, and none came before.
+    pub(crate) fn works(&mut self) {
+        self.agent.write_all(b"there").unwrap();
+        self.far.write_all(b"back!").unwrap();
+        for (stream, expected) in [(&mut self.far, b"there"), (&mut self.agent, b"back!")] {
+            let mut bytes = [0; 5];
+            stream.read_exact(&mut bytes).unwrap();
+            assert_eq!(&bytes, expected);
+        }
+    }
+
+    /// The agent's next byte ends the connection on its side, and the far side gets nothing.
+    pub(crate) fn is_cut(&mut self) {
+        // The kernel takes it and may learn of the refusal at once.
+        drop(self.agent.write_all(b"must not arrive"));
+        let error = self.agent.read(&mut [0; 8]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        nothing_came(&mut self.far);
+    }
+}
+
+/// What was sent before may still be under way; the caller waits for something that was sent after.
+pub(crate) fn nothing_came(stream: &mut TcpStream) {
+    stream.set_nonblocking(true).unwrap();
+    let error = stream.read(&mut [0; 8]).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    stream.set_nonblocking(false).unwrap();
 }
 
 pub(crate) fn open(address: &str, port: u16) -> Element {

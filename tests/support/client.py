@@ -3,7 +3,8 @@
 It runs on both sides: from the box's network before the box boots, to show that a request gets through, and in the
 box, as the agent or as root. It knows no resolver but the one that it is told.
 
-    dns SERVER NAME [TYPE] [udp|tcp]   the response code and the addresses or texts; SERVER may be ADDRESS@PORT
+    dns SERVER NAME [TYPE] [udp|tcp]   the response code and the addresses or texts; SERVER may be ADDRESS@PORT, NAME may
+                                       hold octets as \\DDD, TYPE may be TYPE65280
     tcp|udp ADDRESS PORT [TEXT]        what was answered
     ping ADDRESS TEXT                  what was echoed
     flow ADDRESS PORT                  connects, then sends each line of standard input and prints what comes back until that line does
@@ -11,12 +12,13 @@ box, as the agent or as root. It knows no resolver but the one that it is told.
 The last line of every failure begins with "error: "; the exit status is then 1.
 """
 
+import re
 import socket
 import struct
 import sys
 
 WAIT = 2
-TYPES = {"A": 1, "NS": 2, "CNAME": 5, "NULL": 10, "MX": 15, "TXT": 16, "AAAA": 28, "SRV": 33, "HTTPS": 65, "ANY": 255}
+TYPES = {"A": 1, "NS": 2, "CNAME": 5, "NULL": 10, "MX": 15, "TXT": 16, "AAAA": 28, "SRV": 33, "SVCB": 64, "HTTPS": 65, "ANY": 255}
 
 
 def family(address):
@@ -30,9 +32,16 @@ def connected(kind, address, port):
     return sock
 
 
+def label(text):
+    """A label as it is sent; \\DDD is an octet (RFC 1035 section 5.1), a dot too."""
+    raw = re.sub(rb"\\(\d{3})", lambda octet: bytes([int(octet[1])]), text.encode())
+    return bytes([len(raw)]) + raw
+
+
 def dns(server, name, kind="A", transport="udp"):
-    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.rstrip(".").split("."))
-    question = labels + b"\0" + struct.pack("!HH", TYPES[kind], 1)
+    number = TYPES[kind] if kind in TYPES else int(kind.removeprefix("TYPE"))
+    labels = b"".join(label(text) for text in name.rstrip(".").split(".") if text)
+    question = labels + b"\0" + struct.pack("!HH", number, 1)
     query = struct.pack("!6H", 0x1234, 0x0100, 1, 0, 0, 0) + question
     address, _, port = server.partition("@")
     with connected(socket.SOCK_STREAM if transport == "tcp" else socket.SOCK_DGRAM, address, port or 53) as sock:

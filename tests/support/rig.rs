@@ -28,6 +28,8 @@
 //! - Waiting is by event: [`RunningBox::await_line`] follows the log (each call goes on after the line that the call
 //!   before found), [`RunningBox::await_status`] asks until it is so, both with an end.
 //! - Judge what leaked by `rig.world`: [`World::packets_since`], [`World::log`], [`World::saw`].
+//! - `INNKEEPER_TEST_TAMPER` is a command of nft that takes a rule out of every box once it is ready: the tests of that rule
+//!   must turn red (`nft insert rule inet innkeeper output accept`). Innkeeper repairs it after some seconds.
 //! - `INNKEEPER_TEST_IMAGE` names the image (`innkeeper:test`); tests never build it.
 
 #![allow(dead_code, reason = "every test file takes the part of the rig that it needs")]
@@ -229,6 +231,9 @@ impl Rig {
             "the box did not get ready:\n{}",
             started.logs()
         );
+        if let Ok(command) = std::env::var("INNKEEPER_TEST_TAMPER") {
+            self.inside(&command).expect("the tampering");
+        }
         started
     }
 
@@ -266,6 +271,69 @@ impl Rig {
         run("ip", &[&client[..], args].concat())
     }
 
+    /// A command line of the host's shell in the world's namespace.
+    pub(crate) fn in_world(&self, command: &str) -> Done {
+        run("ip", &["netns", "exec", &self.name, "bash", "-c", command])
+    }
+
+    /// Takes the interface out of the box's network, as if it had never been there.
+    pub(crate) fn unplug(&self) {
+        let out = format!(
+            "ip link set eth0 netns {} && ip netns exec {} ip link set eth0 name parked",
+            self.name, self.name
+        );
+        self.inside(&out).expect("unplugging");
+    }
+
+    /// Puts it in again, with its addresses and its routes.
+    pub(crate) fn plug(&self) {
+        let back = format!("ip link set parked name eth0 && ip link set eth0 netns {}", self.pause_pid);
+        self.in_world(&back).expect("plugging in");
+        address(&self.pause_pid);
+        route(&self.pause_pid);
+    }
+
+    /// A router between the box and the world, with this MTU towards the world.
+    pub(crate) fn put_router(&self, mtu: u32) {
+        let router = format!("{}-r", self.name);
+        must("ip", &["netns", "add", &router]);
+        self.undo.push(&["ip", "netns", "del", &router]);
+        let link = addresses()["link"].clone();
+        let (v4, v6) = (link["box_v4"].as_str().unwrap(), link["box_v6"].as_str().unwrap());
+        self.inside(&format!("ip link set eth0 name far netns {router}")).expect("the far side");
+        must(
+            "ip",
+            &[
+                "link",
+                "add",
+                "near",
+                "netns",
+                &router,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "eth0",
+                "netns",
+                &self.pause_pid,
+            ],
+        );
+        // It answers for each side on the other's link. To the world every address is its own but those of the link, so
+        // the router's must be one of these. A locked MTU is one that forwarding honours.
+        let setup = format!(
+            "for c in all default near far; do echo 1 > /proc/sys/net/ipv4/conf/$c/proxy_arp; echo 1 > /proc/sys/net/ipv6/conf/$c/forwarding; \
+             echo 1 > /proc/sys/net/ipv6/conf/$c/proxy_ndp; echo 0 > /proc/sys/net/ipv4/conf/$c/rp_filter; echo 0 > /proc/sys/net/ipv6/conf/$c/accept_dad; done; \
+             echo 1 > /proc/sys/net/ipv4/ip_forward; ip link set near up; ip link set far up; ip addr add 172.31.77.6/32 dev far; \
+             ip -6 addr add fd77::6/128 dev far nodad; ip route add {v4}/32 dev near; ip -6 route add {v6}/128 dev near; \
+             ip route add default dev far mtu lock {mtu}; ip -6 route add default dev far mtu lock {mtu}; \
+             ip -6 neigh add proxy {v6} dev far; ip -6 neigh add proxy {} dev near",
+            link["world_v6"].as_str().unwrap()
+        );
+        run("ip", &["netns", "exec", &router, "bash", "-ec", &setup]).expect("the router");
+        address(&self.pause_pid);
+        route(&self.pause_pid);
+    }
+
     /// A program of the host in the box's network but outside of every container, talked to by lines.
     pub(crate) fn spawn_inside(&self, program: &[&str]) -> Talking {
         let enter = ["-t", &self.pause_pid, "-n"];
@@ -300,6 +368,11 @@ fn connect(namespace: &str, pid: &str) {
     must("ip", &["netns", "add", namespace]);
     let peer = ["type", "veth", "peer", "name", "eth0", "netns", pid];
     must("ip", &[&["link", "add", "world0", "netns", namespace][..], &peer[..]].concat());
+    address(pid);
+}
+
+/// The box's addresses on its end.
+fn address(pid: &str) {
     let addresses = addresses();
     let link = |key: &str| match &addresses["link"][key] {
         Value::String(text) => text.clone(),

@@ -86,7 +86,8 @@ def decode_name(data, at):
         size = data[at]
         if size > 63:
             raise ValueError("compressed or extended label in a question")
-        labels.append(data[at + 1 : at + 1 + size].decode("utf-8", "backslashreplace"))
+        # A dot within a label is shown as what it is, or "ok.test" as one label would look like the name.
+        labels.append(data[at + 1 : at + 1 + size].decode("utf-8", "backslashreplace").replace(".", "\\046"))
         at += 1 + size
     return ".".join(labels), at + 1
 
@@ -240,6 +241,7 @@ class Server:
             self._log.write("dns", **entry, answer="dropped")
             return
         rcode, records = self._resolve(query, server, behaviour)
+        records = records + [tuple(record) for record in behaviour.get("stray", [])]
         wire, truncated = build(query, rcode, records, transport, behaviour)
         shown = {NOERROR: "noerror", SERVFAIL: "servfail", NXDOMAIN: "nxdomain", NOTIMP: "notimp"}.get(rcode, rcode)
         self._log.write("dns", **entry, answer=shown, truncated=truncated,

@@ -15,7 +15,7 @@ use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProto
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
-use nix::sys::socket::MsgFlags;
+use nix::sys::socket::{MsgFlags, getsockopt, setsockopt, sockopt};
 
 use super::NftablesError;
 use super::attribute::Entry;
@@ -26,6 +26,9 @@ const SUBSYSTEM: u16 = 10;
 const RECEIVE: usize = 64 * 1024;
 /// What the kernel may hold for us until it is read; it caps this at `net.core.rmem_max`.
 const RECEIVE_QUEUE: i32 = 1024 * 1024;
+/// A whole reload must go into one `sendmsg(2)`. The kernel takes what the send buffer could hold, which ends at
+/// `net.core.wmem_max` (208 KiB by default) unless forced; forcing it allocates nothing.
+const SEND_QUEUE: usize = 32 * 1024 * 1024;
 /// How often a dump is started again, or a batch whose answers were lost is sent again. Rule sets change by our own
 /// hand and seldom by others', so a second time is rare and a ninth is a fault.
 const ATTEMPTS: u32 = 8;
@@ -36,6 +39,7 @@ pub(super) struct Channel {
     socket: Socket,
     sequence: u32,
     received: Vec<u8>,
+    room: usize,
 }
 
 /// Messages that the kernel applies all or not at all.
@@ -54,6 +58,10 @@ impl Batch {
         self.first = channel.sequence;
         self.next = channel.sequence;
         self.control(ControlMessage::BatchBegin);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
     }
 
     pub(super) fn push(&mut self, message: NfTablesMessage, flags: u16) {
@@ -147,7 +155,18 @@ impl Channel {
         // Answers need the header of the refused message only, not a copy of all of it.
         socket.set_cap_ack(true).map_err(|source| NftablesError::Open { source })?;
         socket.set_rx_buf_sz(RECEIVE_QUEUE).map_err(|source| NftablesError::Open { source })?;
-        Ok(Self { socket, sequence: 1, received: Vec::with_capacity(RECEIVE) })
+        // Refused in a user namespace of the host's; then a large reload takes several batches.
+        setsockopt(&socket, sockopt::SndBufForce, &SEND_QUEUE)
+            .or_else(|_| setsockopt(&socket, sockopt::SndBuf, &SEND_QUEUE))
+            .map_err(|error| NftablesError::Open { source: error.into() })?;
+        let room = getsockopt(&socket, sockopt::SndBuf)
+            .map_err(|error| NftablesError::Open { source: error.into() })?;
+        Ok(Self { socket, sequence: 1, received: Vec::with_capacity(RECEIVE), room })
+    }
+
+    /// How long a batch may get (`netlink_sendmsg` in af_netlink.c), its end included.
+    pub(super) fn room(&self) -> usize {
+        self.room.saturating_sub(1024)
     }
 
     /// Applies a batch. It is sent again when its answers got lost, so it must be fit to be applied twice.
@@ -215,10 +234,14 @@ impl Channel {
         Err(NftablesError::Unanswered)
     }
 
-    /// One request that is no batch: a dump, or a question with a single answer.
-    pub(super) fn probe(&mut self, request: NfTablesMessage) -> Result<Result<(), Refusal>, NftablesError> {
-        match self.ask(request, NLM_F_ACK, &mut Vec::new())? {
-            Outcome::Done => Ok(Ok(())),
+    /// One question with a single answer.
+    pub(super) fn probe(
+        &mut self,
+        request: NfTablesMessage,
+    ) -> Result<Result<Vec<Entry>, Refusal>, NftablesError> {
+        let mut found = Vec::new();
+        match self.ask(request, NLM_F_ACK, &mut found)? {
+            Outcome::Done => Ok(Ok(found)),
             Outcome::Refused(refusal) => Ok(Err(refusal)),
             Outcome::Again => Err(NftablesError::Unanswered),
         }

@@ -28,8 +28,11 @@ const NFTA_DATA_VALUE: u16 = 1;
 
 /// A longer lifetime means nothing for a DNS answer, and the kernel refuses what doesn't fit its clock.
 const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Zero would mean *for ever*.
+/// Zero would mean the set's own, which is none: *for ever*.
 const SHORTEST: Duration = Duration::from_millis(1);
+
+/// No lifetime at all, as in the sets that have none.
+pub(super) const FOR_EVER: Duration = Duration::MAX;
 
 /// What one message does with its elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +66,7 @@ pub(super) fn encode(
         for element in elements {
             nested(out, NFTA_LIST_ELEM, |out| {
                 nested(out, NFTA_SET_ELEM_KEY, |out| key(out, element.address, element.port));
-                if operation == Operation::Add {
+                if operation == Operation::Add && element.timeout != FOR_EVER {
                     let lifetime = element.timeout.clamp(SHORTEST, LONGEST).as_millis();
                     let lifetime = u64::try_from(lifetime).unwrap_or(u64::MAX);
                     attribute(out, NFTA_SET_ELEM_TIMEOUT, &[&lifetime.to_be_bytes()]);
@@ -123,10 +126,10 @@ fn close(out: &mut [u8], start: usize) {
 pub(super) fn decode(entry: &Entry) -> Result<Vec<Element>, NftablesError> {
     let mut found = Vec::new();
     for element in list(entry)? {
-        let left = value(&element, NFTA_SET_ELEM_EXPIRATION).try_into().map_or(0, u64::from_be_bytes);
+        let left = value(&element, NFTA_SET_ELEM_EXPIRATION).try_into().map(u64::from_be_bytes);
         let key = attributes(value(&element, NFTA_SET_ELEM_KEY))?;
         if let Some((address, port)) = split(value(&key, NFTA_DATA_VALUE)) {
-            found.push(Element { address, port, timeout: Duration::from_millis(left) });
+            found.push(Element { address, port, timeout: left.map_or(FOR_EVER, Duration::from_millis) });
         }
     }
     Ok(found)
@@ -182,6 +185,47 @@ mod tests {
         let mut bytes = Vec::new();
         encode(&mut bytes, 7, Operation::Add, "open4", &[element]);
         assert!(bytes.windows(8).any(|w| w == 1u64.to_be_bytes()));
+        bytes.clear();
+        encode(&mut bytes, 7, Operation::Add, "held4", &[Element { timeout: FOR_EVER, ..element }]);
+        assert!(!bytes.windows(2).any(|w| w == NFTA_SET_ELEM_TIMEOUT.to_ne_bytes()), "{bytes:?}");
+    }
+
+    /// F31: what a kernel before 6.12 needs to give a known element another lifetime, byte for byte: add (so that the
+    /// next one finds it), delete, add with the new lifetime.
+    #[test]
+    fn f31_a_renewal_is_these_bytes() {
+        let element =
+            Element { address: "203.0.113.20".parse().unwrap(), port: 443, timeout: Duration::from_secs(60) };
+        let mut bytes = Vec::new();
+        for (sequence, step) in (7..).zip(crate::firewall::nftables::RENEW) {
+            encode(&mut bytes, sequence, step, "open4", &[element]);
+        }
+        let add = |sequence: u8| {
+            [
+                // struct nlmsghdr: length, type, NLM_F_REQUEST | NLM_F_CREATE, sequence, port; struct nfgenmsg
+                &[84, 0, 0, 0, 0x0c, 0x0a, 1, 4, sequence, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0][..],
+                &[14, 0, 1, 0],
+                b"innkeeper\0\0\0",
+                &[10, 0, 2, 0],
+                b"open4\0\0\0",
+                // elements { element { key { value: 203.0.113.20 . 443 }, lifetime: 60,000 ms } }
+                &[36, 0, 3, 0x80, 32, 0, 1, 0x80, 16, 0, 1, 0x80, 12, 0, 1, 0],
+                &[203, 0, 113, 20, 1, 0xbb, 0, 0],
+                &[12, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0xea, 0x60],
+            ]
+            .concat()
+        };
+        let delete = [
+            &[72, 0, 0, 0, 0x0e, 0x0a, 1, 0, 8, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0][..],
+            &[14, 0, 1, 0],
+            b"innkeeper\0\0\0",
+            &[10, 0, 2, 0],
+            b"open4\0\0\0",
+            &[24, 0, 3, 0x80, 20, 0, 1, 0x80, 16, 0, 1, 0x80, 12, 0, 1, 0],
+            &[203, 0, 113, 20, 1, 0xbb, 0, 0],
+        ]
+        .concat();
+        assert_eq!(bytes, [add(7), delete, add(9)].concat());
     }
 
     #[test]

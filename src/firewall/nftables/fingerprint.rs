@@ -1,6 +1,6 @@
 //! What the kernel says our table is, as a value to compare with an earlier one: drift, by whoever is root, shows.
 //!
-//! Left out is what changes without anybody's hand: handles, use counts, counters, and the elements of timed sets.
+//! Left out is what changes without anybody's hand: handles, use counts, counters, and the elements of sets that are filled at run time.
 
 use netlink_packet_netfilter::nftables::{
     ChainMessage, NfTablesMessage, RuleAttribute, RuleMessage, SetAttribute, SetFlags, SetMessage,
@@ -118,7 +118,7 @@ fn sets(channel: &mut Channel, parts: &mut Vec<Part>) -> Result<(), NftablesErro
         let wanted = [NFTA_SET_FLAGS, NFTA_SET_KEY_TYPE, NFTA_SET_KEY_LEN, NFTA_SET_TIMEOUT];
         parts.push(Part::new(format!("set {name}"), &set, &wanted));
         let flags = value(&set, NFTA_SET_FLAGS).try_into().map_or(0, u32::from_be_bytes);
-        if !SetFlags::from_bits_retain(flags).contains(SetFlags::Timeout) {
+        if SetFlags::from_bits_retain(flags).contains(SetFlags::Constant) {
             let mut content = Vec::new();
             for entry in channel.dump(&super::element_request(&name))? {
                 content.extend(element::keys(&entry)?);

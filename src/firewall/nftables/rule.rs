@@ -12,7 +12,7 @@ use netlink_packet_netfilter::nftables::{
 };
 
 use crate::firewall::ruleset::{
-    Action, Chain, Family, Match, Protocol, Rule, SNAPLEN, State, TABLE, Transport,
+    Action, Chain, Direction, Family, Match, Protocol, Rule, SNAPLEN, State, TABLE, Transport,
 };
 
 /// Index of `lo` in every network namespace (`LOOPBACK_IFINDEX`).
@@ -82,7 +82,7 @@ impl Machine {
             Match::Protocol(Protocol::Icmp) => self.protocol(IPPROTO_ICMP),
             Match::Protocol(Protocol::Icmp6) => self.protocol(IPPROTO_ICMPV6),
             Match::Destination(address) => {
-                self.load_destination(Family::of(address));
+                self.load_address(Family::of(address), false);
                 match address {
                     IpAddr::V4(address) => self.compare(Operator::Equal, &address.octets()),
                     IpAddr::V6(address) => self.compare(Operator::Equal, &address.octets()),
@@ -95,7 +95,18 @@ impl Machine {
             }
             Match::SourcePort(transport, port) => self.port(transport, 0, port),
             Match::DestinationPort(transport, port) => self.port(transport, 2, port),
-            Match::DestinationIn(family, transport, set) => self.destination_in(family, transport, set),
+            Match::DestinationIn(family, transport, set) => self.pair_in(family, transport, set, false),
+            Match::SourceIn(family, transport, set) => self.pair_in(family, transport, set, true),
+            Match::Direction(direction) => {
+                self.other("ct", vec![number(2, CT_DIRECTION), number(1, Register::Reg1.into())]);
+                self.compare(
+                    Operator::Equal,
+                    &[match direction {
+                        Direction::Original => 0,
+                        Direction::Reply => 1,
+                    }],
+                );
+            }
             Match::State(State::Established) => self.conntrack(CT_STATE, 1 << 1),
             Match::State(State::Related) => self.conntrack(CT_STATE, 1 << 2),
             Match::State(State::New) => self.conntrack(CT_STATE, 1 << 3),
@@ -119,12 +130,12 @@ impl Machine {
             Action::Drop => self.verdict(Verdict::Other(0), None),
             Action::Goto(chain) => self.verdict(Verdict::Goto, Some(chain)),
             Action::Count(name) => self.other("objref", vec![number(1, 1), string(2, name)]),
-            Action::Log(group) => self.other(
+            Action::Log { group, threshold } => self.other(
                 "log",
                 vec![
                     DefaultNla::new(1, group.to_be_bytes().into()),
                     number(3, SNAPLEN),
-                    DefaultNla::new(4, 1u16.to_be_bytes().into()),
+                    DefaultNla::new(4, threshold.to_be_bytes().into()),
                 ],
             ),
             Action::Dnat(to) => self.dnat(to),
@@ -188,11 +199,13 @@ impl Machine {
         ]));
     }
 
-    fn load_destination(&mut self, family: Family) {
+    fn load_address(&mut self, family: Family, source: bool) {
         self.family(family);
-        match family {
-            Family::V4 => self.load(NETWORK_HEADER, 16, 4, Register::Reg1),
-            Family::V6 => self.load(NETWORK_HEADER, 24, 16, Register::Reg1),
+        match (family, source) {
+            (Family::V4, true) => self.load(NETWORK_HEADER, 12, 4, Register::Reg1),
+            (Family::V4, false) => self.load(NETWORK_HEADER, 16, 4, Register::Reg1),
+            (Family::V6, true) => self.load(NETWORK_HEADER, 8, 16, Register::Reg1),
+            (Family::V6, false) => self.load(NETWORK_HEADER, 24, 16, Register::Reg1),
         }
     }
 
@@ -203,15 +216,15 @@ impl Machine {
     }
 
     /// The port goes into the 4-byte register behind the address: together they are the key.
-    fn destination_in(&mut self, family: Family, transport: Transport, set: &str) {
+    fn pair_in(&mut self, family: Family, transport: Transport, set: &str, source: bool) {
         self.family(family);
         self.transport(transport);
-        self.load_destination(family);
+        self.load_address(family, source);
         let behind = match family {
             Family::V4 => Register::Reg32_01,
             Family::V6 => Register::Reg2,
         };
-        self.load(TRANSPORT_HEADER, 2, 2, behind);
+        self.load(TRANSPORT_HEADER, if source { 0 } else { 2 }, 2, behind);
         self.push(Expressions::Lookup(vec![
             Lookup::Set(set.to_owned()),
             Lookup::SourceRegister(Register::Reg1),
@@ -268,8 +281,9 @@ impl Machine {
     }
 }
 
-/// `NFT_CT_STATE`, `NFT_CT_STATUS`, and the status bit of a rewritten destination.
+/// `NFT_CT_STATE`, `NFT_CT_DIRECTION`, `NFT_CT_STATUS`, and the status bit of a rewritten destination.
 const CT_STATE: u32 = 0;
+const CT_DIRECTION: u32 = 1;
 const CT_STATUS: u32 = 2;
 const IPS_DST_NAT: u32 = 1 << 5;
 

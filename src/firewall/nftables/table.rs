@@ -101,6 +101,7 @@ pub(super) fn counted(entry: &Entry) -> Result<(String, u64), NftablesError> {
 fn set_message(set: &Set, id: u32) -> SetMessage {
     let flags = match set.content {
         Content::Timed => SetFlags::Timeout,
+        Content::Lasting => SetFlags::empty(),
         Content::Constant(_) => SetFlags::Constant,
     };
     let (kind, length) = match set.family {

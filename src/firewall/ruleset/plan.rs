@@ -4,8 +4,8 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
 use super::{
-    Action, Base, Chain, Content, DENIED4, DENIED6, Family, Hook, INBOUND, Icmp6, Kind, Match, OPEN4, OPEN6,
-    Policy, Protocol, Rule, Ruleset, Set, State, Transport,
+    Action, Base, Chain, Content, DENIED4, DENIED6, Direction, Family, HELD4, HELD6, Hook, INBOUND, Icmp6,
+    Kind, Match, OPEN4, OPEN6, Policy, Protocol, Rule, Ruleset, Set, State, Transport,
 };
 
 /// Docker's embedded resolver. It listens on a random port too (`/proc/net/udp` shows it), so every port counts.
@@ -40,9 +40,9 @@ pub struct FirewallPlan {
     pub inbound: Vec<u16>,
     /// Listeners older than Innkeeper's own: a pod's sidecar, the engine. Closed to everybody.
     pub closed_loopback: Vec<SocketAddr>,
-    /// The NFLOG group that the watch worker reads.
+    /// The NFLOG group that the watch worker reads; 0 for a kernel without NFLOG, which would refuse the whole table.
     pub nflog_group: u16,
-    /// The NFLOG group that gets the first packet of every connection that is let out.
+    /// The NFLOG group that gets the first packet of every connection that is let out; 0 as above.
     pub uses_group: u16,
     /// Innkeeper owns the kernel, so nobody else renews the DHCP lease.
     pub vm: bool,
@@ -60,15 +60,21 @@ pub fn lockdown() -> Ruleset {
     Ruleset {
         counters: Vec::new(),
         sets: Vec::new(),
-        chains: vec![
-            filter("input", Hook::Input, Policy::Drop, Vec::new()),
-            filter("output", Hook::Output, Policy::Drop, Vec::new()),
-            filter("forward", Hook::Forward, Policy::Drop, Vec::new()),
-        ],
+        chains: [("input", Hook::Input), ("output", Hook::Output), ("forward", Hook::Forward)]
+            .map(|(name, hook)| filter(name, hook, Policy::Drop, vec![nothing()]))
+            .into(),
     }
 }
 
-/// The complete policy; open addresses come and go as elements of [`OPEN4`] and [`OPEN6`].
+/// The end of a chain that drops, although its policy says so too. **[tried]** When a table is replaced, the kernel gives
+/// a new chain its policy only after the old chains are gone (`nft_chain_commit_drop_policy`): without a rule some
+/// packets of a busy sender passed in four of five reloads.
+fn nothing() -> Rule {
+    rule(vec![], Action::Drop, "nothing passes, also while the policy is not yet set")
+}
+
+/// The complete policy; open addresses come and go as elements of [`OPEN4`] and [`OPEN6`], and flows that may go on as
+/// elements of [`HELD4`] and [`HELD6`].
 pub fn skeleton(plan: &FirewallPlan) -> Ruleset {
     Ruleset {
         counters: vec![DENIED4, DENIED6, INBOUND],
@@ -88,7 +94,7 @@ pub fn skeleton(plan: &FirewallPlan) -> Ruleset {
             filter("output", Hook::Output, Policy::Drop, output(plan)),
             filter("postrouting", Hook::Postrouting, Policy::Accept, postrouting()),
             filter("input", Hook::Input, Policy::Drop, input(plan)),
-            filter("forward", Hook::Forward, Policy::Drop, Vec::new()),
+            filter("forward", Hook::Forward, Policy::Drop, vec![nothing()]),
         ],
     }
 }
@@ -113,6 +119,8 @@ fn sets(plan: &FirewallPlan) -> Vec<Set> {
     let mut sets = vec![
         Set { name: OPEN4, family: Family::V4, content: Content::Timed },
         Set { name: OPEN6, family: Family::V6, content: Content::Timed },
+        Set { name: HELD4, family: Family::V4, content: Content::Lasting },
+        Set { name: HELD6, family: Family::V6, content: Content::Lasting },
     ];
     let forwards_to = plan.engine_dns.as_ref().map_or(&[][..], |engine| &engine.forwards_to);
     for (name, family, pairs) in [
@@ -138,17 +146,25 @@ fn destinations(plan: &FirewallPlan, names: [&'static str; 2]) -> Vec<(Family, &
 
 fn deny(plan: &FirewallPlan) -> Vec<Rule> {
     let count = |family, name, comment| rule(vec![Match::Family(family)], Action::Count(name), comment);
-    vec![
+    let log = rule(
+        vec![],
+        Action::Log { group: plan.nflog_group, threshold: 1 },
+        "headers for the watch worker, one by one",
+    );
+    let mut rules = vec![
         count(Family::V4, DENIED4, "refused IPv4 packets"),
         count(Family::V6, DENIED6, "refused IPv6 packets"),
-        rule(vec![], Action::Log(plan.nflog_group), "headers for the watch worker, one by one"),
+    ];
+    rules.extend((plan.nflog_group != 0).then_some(log));
+    rules.extend([
         rule(
             vec![Match::Protocol(Protocol::Tcp)],
             Action::RejectReset,
             "a refused connection fails at once, not after a time-out",
         ),
         rule(vec![], Action::RejectProhibited, "so does everything else"),
-    ]
+    ]);
+    rules
 }
 
 /// Every question about a name goes to the DNS worker, whatever resolver the program has in mind. `dnat`, since
@@ -185,9 +201,17 @@ fn engine(plan: &FirewallPlan, comment: &'static str) -> Vec<Rule> {
 }
 
 fn in_sets(plan: &FirewallPlan, names: [&'static str; 2]) -> Vec<Match> {
+    pairs_in(plan, names, Match::DestinationIn)
+}
+
+fn pairs_in(
+    plan: &FirewallPlan,
+    names: [&'static str; 2],
+    matches: fn(Family, Transport, &'static str) -> Match,
+) -> Vec<Match> {
     destinations(plan, names)
         .into_iter()
-        .flat_map(|(family, set)| TRANSPORTS.map(|transport| Match::DestinationIn(family, transport, set)))
+        .flat_map(|(family, set)| TRANSPORTS.map(|transport| matches(family, transport, set)))
         .collect()
 }
 
@@ -198,8 +222,24 @@ fn output(plan: &FirewallPlan) -> Vec<Rule> {
     if plan.vm {
         rules.extend(dhcp_out());
     }
+    let flow = |family, set, comment| {
+        let to = Match::DestinationIn(family, Transport::Tcp, set);
+        accept(vec![Match::State(State::Established), to], comment)
+    };
     rules.extend([
-        accept(vec![Match::State(State::Established)], "packets of flows that were let in or out before"),
+        flow(Family::V4, HELD4, "flows to IPv4 addresses that allowed names have or had"),
+        flow(Family::V6, HELD6, "flows to IPv6 addresses that allowed names have or had"),
+        accept(
+            vec![Match::State(State::Established), Match::Direction(Direction::Reply), Match::OutLoopback],
+            "answers inside the box, the DNS worker's too",
+        ),
+    ]);
+    rules.extend(plan.inbound.iter().map(|port| {
+        let from = Match::SourcePort(Transport::Tcp, *port);
+        let matches = vec![Match::State(State::Established), Match::Direction(Direction::Reply), from];
+        accept(matches, "answers of what the operator opened (network.inbound)")
+    }));
+    rules.extend([
         accept(
             vec![Match::Protocol(Protocol::Icmp), Match::State(State::Related)],
             "ICMP errors about such flows (path MTU)",
@@ -210,18 +250,24 @@ fn output(plan: &FirewallPlan) -> Vec<Rule> {
         ),
         refuse(vec![Match::Uid(plan.dns_uid)], "the DNS worker has no other business"),
         accept(vec![Match::OutLoopback], "the box talks to itself, on its own addresses too"),
-        accept(
-            vec![Match::DestinationIn(Family::V4, Transport::Tcp, OPEN4)],
-            "IPv4 addresses of allowlisted names",
-        ),
-        accept(
-            vec![Match::DestinationIn(Family::V6, Transport::Tcp, OPEN6)],
-            "IPv6 addresses of allowlisted names",
-        ),
+        used(plan, Family::V4, OPEN4, "IPv4 addresses of allowlisted names"),
+        used(plan, Family::V6, OPEN6, "IPv6 addresses of allowlisted names"),
     ]);
     rules.extend(link_upkeep_out());
     rules.push(refuse(vec![], "everything else"));
     rules
+}
+
+/// Packets that begin a flow, or that conntrack can't place. Nobody waits for the note of it, so 16 go in one datagram,
+/// which fills the page that the kernel collects them in, and what is left follows after a second.
+fn used(plan: &FirewallPlan, family: Family, set: &'static str, comment: &'static str) -> Rule {
+    let log = Action::Log { group: plan.uses_group, threshold: 16 };
+    let log = (plan.uses_group != 0).then_some(log);
+    Rule {
+        matches: vec![Match::DestinationIn(family, Transport::Tcp, set)],
+        actions: log.into_iter().chain([Action::Accept]).collect(),
+        comment,
+    }
 }
 
 /// A redirected packet meets this chain with its new destination but its *old* interface, so `oif lo` can't let it
@@ -334,10 +380,45 @@ fn postrouting() -> Vec<Rule> {
     ]
 }
 
-fn input(plan: &FirewallPlan) -> Vec<Rule> {
+/// Flows go on by the address they go to and not by conntrack's word alone. What is no longer allowed ends in both
+/// directions when it is taken out of the held sets, and so does what got out while somebody had changed our rules.
+/// A list of what is to be cut would do less: it must end somewhere, while the far side can keep a flow in conntrack's
+/// memory for ever, since packets count there before we drop them.
+fn flows_in(plan: &FirewallPlan) -> Vec<Rule> {
+    let established = |from| vec![Match::State(State::Established), from];
     let mut rules = vec![
-        accept(vec![Match::InLoopback], "the box talks to itself"),
-        accept(vec![Match::State(State::Established)], "answers to what was let out"),
+        accept(
+            established(Match::SourceIn(Family::V4, Transport::Tcp, HELD4)),
+            "answers of IPv4 addresses that allowed names have or had",
+        ),
+        accept(
+            established(Match::SourceIn(Family::V6, Transport::Tcp, HELD6)),
+            "answers of IPv6 addresses that allowed names have or had",
+        ),
+    ];
+    rules.extend(plan.inbound.iter().map(|port| {
+        let to = Match::DestinationPort(Transport::Tcp, *port);
+        let matches = vec![Match::State(State::Established), Match::Direction(Direction::Original), to];
+        accept(matches, "opened by the operator (network.inbound)")
+    }));
+    let upstreams = pairs_in(plan, [UPSTREAM4, UPSTREAM6], Match::SourceIn);
+    rules.extend(upstreams.into_iter().map(|from| accept(established(from), "answers of the upstreams")));
+    let engine = match &plan.engine_dns {
+        None => Vec::new(),
+        Some(known) if known.forwards_to.is_empty() => {
+            TRANSPORTS.map(|transport| Match::SourcePort(transport, DNS)).into()
+        }
+        Some(_) => pairs_in(plan, [ENGINE4, ENGINE6], Match::SourceIn),
+    };
+    let answers = "answers to the engine's resolver";
+    rules.extend(engine.into_iter().map(|from| accept(established(from), answers)));
+    rules
+}
+
+fn input(plan: &FirewallPlan) -> Vec<Rule> {
+    let mut rules = vec![accept(vec![Match::InLoopback], "the box talks to itself")];
+    rules.extend(flows_in(plan));
+    rules.extend([
         accept(
             vec![Match::Protocol(Protocol::Icmp), Match::State(State::Related)],
             "ICMP errors about it (path MTU)",
@@ -346,7 +427,7 @@ fn input(plan: &FirewallPlan) -> Vec<Rule> {
             vec![Match::Protocol(Protocol::Icmp6), Match::State(State::Related)],
             "ICMPv6 errors about it (path MTU)",
         ),
-    ];
+    ]);
     rules.extend([Icmp6::RouterAdvert, Icmp6::NeighbourSolicit, Icmp6::NeighbourAdvert].map(|kind| {
         let matches = vec![Match::HopLimit(255), Match::Icmp6(kind)];
         accept(matches, "neighbour discovery, from this link only (RFC 4861)")
@@ -372,6 +453,10 @@ fn input(plan: &FirewallPlan) -> Vec<Rule> {
             ),
         );
     }
-    rules.push(rule(vec![], Action::Count(INBOUND), "everything else from outside is dropped"));
+    rules.push(Rule {
+        matches: vec![],
+        actions: vec![Action::Count(INBOUND), Action::Drop],
+        comment: "everything else from outside",
+    });
     rules
 }

@@ -4,8 +4,8 @@ use std::fmt::{Display, Formatter, Result};
 use std::net::{IpAddr, SocketAddr};
 
 use super::{
-    Action, Base, Chain, Content, Family, Hook, Icmp6, Kind, Match, Policy, Protocol, Rule, Ruleset, SNAPLEN,
-    Set, State, TABLE, Transport,
+    Action, Base, Chain, Content, Direction, Family, Hook, Icmp6, Kind, Match, Policy, Protocol, Rule,
+    Ruleset, SNAPLEN, Set, State, TABLE, Transport,
 };
 
 impl Display for Ruleset {
@@ -37,6 +37,7 @@ impl Display for Set {
         writeln!(f, "\tset {} {{\n\t\ttype {family} . inet_service", self.name)?;
         match &self.content {
             Content::Timed => writeln!(f, "\t\tflags timeout")?,
+            Content::Lasting => {}
             Content::Constant(pairs) => {
                 write!(f, "\t\tflags constant\n\t\telements = {{ ")?;
                 for (i, pair) in pairs.iter().enumerate() {
@@ -123,6 +124,14 @@ impl Display for Match {
             Self::DestinationIn(Family::V6, transport, set) => {
                 write!(f, "ip6 daddr . {transport} dport @{set}")
             }
+            Self::SourceIn(Family::V4, transport, set) => {
+                write!(f, "ip saddr . {transport} sport @{set}")
+            }
+            Self::SourceIn(Family::V6, transport, set) => {
+                write!(f, "ip6 saddr . {transport} sport @{set}")
+            }
+            Self::Direction(Direction::Original) => write!(f, "ct direction original"),
+            Self::Direction(Direction::Reply) => write!(f, "ct direction reply"),
             Self::State(State::New) => write!(f, "ct state new"),
             Self::State(State::Established) => write!(f, "ct state established"),
             Self::State(State::Related) => write!(f, "ct state related"),
@@ -164,7 +173,9 @@ impl Display for Action {
             Self::Drop => write!(f, "drop"),
             Self::Goto(chain) => write!(f, "goto {chain}"),
             Self::Count(name) => write!(f, "counter name \"{name}\""),
-            Self::Log(group) => write!(f, "log group {group} snaplen {SNAPLEN} queue-threshold 1"),
+            Self::Log { group, threshold } => {
+                write!(f, "log group {group} snaplen {SNAPLEN} queue-threshold {threshold}")
+            }
             Self::Dnat(to @ SocketAddr::V4(_)) => write!(f, "dnat ip to {to}"),
             Self::Dnat(to @ SocketAddr::V6(_)) => write!(f, "dnat ip6 to {to}"),
             Self::RejectReset => write!(f, "reject with tcp reset"),

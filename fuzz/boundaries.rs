@@ -1,0 +1,304 @@
+//! What crosses a border into Innkeeper, as functions of bytes: nothing may panic, and what must hold is asserted.
+//!
+//! Each is called by a fuzz target of its name and, with the seeds of `corpus/NAME`, by `tests/fuzz_corpus.rs`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, OnceLock};
+
+use hickory_resolver::proto::op::{DnsResponse, Message, MessageType};
+use hickory_resolver::proto::rr::{Name, RecordType};
+use hickory_server::net::xfer::Protocol;
+use innkeeper::addresses::{AddressClass, class};
+use innkeeper::allowlist::{Allowlist, Ceiling, Origin, Rule, Verdict, parse_rule, parse_rules};
+use innkeeper::channel::{announced_length, decode, encode};
+use innkeeper::control::protocol::{Asker, PaneNews, Request};
+use innkeeper::dns::answer::{Chain, Family, MAX_ADDRESSES, MAX_HOPS, follow};
+use innkeeper::dns::cache::{Key, Known};
+use innkeeper::dns::lookup::{Outcome, Rules};
+use innkeeper::dns::protocol::{FromWorker, MAX_FROM_WORKER, MAX_TO_WORKER, ToWorker};
+use innkeeper::dns::resolv_conf;
+use innkeeper::dns::server::answer_offline;
+use innkeeper::firewall::admission::{MAX_PER_NAME, decide};
+use innkeeper::policy::LivePolicy;
+use innkeeper::session::terminal::Filter;
+use innkeeper::socket_table::find_owner;
+use innkeeper::watch::protocol::MAX_FROM_WORKER as MAX_FROM_WATCH;
+use innkeeper::watch::{nflog, packet, protocol as watched, wording};
+
+fn origin(line: usize) -> Origin {
+    Origin::File { path: "domains.conf".into(), line }
+}
+
+fn allowlist() -> &'static Allowlist {
+    static ALLOWLIST: OnceLock<Allowlist> = OnceLock::new();
+    ALLOWLIST.get_or_init(|| {
+        let text = "ok.test\n*.wild.test:443,22\nprivate.test private\n!no.wild.test\n";
+        let (rules, problems) = parse_rules(text, origin);
+        assert_eq!(problems, []);
+        Allowlist::new(rules)
+    })
+}
+
+/// A client of the DNS server, by UDP and TCP.
+pub(crate) fn client_message(data: &[u8]) {
+    for (protocol, limit) in [(Protocol::Udp, 1232), (Protocol::Tcp, usize::from(u16::MAX))] {
+        let mut asked = None;
+        let reply = answer_offline(data, protocol, allowlist(), |key: &Key| {
+            assert!(
+                matches!(allowlist().verdict(&key.name), Verdict::Allowed(_)),
+                "{} is looked up",
+                key.name
+            );
+            asked = Some(key.clone());
+            let addresses: Vec<IpAddr> = (0..MAX_ADDRESSES as u32)
+                .map(|n| match key.family {
+                    Family::V4 => IpAddr::V4((0x5db8_d700 + n).into()),
+                    Family::V6 => IpAddr::V6((0x2606_4700_u128 << 96 | u128::from(n)).into()),
+                })
+                .collect();
+            Outcome {
+                known: Known::Addresses { addresses: addresses.into(), stale: data.len() % 2 == 1 },
+                ttl_s: 60,
+            }
+        });
+        let Some(reply) = reply else { continue };
+        assert!(reply.len() <= limit, "{} octets", reply.len());
+        assert_eq!(reply.get(..2), data.get(..2), "another id");
+        let message = Message::from_vec(&reply).expect("a reply that can't be parsed");
+        assert_eq!(message.metadata.message_type, MessageType::Response);
+        if let Some(key) = asked {
+            let owner = Name::from_ascii(format!("{}.", key.name)).unwrap();
+            assert!(message.answers.iter().all(|record| record.name == owner));
+        } else {
+            let localhost = |record: &hickory_resolver::proto::rr::Record| {
+                record.name.to_ascii().to_ascii_lowercase().ends_with("localhost.")
+            };
+            assert!(
+                message.answers.iter().all(localhost),
+                "answers that nobody looked up: {:?}",
+                message.answers
+            );
+        }
+    }
+}
+
+/// An upstream's answer.
+pub(crate) fn upstream_message(data: &[u8]) {
+    let Ok(response) = DnsResponse::from_buffer(data.to_vec()) else { return };
+    let _ = response.negative_ttl();
+    let records = response.into_message().answers;
+    let start = Name::from_ascii("ok.test.").unwrap();
+    for family in [Family::V4, Family::V6] {
+        for hops in [0, MAX_HOPS] {
+            match follow(&start, family, &records, hops, 300) {
+                Chain::Addresses { addresses, ttl_s } => {
+                    assert!(addresses.len() <= MAX_ADDRESSES && !addresses.is_empty() && ttl_s <= 300);
+                    assert!(addresses.iter().all(|address| family.holds(*address)));
+                    assert!(records.iter().any(|record| record.name == start), "addresses from nowhere");
+                    let kind = family.record_type();
+                    assert!(matches!(kind, RecordType::A | RecordType::AAAA));
+                }
+                Chain::Continues { hops, ttl_s, .. } => assert!(hops <= MAX_HOPS + 1 && ttl_s <= 300),
+                Chain::Empty | Chain::TooLong => {}
+            }
+        }
+    }
+}
+
+/// A frame of the worker `dns` to PID 1, header included: the worker has parsed what strangers sent.
+pub(crate) fn worker_frame(data: &[u8]) {
+    let Some((header, body)) = data.split_first_chunk::<4>() else { return };
+    if announced_length(*header, MAX_FROM_WORKER).is_err() {
+        return;
+    }
+    let Ok(frame) = decode::<FromWorker>(body) else { return };
+    if let FromWorker::Learned(learned) = &frame {
+        let Ok(decision) = decide(allowlist(), learned) else {
+            assert!(matches!(allowlist().verdict(&learned.name), Verdict::Denied(_)));
+            return;
+        };
+        assert!(matches!(allowlist().verdict(&learned.name), Verdict::Allowed(_)));
+        assert!(decision.open.len() <= MAX_PER_NAME && !decision.ports.is_empty());
+        for address in &decision.open {
+            assert!(learned.addresses.contains(address));
+            assert!(!matches!(class(*address), AddressClass::Never(_)), "{address} would be opened");
+        }
+    }
+    if let Ok(bytes) = encode(&frame, usize::MAX) {
+        assert_eq!(decode::<FromWorker>(&bytes[4..]).unwrap(), frame);
+    }
+}
+
+/// A frame of the worker `watch` to PID 1, header included.
+pub(crate) fn watch_frame(data: &[u8]) {
+    let Some((header, body)) = data.split_first_chunk::<4>() else { return };
+    if announced_length(*header, MAX_FROM_WATCH).is_err() {
+        return;
+    }
+    let Ok(frame) = decode::<watched::FromWorker>(body) else { return };
+    if let watched::FromWorker::Refused(flow) | watched::FromWorker::Used(flow) = &frame {
+        let why = wording::explain(flow.target, &[]);
+        for text in [wording::what(flow.target), why.reason, why.allow] {
+            assert!(!text.chars().any(char::is_control), "{text:?}");
+        }
+    }
+    let bytes = encode(&frame, usize::MAX).unwrap();
+    assert_eq!(decode::<watched::FromWorker>(&bytes[4..]).unwrap(), frame);
+}
+
+/// A datagram of the NFLOG socket, in which the packets are the agent's.
+pub(crate) fn logged_packet(data: &[u8]) {
+    let mut octets = 0;
+    for logged in nflog::packets(data) {
+        octets += logged.payload.len();
+        let packet = packet::parse(logged.payload);
+        assert!(packet.destination.is_none() || logged.payload.len() >= 20);
+        assert!(packet.destination_port.is_none() || !packet.fragment, "ports out of the middle of a packet");
+    }
+    assert!(octets <= data.len(), "more than there was");
+    // Also as what the datagram would hold, so that the seeds reach it at once.
+    let packet = packet::parse(data);
+    assert!(packet.source.is_none() || packet.source.map(|a| a.is_ipv4()) == Some(data[0] >> 4 == 4));
+}
+
+/// A frame of PID 1 to the worker.
+pub(crate) fn setup_frame(data: &[u8]) {
+    let Some((header, body)) = data.split_first_chunk::<4>() else { return };
+    if announced_length(*header, MAX_TO_WORKER).is_err() {
+        return;
+    }
+    match decode::<ToWorker>(body) {
+        Ok(ToWorker::Setup(setup)) => drop(Rules::new(&setup.policy)),
+        Ok(ToWorker::Policy(policy)) => drop(Rules::new(&policy)),
+        Ok(_) | Err(_) => {}
+    }
+}
+
+/// A line on the control socket, and one from the pane.
+pub(crate) fn control_request(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(request) = Request::parse(text) {
+        let again = serde_json::to_string(&request).unwrap();
+        assert_eq!(Request::parse(&again).unwrap(), request);
+        let changes = match &request {
+            Request::Reload | Request::Rules | Request::Allow { .. } | Request::Revoke { .. } => true,
+            Request::Log { .. } | Request::Status | Request::Progress | Request::Check { .. } => false,
+            Request::Credential { .. } | Request::Pane => false,
+        };
+        assert!(!changes || Asker::new(1000, 1000).may(&request).is_err());
+        assert!(Asker::new(901, 1000).may(&request).is_err());
+    }
+    let _ = serde_json::from_str::<PaneNews>(text);
+}
+
+fn same(rule: &Rule, other: &Rule) -> bool {
+    // Neither `required` nor `telemetry` changes what a rule allows, and neither is shown.
+    rule.deny == other.deny
+        && rule.pattern == other.pattern
+        && rule.ports == other.ports
+        && rule.options.private == other.options.private
+        && rule.options.by == other.options.by
+}
+
+/// A file of rules: what is understood, shown and read again is the same rule.
+pub(crate) fn policy_text(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (rules, problems) = parse_rules(text, origin);
+    for problem in problems {
+        assert!(problem.line >= 1 && problem.line <= text.lines().count());
+        let _ = problem.error.to_string();
+    }
+    for rule in &rules {
+        assert!(!rule.ports.is_empty());
+        let shown = rule.to_string();
+        let again = parse_rule(&shown, rule.origin.clone());
+        assert!(again.as_ref().is_ok_and(|again| same(rule, again)), "{shown:?} is read as {again:?}");
+        assert!(rule.pattern.covers(&rule.pattern));
+    }
+    let denied: Vec<Rule> = rules.iter().filter(|rule| rule.deny).cloned().collect();
+    let allowlist = Allowlist::new(rules);
+    for name in allowlist.exact_names() {
+        let is_denied = denied.iter().any(|rule| rule.pattern.matches(&name));
+        assert!(!(is_denied && matches!(allowlist.verdict(&name), Verdict::Allowed(_))), "{name} is denied");
+    }
+}
+
+/// The operator's changes: a line is a request, `-` takes back; words are its rules. Nothing gets beyond the ceiling, and
+/// what was taken back or denied is no longer allowed by that rule.
+pub(crate) fn live_policy(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (configured, _) = parse_rules("ok.test\n*.wild.test:443,22\n!no.wild.test\n", origin);
+    let (bounds, _) = parse_rules("*.test:443,22,80\nother.example\n", origin);
+    let ceiling = Ceiling::new(bounds);
+    let mut policy = LivePolicy::new(configured, ceiling.clone());
+    for line in text.lines().take(50) {
+        let back = line.strip_prefix('-');
+        let texts: Vec<String> = back.unwrap_or(line).split(',').map(str::to_owned).collect();
+        // As PID 1 does it: a copy is changed, and takes the place of the policy if all went well.
+        let mut next = policy.clone();
+        let done = if back.is_some() { next.revoke(&texts) } else { next.allow(&texts, None) };
+        let Ok(said) = done else { continue };
+        policy = next;
+        let rules = policy.rules();
+        assert_eq!(said.len(), texts.iter().map(|text| parse_rules(text, origin).0.len()).sum::<usize>());
+        assert!(rules.iter().all(|rule| rule.deny || ceiling.permits(rule)), "beyond the ceiling: {rules:?}");
+        let [only] = &parse_rules(&texts.join("\n"), origin).0[..] else { continue };
+        if back.is_some() {
+            let left = |rule: &&Arc<Rule>| rule.deny == only.deny && rule.pattern == only.pattern;
+            let ports = rules.iter().filter(left).flat_map(|rule| &rule.ports);
+            assert!(!ports.clone().any(|port| only.ports.contains(port)), "{only} was taken back: {rules:?}");
+        } else {
+            let allowlist = Allowlist::new(rules);
+            for name in allowlist.exact_names().iter().filter(|name| only.pattern.matches(name)) {
+                let allowed = matches!(allowlist.verdict(name), Verdict::Allowed(_));
+                assert!(allowed != only.deny || !allowed, "{name} after {only}");
+            }
+        }
+    }
+}
+
+/// The engine's resolv.conf, and ours after a restart.
+pub(crate) fn resolv_conf(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let found = resolv_conf::parse(text);
+    let own = resolv_conf::render([127, 0, 0, 53].into(), &found);
+    assert_eq!(resolv_conf::parse(&own), found, "a restart would ask others:\n{own}");
+}
+
+/// A table of /proc/net, whose lines hold what others chose.
+pub(crate) fn socket_table(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    for client in ["127.0.0.1:41394", "[::1]:1024", "[::ffff:127.0.0.1]:1024", "0.0.0.0:0"] {
+        let client: SocketAddr = client.parse().unwrap();
+        if let Some(owner) = find_owner(text, client) {
+            assert!(owner.inode != 0);
+            assert!(text.contains(&owner.uid.to_string()) || text.contains('+') || text.contains('0'));
+        }
+    }
+}
+
+/// What the session writes to the operator's terminal: however it is cut, the same passes; and nothing that makes a
+/// terminal answer, in either form of the control sequences.
+pub(crate) fn terminal(data: &[u8]) {
+    let whole = passed([data]);
+    assert_eq!(passed(data.chunks(1)), whole, "octet by octet");
+    assert_eq!(passed(data.chunks(7)), whole, "seven by seven");
+    assert!(whole.len() <= data.len());
+    assert_eq!(passed([whole.as_slice()]), whole, "what passed is not clean");
+    let c1 = |pair: &[u8]| pair[0] == 0xc2 && (0x80..=0x9f).contains(&pair[1]);
+    assert!(!whole.windows(2).any(c1), "a C1 control passed: {}", whole.escape_ascii());
+    for begin in
+        [&b"\x1bP"[..], b"\x1b_", b"\x1b^", b"\x1bX", b"\x1bk", b"\x1bZ", b"\x1b]52", b"\x1b[c", b"\x1b[6n"]
+    {
+        assert!(!whole.windows(begin.len()).any(|part| part == begin), "{} passed", begin.escape_ascii());
+    }
+}
+
+fn passed<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
+    let mut filter = Filter::default();
+    let mut out = Vec::new();
+    for part in parts {
+        filter.pass(part, &mut out);
+    }
+    out
+}

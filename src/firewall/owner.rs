@@ -1,0 +1,341 @@
+//! The firewall's thread: takes orders, keeps the book and the kernel equal, and looks after its own rules.
+//!
+//! Whoever is root in this namespace can change them. The kernel numbers every change of any rule set, and ours are
+//! known, so that a look costs one question as long as nobody else did anything.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::admission::{self, Decision};
+use super::book::{Book, Open, Pair};
+use super::nftables::{Edit, Element, Fingerprint, Nftables};
+use super::ruleset::{self, FirewallPlan, Ruleset, TABLE};
+use super::{Admission, FirewallError, Notices, Order, drift};
+use crate::allowlist::{Allowlist, DomainName};
+use crate::dns::protocol::Learned;
+use crate::report::{chain, event};
+use crate::status::report::{Firewall as Report, OpenAddress};
+
+/// How often we look whether somebody changed our rules.
+const LOOK: Duration = Duration::from_secs(2);
+/// Of repairs no more than one is told in this time.
+const QUIET: Duration = Duration::from_secs(60);
+/// How often rules are loaded anew when somebody else makes changes meanwhile.
+const TRIES: usize = 8;
+
+pub(super) struct Owner {
+    kernel: Option<Nftables>,
+    ruleset: Option<Ruleset>,
+    loaded: Option<Fingerprint>,
+    allowlist: Allowlist,
+    book: Book,
+    notices: Notices,
+    next_look: Instant,
+    /// The kernel may not have what the book says.
+    doubt: bool,
+    /// Refused packets that were counted by tables which are gone.
+    denied: u64,
+    told: Option<Instant>,
+    untold: u32,
+}
+
+impl Owner {
+    pub(super) fn new(notices: Notices) -> Self {
+        Self {
+            kernel: None,
+            ruleset: None,
+            loaded: None,
+            allowlist: Allowlist::default(),
+            book: Book::default(),
+            notices,
+            next_look: Instant::now() + LOOK,
+            doubt: false,
+            denied: 0,
+            told: None,
+            untold: 0,
+        }
+    }
+
+    pub(super) fn run(&mut self, orders: &Receiver<Order>) {
+        loop {
+            match orders.recv_timeout(self.next_look.saturating_duration_since(Instant::now())) {
+                Ok(order) => self.obey(order),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            // Also between orders, however many wait.
+            if Instant::now() >= self.next_look {
+                self.look();
+                self.next_look = Instant::now() + LOOK;
+            }
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        // A reply that nobody waits for any more is no error: the asker gave up or ended.
+        match order {
+            Order::Lockdown(reply) => drop(reply.send(self.lockdown())),
+            Order::Load(plan, allowlist, reply) => drop(reply.send(self.load(&plan, allowlist))),
+            Order::Policy(allowlist, reply) => drop(reply.send(self.policy(allowlist))),
+            Order::Admit(learned, reply) => drop(reply.send(self.admit(&learned))),
+            Order::Claims(pairs, reply) => drop(reply.send(self.claims(&pairs))),
+            Order::NamesAt(address, reply) => drop(reply.send(self.book.names_at(address))),
+            Order::Verify(reply) => drop(reply.send(self.verify())),
+            Order::Again(reply) => drop(reply.send(self.again())),
+            Order::Report(reply) => drop(reply.send(self.report())),
+        }
+    }
+
+    fn kernel(&mut self) -> Result<&mut Nftables, FirewallError> {
+        match &mut self.kernel {
+            Some(kernel) => Ok(kernel),
+            none => Ok(none.insert(Nftables::open().map_err(FirewallError::Open)?)),
+        }
+    }
+
+    fn lockdown(&mut self) -> Result<(), FirewallError> {
+        self.book = Book::default();
+        self.replace(ruleset::lockdown())
+    }
+
+    fn load(&mut self, plan: &FirewallPlan, allowlist: Allowlist) -> Result<(), FirewallError> {
+        self.book = Book::default();
+        self.replace(ruleset::skeleton(plan))?;
+        self.allowlist = allowlist;
+        Ok(())
+    }
+
+    fn replace(&mut self, ruleset: Ruleset) -> Result<(), FirewallError> {
+        self.loaded = None;
+        self.put(&ruleset)?;
+        self.ruleset = Some(ruleset);
+        Ok(())
+    }
+
+    /// Loads rules with all that the book says, and reads them back. What is read is only ours if nobody changed
+    /// anything in between.
+    fn put(&mut self, ruleset: &Ruleset) -> Result<(), FirewallError> {
+        for _ in 0..TRIES {
+            let content = self.content(Instant::now());
+            let known = self.loaded.clone();
+            let kernel = self.kernel()?;
+            let before = kernel.generation().map_err(FirewallError::ReadBack)?;
+            kernel.acknowledge(before);
+            kernel.load(ruleset, &content).map_err(FirewallError::Load)?;
+            let live = kernel.fingerprint().map_err(FirewallError::ReadBack)?;
+            let after = kernel.generation().map_err(FirewallError::ReadBack)?;
+            if kernel.knows(after) || known.is_some_and(|known| known == live) {
+                self.loaded = Some(live);
+                self.doubt = false;
+                return Ok(());
+            }
+        }
+        Err(FirewallError::Disturbed)
+    }
+
+    /// All that the sets should hold.
+    fn content(&mut self, now: Instant) -> Edit {
+        self.book.expire(now);
+        // Said with everything else.
+        drop(self.book.take_changes());
+        let open = self.book.open_pairs().map(|(pair, until)| element(pair, until, now)).collect();
+        Edit { hold: self.book.held_pairs().into_iter().collect(), open, ..Edit::default() }
+    }
+
+    /// Tells the kernel what changed in the book, in one transaction.
+    fn settle(&mut self, now: Instant) -> Result<(), FirewallError> {
+        let changes = self.book.take_changes();
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let open = changes.open.into_iter().map(|(pair, until)| element(pair, until, now)).collect();
+        let edit = Edit { hold: changes.hold, open, close: changes.close, release: changes.release };
+        let told = self.kernel().and_then(|kernel| kernel.apply(&edit).map_err(FirewallError::Load));
+        if told.is_err() {
+            // The book is ahead of the kernel now.
+            self.doubt = true;
+            self.next_look = now;
+        }
+        told
+    }
+
+    fn policy(&mut self, allowlist: Allowlist) -> Result<(), FirewallError> {
+        let now = Instant::now();
+        self.book.expire(now);
+        self.book.follow(&allowlist);
+        if let Err(error) = self.settle(now) {
+            // All anew, or else all closed: what the operator took back must not stay open.
+            self.mend(&format!("a change was refused ({})", chain(&error)))?;
+        }
+        self.allowlist = allowlist;
+        Ok(())
+    }
+
+    fn claims(&self, pairs: &[Pair]) -> Vec<Vec<DomainName>> {
+        pairs.iter().map(|pair| self.book.claims(*pair)).collect()
+    }
+
+    fn admit(&mut self, learned: &Learned) -> Admission {
+        // Refused: the worker asked under a policy that has changed meanwhile; it learns so by the empty answer.
+        let Ok(decision) = admission::decide(&self.allowlist, learned) else { return Admission::default() };
+        for (address, reason) in &decision.refused {
+            (self.notices.refused)(&learned.name, *address, reason);
+        }
+        let Decision { class, ports, open, lifetime, .. } = decision;
+        let now = Instant::now();
+        let until = now + lifetime;
+        let opens = open.iter().map(|address| Open {
+            address: *address,
+            ports: ports.clone(),
+            until,
+            stale: learned.stale,
+        });
+        self.book.expire(now);
+        let forgotten = self.book.enter(&learned.name, class, opens.collect());
+        match self.settle(now) {
+            Ok(()) => Admission { open, forgotten },
+            Err(error) => {
+                event("firewall", &format!("cannot open {}: {}", learned.name, chain(&error)));
+                Admission { open: Vec::new(), forgotten }
+            }
+        }
+    }
+
+    /// What is not as it should be; the elements only if somebody else changed anything.
+    fn inspect(&mut self, rules: bool) -> Result<Option<String>, FirewallError> {
+        let now = Instant::now();
+        self.book.expire(now);
+        if !self.doubt {
+            self.settle(now)?;
+        }
+        let (doubt, loaded) = (self.doubt, self.loaded.clone());
+        let Some(loaded) = loaded else { return Ok(Some("no rule set is loaded".to_owned())) };
+        let kernel = self.kernel()?;
+        let generation = kernel.generation().map_err(FirewallError::ReadBack)?;
+        let known = kernel.knows(generation) && !doubt;
+        if known && !rules {
+            return Ok(None);
+        }
+        let live = kernel.fingerprint().map_err(FirewallError::ReadBack)?;
+        if let Some(difference) = loaded.difference(&live) {
+            return Ok(Some(difference));
+        }
+        if known || self.ruleset.as_ref().is_none_or(|ruleset| ruleset.sets.is_empty()) {
+            self.kernel()?.acknowledge(generation);
+            return Ok(None);
+        }
+        let kernel = self.kernel()?;
+        let open = kernel.elements().map_err(FirewallError::ReadBack)?;
+        let held = kernel.held().map_err(FirewallError::ReadBack)?;
+        let found = drift::difference(&self.book, &open, &held, now);
+        if found.is_none() {
+            self.doubt = false;
+            self.kernel()?.acknowledge(generation);
+        }
+        Ok(found)
+    }
+
+    fn look(&mut self) {
+        if self.loaded.is_none() {
+            return;
+        }
+        match self.inspect(false) {
+            Ok(None) => {}
+            // Told already.
+            Ok(Some(found)) => drop(self.mend(&found)),
+            Err(error) => self.tell(&format!("cannot look at the rules: {}", chain(&error))),
+        }
+    }
+
+    /// Loads everything anew in one transaction: no packet passes in between, and flows that may go on do.
+    fn mend(&mut self, found: &str) -> Result<(), FirewallError> {
+        let Some(ruleset) = self.ruleset.clone() else { return Err(FirewallError::Disturbed) };
+        if let Ok(denied) = self.kernel().and_then(|kernel| kernel.denied().map_err(FirewallError::ReadBack))
+        {
+            self.denied = self.denied.saturating_add(denied);
+        }
+        let mended = self.put(&ruleset);
+        let outcome = match &mended {
+            Ok(()) => "repaired".to_owned(),
+            Err(error) => {
+                self.doubt = true;
+                let closed = self.kernel().and_then(|kernel| {
+                    kernel.load(&ruleset::lockdown(), &Edit::default()).map_err(FirewallError::Load)
+                });
+                let then = if closed.is_ok() {
+                    "everything is closed until it can be"
+                } else {
+                    "nor can everything be closed"
+                };
+                format!("it can't be repaired ({}); {then}", chain(error))
+            }
+        };
+        self.tell(&format!("{}; {outcome}", accusation(found)));
+        mended
+    }
+
+    fn tell(&mut self, what: &str) {
+        if self.told.is_some_and(|told| told.elapsed() < QUIET) {
+            self.untold = self.untold.saturating_add(1);
+            return;
+        }
+        self.told = Some(Instant::now());
+        match std::mem::take(&mut self.untold) {
+            0 => (self.notices.repaired)(what),
+            more => (self.notices.repaired)(&format!("{what} (and {more} times since it was last told)")),
+        }
+    }
+
+    fn verify(&mut self) -> Result<String, String> {
+        match self.inspect(true) {
+            Ok(None) => Ok("rules as loaded".to_owned()),
+            Ok(Some(found)) => Err(match self.mend(&found) {
+                Ok(()) => format!("{}; repaired", accusation(&found)),
+                Err(error) => format!("{}; {}", accusation(&found), chain(&error)),
+            }),
+            Err(error) => Err(chain(&error)),
+        }
+    }
+
+    fn again(&mut self) -> Result<String, String> {
+        self.doubt = true;
+        match self.inspect(true).map_err(|error| chain(&error))? {
+            None => Ok("rules as loaded".to_owned()),
+            Some(found) => match self.mend(&found) {
+                Ok(()) => Ok(format!("{}; repaired", accusation(&found))),
+                Err(error) => Err(format!("{}; {}", accusation(&found), chain(&error))),
+            },
+        }
+    }
+
+    fn report(&mut self) -> Report {
+        let now = Instant::now();
+        self.book.expire(now);
+        let denied = self.kernel().ok().and_then(|kernel| kernel.denied().ok()).unwrap_or_default();
+        let mut addresses: Vec<OpenAddress> = self
+            .book
+            .iter()
+            .map(|(name, open)| OpenAddress {
+                name: name.to_string(),
+                address: open.address.to_string(),
+                ports: open.ports,
+                expires_at: rfc3339(open.until.saturating_duration_since(now)),
+                stale: open.stale,
+            })
+            .collect();
+        addresses.sort_by(|a, b| (&a.name, &a.address).cmp(&(&b.name, &b.address)));
+        Report { backend: "nftables".to_owned(), addresses, denied: self.denied.saturating_add(denied) }
+    }
+}
+
+fn accusation(found: &str) -> String {
+    format!("somebody changed the table inet {TABLE}: {found}")
+}
+
+fn element((address, port): Pair, until: Instant, now: Instant) -> Element {
+    Element { address, port, timeout: until.saturating_duration_since(now) }
+}
+
+fn rfc3339(left: Duration) -> String {
+    crate::report::time(SystemTime::now() + left)
+}

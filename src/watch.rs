@@ -1,0 +1,306 @@
+//! The worker `innkeeper watch`: reads what the firewall logs, refused packets and connections that were let out, and
+//! tells PID 1 in numbers.
+//!
+//! It has no capabilities and no files: its two sockets come over its standard input, and it ends when that closes. Of
+//! packets it believes nothing but what the kernel says beside them; what a refusal means is worded by PID 1.
+
+pub mod expected;
+pub mod keeper;
+pub mod nflog;
+pub mod packet;
+pub mod protocol;
+pub mod queue;
+pub mod reporter;
+pub mod tally;
+pub mod wording;
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::errno::Errno;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{RecvFlags, recv};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+
+use crate::channel::{self, ChannelError};
+use crate::socket_table::{Owner, Protocol, SocketTables};
+use crate::time_share::TimeShare;
+use nflog::Logged;
+use packet::Packet;
+use protocol::{FromWorker, MAX_FROM_WORKER, MAX_TO_WORKER, Target, ToWorker};
+use tally::{Begun, Sequence, Tally};
+
+/// Packets that are read from one socket before the other has its turn.
+const TURN: usize = 256;
+/// What got lost is told at most this often.
+const LOSS_INTERVAL: Duration = Duration::from_secs(1);
+/// Looking a socket up reads tables of up to a megabyte: so much at once, and this share of the time.
+const MOST_LOOKING: Duration = Duration::from_millis(200);
+const SHARE_LOOKING: f64 = 0.1;
+
+/// Why the worker ended. PID 1 starts another one.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    #[error("watch: can't protect the process's memory (prctl PR_SET_DUMPABLE)")]
+    Dumpable(#[source] io::Error),
+    #[error("watch: can't take over the channel to PID 1 from standard input")]
+    Channel(#[source] io::Error),
+    #[error("watch: the channel to PID 1 failed")]
+    Frame(#[from] ChannelError),
+    #[error("watch: can't wait for packets")]
+    Wait(#[source] io::Error),
+    #[error("watch: can't read packets")]
+    Receive(#[source] io::Error),
+}
+
+/// The command `innkeeper watch`, after privileges were dropped. Returns when PID 1 closes the channel.
+pub fn run() -> Result<(), WorkerError> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|e| WorkerError::Dumpable(e.into()))?;
+    let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(WorkerError::Channel)?;
+    serve(UnixStream::from(stdin))
+}
+
+/// Reads what comes over the sockets until PID 1 closes `channel`.
+pub fn serve(channel: UnixStream) -> Result<(), WorkerError> {
+    let (ToWorker::Setup(setup), sockets) = channel::receive_with_sockets(&channel, MAX_TO_WORKER)?;
+    let sockets: [OwnedFd; 2] = sockets
+        .try_into()
+        .map_err(|got: Vec<OwnedFd>| ChannelError::Sockets { got: got.len(), expected: 2 })?;
+    channel.set_nonblocking(true).map_err(WorkerError::Channel)?;
+    let now = Instant::now();
+    let [refused, used] = sockets;
+    let mut worker = Worker {
+        refused: Source::new(refused, setup.refused, now),
+        used: Source::new(used, setup.used, now),
+        finder: Finder {
+            tables: SocketTables::new("/proc/net"),
+            share: TimeShare::new(MOST_LOOKING, SHARE_LOOKING, now),
+        },
+        outbox: Outbox::new(channel),
+        buffer: vec![0; queue::DATAGRAM],
+        told_loss: now,
+    };
+    worker.outbox.put(&FromWorker::Serving)?;
+    worker.run()
+}
+
+/// One of the two sockets, and what was read from it.
+struct Source {
+    socket: OwnedFd,
+    tally: Tally,
+    sequence: Sequence,
+    lost: u64,
+    begun: Begun,
+}
+
+impl Source {
+    fn new(socket: OwnedFd, next: u32, now: Instant) -> Self {
+        let (tally, sequence) = (Tally::new(now), Sequence::new(next));
+        Self { socket, tally, sequence, lost: 0, begun: Begun::default() }
+    }
+
+    /// Reads what waits, up to a turn's length.
+    fn read(&mut self, mut finder: Option<&mut Finder>, buffer: &mut [u8]) -> Result<(), WorkerError> {
+        for _ in 0..TURN {
+            let received = recv(&self.socket, &mut *buffer, RecvFlags::DONTWAIT);
+            let length = match received.map_err(|error| Errno::from_raw(error.raw_os_error())) {
+                Ok((_, length)) => length,
+                Err(Errno::EAGAIN) => return Ok(()),
+                // The queue was full: how many packets found no room, the gap in their numbers tells.
+                Err(Errno::ENOBUFS | Errno::EINTR) => continue,
+                Err(error) => return Err(WorkerError::Receive(error.into())),
+            };
+            for logged in nflog::packets(buffer.get(..length).unwrap_or_default()) {
+                self.count(logged, finder.as_deref_mut());
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, logged: Logged<'_>, finder: Option<&mut Finder>) {
+        if let Some(number) = logged.sequence {
+            self.lost = self.lost.saturating_add(self.sequence.lost(number).into());
+        }
+        let packet = packet::parse(logged.payload);
+        let target = Target {
+            address: packet.destination,
+            protocol: packet.protocol,
+            port: packet.destination_port,
+            icmp: packet.icmp,
+        };
+        // Of refused packets each counts, as with the kernel; of those that begin a connection the first.
+        let again = finder.is_none() && self.again(&packet);
+        let finder = finder.filter(|_| !self.tally.knows(target, logged.uid));
+        let owner = finder.and_then(|finder| finder.owner(&packet));
+        // The kernel's word about the packet is worth more than the table's about a port.
+        let owner = owner.filter(|owner| logged.uid.is_none_or(|uid| uid == owner.uid));
+        let uid = logged.uid.or(owner.map(|owner| owner.uid));
+        self.tally.add(target, uid, owner.map(|owner| owner.inode), milliseconds(), again);
+    }
+
+    fn again(&mut self, packet: &Packet) -> bool {
+        let address = |ip: Option<IpAddr>, port: Option<u16>| Some(SocketAddr::new(ip?, port?));
+        let from = address(packet.source, packet.source_port);
+        let to = address(packet.destination, packet.destination_port);
+        let (Some(from), Some(to), Some(sequence)) = (from, to, packet.sequence) else { return false };
+        self.begun.again(from, to, sequence)
+    }
+}
+
+/// Finds the sockets that packets came from, while they are there.
+struct Finder {
+    tables: SocketTables,
+    share: TimeShare,
+}
+
+impl Finder {
+    fn owner(&mut self, packet: &Packet) -> Option<Owner> {
+        use packet::protocol::{ICMP, ICMP6, TCP, UDP, UDP_LITE};
+        let protocol = match packet.protocol? {
+            TCP => Protocol::Tcp,
+            UDP => Protocol::Udp,
+            UDP_LITE => Protocol::UdpLite,
+            ICMP | ICMP6 => Protocol::Icmp,
+            _ => return None,
+        };
+        let local = SocketAddr::new(packet.source?, packet.source_port.or(packet.echo)?);
+        let remote = SocketAddr::new(packet.destination?, packet.destination_port.unwrap_or(0));
+        let began = Instant::now();
+        if !self.share.may(began) {
+            return None;
+        }
+        let owner = self.tables.sender(local, remote, protocol);
+        self.share.spent(began.elapsed());
+        owner
+    }
+}
+
+/// Frames on their way into the channel, which never makes the reading wait: while PID 1 is slow, things are counted.
+struct Outbox {
+    channel: UnixStream,
+    bytes: Vec<u8>,
+    written: usize,
+}
+
+impl Outbox {
+    fn new(channel: UnixStream) -> Self {
+        Self { channel, bytes: Vec::new(), written: 0 }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Only into an empty outbox.
+    fn put(&mut self, frame: &FromWorker) -> Result<(), WorkerError> {
+        self.bytes = channel::encode(frame, MAX_FROM_WORKER)?;
+        self.written = 0;
+        Ok(())
+    }
+
+    /// Writes what the channel takes now.
+    fn write(&mut self) -> Result<(), WorkerError> {
+        while let Some(rest) = self.bytes.get(self.written..).filter(|rest| !rest.is_empty()) {
+            match self.channel.write(rest) {
+                Ok(count) => self.written += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(ChannelError::Write(error).into()),
+            }
+        }
+        self.bytes.clear();
+        Ok(())
+    }
+}
+
+struct Worker {
+    refused: Source,
+    used: Source,
+    finder: Finder,
+    outbox: Outbox,
+    buffer: Vec<u8>,
+    told_loss: Instant,
+}
+
+impl Worker {
+    fn run(&mut self) -> Result<(), WorkerError> {
+        loop {
+            self.tell()?;
+            if self.wait()? {
+                return Ok(());
+            }
+            self.refused.read(Some(&mut self.finder), &mut self.buffer)?;
+            // Of a connection the uid is enough, which the kernel says.
+            self.used.read(None, &mut self.buffer)?;
+        }
+    }
+
+    /// Sends what may be sent now.
+    fn tell(&mut self) -> Result<(), WorkerError> {
+        loop {
+            self.outbox.write()?;
+            if !self.outbox.is_empty() {
+                return Ok(());
+            }
+            match self.next_frame() {
+                Some(frame) => self.outbox.put(&frame)?,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn next_frame(&mut self) -> Option<FromWorker> {
+        let now = Instant::now();
+        let flow = self.used.tally.take(now).map(FromWorker::Used);
+        let flow = flow.or_else(|| self.refused.tally.take(now).map(FromWorker::Refused));
+        flow.or_else(|| {
+            if !self.has_lost() || now.saturating_duration_since(self.told_loss) < LOSS_INTERVAL {
+                return None;
+            }
+            self.told_loss = now;
+            let (refused, used) = (self.refused.lost, self.used.lost);
+            (self.refused.lost, self.used.lost) = (0, 0);
+            Some(FromWorker::Lost { refused, used })
+        })
+    }
+
+    fn has_lost(&self) -> bool {
+        self.refused.lost > 0 || self.used.lost > 0
+    }
+
+    /// Waits for packets, for room in the channel, or for the next frame's time. Whether PID 1 has gone.
+    fn wait(&mut self) -> Result<bool, WorkerError> {
+        let waits = !self.refused.tally.is_empty() || !self.used.tally.is_empty() || self.has_lost();
+        let timeout = waits.then(|| Timespec::try_from(tally::INTERVAL).ok()).flatten();
+        let channel = if self.outbox.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
+        let mut fds = [
+            PollFd::new(&self.outbox.channel, channel),
+            PollFd::new(&self.refused.socket, PollFlags::IN),
+            PollFd::new(&self.used.socket, PollFlags::IN),
+        ];
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Ok(false),
+            Err(error) => return Err(WorkerError::Wait(error.into())),
+        }
+        let [channel, ..] = fds;
+        if !channel.revents().intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+            return Ok(false);
+        }
+        match self.outbox.channel.read(&mut [0; 1]) {
+            Ok(0) => Ok(true),
+            // There is nothing more to be told.
+            Ok(_) => Err(ChannelError::NotSetup.into()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(ChannelError::Read(error).into()),
+        }
+    }
+}
+
+fn milliseconds() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,94 @@
+//! The seeds of every fuzz target, each whole, cut after every octet and with every octet damaged: on the stable
+//! compiler, in the normal run. `./scripts/fuzz` goes on from there.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::let_underscore_must_use,
+    reason = "a boundary that does not hold fails the test"
+)]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+#[path = "../fuzz/boundaries.rs"]
+mod boundaries;
+
+fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        found.push((path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(path).unwrap()));
+    }
+    assert!(found.len() > 1, "no seeds for {target}");
+    found
+}
+
+/// What one octet becomes: nothing, everything, its neighbours, and another class of octet.
+fn damages(octet: u8) -> [u8; 6] {
+    [0, 0xff, octet ^ 1, octet ^ 0x20, octet ^ 0x80, octet ^ 0xc0]
+}
+
+fn replay(target: &str, boundary: fn(&[u8])) {
+    let check = |what: &str, data: &[u8]| {
+        let held = catch_unwind(AssertUnwindSafe(|| boundary(data)));
+        assert!(held.is_ok(), "{target}: {what}: {}", data.escape_ascii());
+    };
+    for (name, seed) in seeds(target) {
+        check(&name, &seed);
+        for end in 0..seed.len() {
+            check(&format!("{name} cut after {end}"), &seed[..end]);
+        }
+        let mut damaged = seed.clone();
+        for at in 0..seed.len() {
+            for octet in damages(seed[at]) {
+                damaged[at] = octet;
+                check(&format!("{name}, octet {at} is {octet:#04x}"), &damaged);
+            }
+            damaged[at] = seed[at];
+        }
+    }
+}
+
+macro_rules! targets {
+    ($($target:ident),+ $(,)?) => {
+        $(
+            #[test]
+            fn $target() {
+                replay(stringify!($target), boundaries::$target);
+            }
+        )+
+
+        /// A target that is not replayed, or has no seeds, would be forgotten.
+        #[test]
+        fn every_target_is_replayed() {
+            let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/fuzz_targets");
+            let mut there: Vec<String> = std::fs::read_dir(directory)
+                .unwrap()
+                .map(|entry| entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned())
+                .collect();
+            there.sort();
+            let mut replayed = vec![$(stringify!($target)),+];
+            replayed.sort_unstable();
+            assert_eq!(there, replayed);
+        }
+    };
+}
+
+targets!(
+    client_message,
+    upstream_message,
+    worker_frame,
+    watch_frame,
+    logged_packet,
+    setup_frame,
+    control_request,
+    policy_text,
+    live_policy,
+    resolv_conf,
+    socket_table,
+    terminal,
+);

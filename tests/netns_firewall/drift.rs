@@ -1,0 +1,175 @@
+//! T46, F26, F27: somebody who is root in the box's namespace changes our rules.
+
+use std::io::ErrorKind;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use innkeeper::firewall::nftables::Edit;
+use innkeeper::firewall::ruleset::lockdown;
+
+use super::place::{
+    AGENT, BOX4, FIRST4, Flow, Guard, OUTSIDE4, PATIENCE, ROOT, SECOND4, World, nothing_came,
+};
+use super::plan;
+
+const DENIED: &str = "9.9.9.9:443";
+
+/// Noticed within the ten seconds of T46, repaired, told; what is allowed goes on and the rest of the rules stays.
+fn noticed(tampers: &[&str]) {
+    for tamper in tampers {
+        let Some(world) = World::new() else { return };
+        world.inside.nft("add table inet foreign");
+        world.inside.nft("add chain inet foreign output { type filter hook output priority 10 ; }");
+        world.inside.nft("add rule inet foreign output meta mark 7 accept");
+        let foreign = world.inside.nft("list table inet foreign");
+        let guard = Guard::start(&world.inside, plan(), "a.test");
+        guard.admit("a.test", &[FIRST4]);
+        let _listens = world.outside.listen(DENIED);
+        let mut flow = Flow::open(&world, &format!("{FIRST4}:443"));
+        let sound = world.inside.nft("-s list table inet innkeeper");
+        world.inside.nft(tamper);
+        assert_ne!(sound, world.inside.nft("-s list ruleset"), "{tamper} changes something");
+        let said = guard.said.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert!(
+            said.starts_with("somebody changed the table inet innkeeper: ") && said.ends_with("; repaired")
+        );
+        let refused = world.inside.connect(AGENT, DENIED).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "after {tamper}");
+        flow.works();
+        Flow::open(&world, &format!("{FIRST4}:443"));
+        assert_eq!(without_time(&sound), without_time(&world.inside.nft("-s list table inet innkeeper")));
+        assert_eq!(foreign, world.inside.nft("list table inet foreign"));
+        assert_eq!(guard.firewall.verify(), Ok("rules as loaded".to_owned()));
+    }
+}
+
+/// A listing without the elements that have a lifetime, whose rest differs.
+fn without_time(text: &str) -> Vec<&str> {
+    text.lines().filter(|line| !line.contains(" timeout ")).collect()
+}
+
+#[test]
+fn t46_changed_rules_are_noticed_and_repaired() {
+    noticed(&["flush chain inet innkeeper output", "insert rule inet innkeeper output accept"]);
+}
+
+#[test]
+fn t46_a_lost_table_is_noticed_and_repaired() {
+    noticed(&["delete table inet innkeeper", "add table inet innkeeper { flags dormant ; }"]);
+}
+
+#[test]
+fn t46_changed_elements_are_noticed_and_repaired() {
+    noticed(&[
+        "add element inet innkeeper open4 { 9.9.9.9 . 443 }",
+        "add element inet innkeeper open4 { 9.9.9.9 . 443 timeout 1h }",
+        "flush set inet innkeeper open4",
+    ]);
+}
+
+#[test]
+fn t46_flows_that_were_let_on_or_ended_are_noticed_and_repaired() {
+    noticed(&["add element inet innkeeper held4 { 9.9.9.9 . 443 }", "flush set inet innkeeper held4"]);
+}
+
+#[test]
+fn t46_a_deleted_rule_is_noticed_and_repaired() {
+    let Some(world) = World::new() else { return };
+    let guard = Guard::start(&world.inside, plan(), "a.test");
+    let listed = world.inside.nft("-a list chain inet innkeeper postrouting");
+    let handle = listed.lines().find(|line| line.contains("comment")).unwrap().rsplit(' ').next().unwrap();
+    world.inside.nft(&format!("delete rule inet innkeeper postrouting handle {handle}"));
+    let said = guard.said.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert!(said.contains("postrouting") && said.ends_with("; repaired"), "{said}");
+    assert_eq!(guard.firewall.verify(), Ok("rules as loaded".to_owned()));
+    // Asked in between, it says what it found, and has repaired it.
+    world.inside.nft("add rule inet innkeeper forward accept");
+    let found = guard.firewall.verify().unwrap_err();
+    assert!(found.contains("forward"), "{found}");
+    guard.firewall.verify().unwrap();
+    world.inside.nft("add element inet innkeeper open4 { 9.9.9.9 . 443 }");
+    assert!(guard.firewall.again().unwrap().contains("9.9.9.9 port 443 was opened"));
+    assert_eq!(guard.firewall.again(), Ok("rules as loaded".to_owned()));
+}
+
+/// What got out while the rules were gone does not go on once they are back.
+#[test]
+fn t46_a_flow_from_a_gap_ends_with_it() {
+    let Some(world) = World::new() else { return };
+    let listener = world.outside.listen(DENIED);
+    let mut tries = 0;
+    let (guard, mut leaked, mut far) = loop {
+        let guard = Guard::start(&world.inside, plan(), "a.test");
+        world.inside.connect(AGENT, DENIED).unwrap_err();
+        world.inside.nft("delete table inet innkeeper");
+        // The repair may be faster than we are.
+        if let Ok(stream) = world.inside.connect(AGENT, DENIED) {
+            break (guard, stream, listener.accept().unwrap().0);
+        }
+        tries += 1;
+        assert!(tries < 5);
+    };
+    guard.said.recv_timeout(Duration::from_secs(10)).unwrap();
+    guard.admit("a.test", &[FIRST4]);
+    leaked.set_read_timeout(Some(PATIENCE)).unwrap();
+    drop(std::io::Write::write_all(&mut leaked, b"must not arrive"));
+    let error = std::io::Read::read(&mut leaked, &mut [0; 8]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    let mut flow = Flow::open(&world, &format!("{FIRST4}:443"));
+    flow.works();
+    assert!(!world.wire.seen_until(b"must not arrive", b"there"));
+    nothing_came(&mut far);
+}
+
+/// A second start finds what an earlier life left, with other content, and no packet passes while it takes over.
+#[test]
+fn f26_takeovers_let_nothing_through() {
+    let Some(world) = World::new() else { return };
+    let sink = world.outside.udp(ROOT, &format!("{OUTSIDE4}:9999"));
+    let to = format!("{OUTSIDE4}:9999");
+    world.inside.send(AGENT, &to, "open").unwrap();
+    sink.recv(&mut [0; 8]).unwrap();
+    // An earlier life's table: other chains, an element, and closed.
+    world.nftables().load(&lockdown(), &Edit::default()).unwrap();
+    world.inside.nft("add set inet innkeeper open4 { type ipv4_addr ; }");
+    world.inside.nft(&format!("add element inet innkeeper open4 {{ {OUTSIDE4} }}"));
+    let inner = world.inside.udp(ROOT, &format!("{BOX4}:7000"));
+    let (stop, sent) = (AtomicBool::new(false), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let socket = world.inside.udp(AGENT, "0.0.0.0:0");
+            while !stop.load(Ordering::Relaxed) {
+                drop(socket.send_to(b"must not arrive", &to));
+                sent.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        scope.spawn(|| {
+            let socket = world.outside.udp(ROOT, "0.0.0.0:0");
+            while !stop.load(Ordering::Relaxed) {
+                drop(socket.send_to(b"must not come in", format!("{BOX4}:7000")));
+            }
+        });
+        for life in 0..50 {
+            let before = sent.load(Ordering::Relaxed);
+            let guard = Guard::start(&world.inside, plan(), "a.test");
+            guard.admit("a.test", &[SECOND4]);
+            if life % 2 == 0 {
+                guard.firewall.lockdown().unwrap();
+            }
+            while sent.load(Ordering::Relaxed) < before + 20 {
+                std::thread::yield_now();
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(!world.inside.nft("list table inet innkeeper").contains(OUTSIDE4));
+    // What comes after it arrives, so what was let through would be there before.
+    world.inside.nft("delete table inet innkeeper");
+    world.inside.send(AGENT, &to, "gap").unwrap();
+    world.outside.send(ROOT, &format!("{BOX4}:7000"), "gap").unwrap();
+    for socket in [&sink, &inner] {
+        let mut first = [0; 64];
+        let length = socket.recv(&mut first).unwrap();
+        assert_eq!(first.get(..length), Some(&b"gap"[..]));
+    }
+}
