@@ -1,6 +1,7 @@
 """`bench net`: the resolver and the firewall beside dnsmasq, unbound, bare nft sets and the five-minute refresh."""
 
 import argparse
+import json
 import os
 import platform
 import signal
@@ -10,7 +11,7 @@ import time
 
 import ground
 import rig
-from ground import NAMES, PEERS, Ground, median, table
+from ground import NAMES, Ground, median, table
 from rig import BenchError, run
 
 PARTS = ("dns", "admission", "connect", "refresh", "packet", "memory")
@@ -54,14 +55,16 @@ def dns(world):
           f" the generator's own\nlimit, against an echo: {spread([rate(r) for r in floor], 1e3)}. *CPU*: microseconds of"
           " processor time a question,\nInnkeeper's with PID 1's.\n")
     servers = ("innkeeper", "dnsmasq", "unbound")
-    rows = [["", *servers, "/ dnsmasq", "/ unbound", *(f"CPU {name}" for name in servers), ""]]
+    rows = [["", *servers, "/ dnsmasq", "/ unbound", *(f"CPU {name}" for name in servers), "CPU: dnsmasq / it",
+             "CPU: unbound / it", ""]]
     for label, found in results.items():
         rates = {name: median([rate(each) for each in found[name]]) for name in servers}
         cpu = {name: median([each["cpu_us"] for each in found[name]]) for name in servers}
         odd = "; ".join(f"{name}: {oddities(found[name])}" for name in servers if oddities(found[name]))
         rows.append([label, *(spread([rate(r) for r in found[name]], 1e3) for name in servers),
                      *(f"{rates['innkeeper'] / rates[name]:.2f} ×" for name in servers[1:]),
-                     *(f"{cpu[name]:.1f}" for name in servers), odd])
+                     *(f"{cpu[name]:.1f}" for name in servers),
+                     *(f"{cpu[name] / cpu['innkeeper']:.2f} ×" for name in servers[1:]), odd])
     table(rows)
     print(f"\n**Latency at {PACED:,} questions a second**, microseconds p50 / p99, from when each was due.\n")
     rows = [["", *servers, ""]]
@@ -103,6 +106,26 @@ def admission(world):
     base = median([r["p50_us"] for r in first["dnsmasq"]])
     print("\nOver plain dnsmasq's first answer: " + ", ".join(
         f"{name} {median([r['p50_us'] for r in first[name]]) - base:+.1f}" for name in servers if name != "dnsmasq"))
+    alone()
+
+
+def alone():
+    """`admit` in the process that owns the firewall, where cargo can build it."""
+    manifest = os.path.join(rig.HERE, "admit", "Cargo.toml")
+    build = ["cargo", "build", "--quiet", "--release", "--locked", "--manifest-path", manifest]
+    try:
+        subprocess.run(build, check=True, capture_output=True, text=True, timeout=900)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        print(f"\n`admit` alone: left out, it could not be built ({said[-1] if said else error}).")
+        return
+    found = json.loads(run(os.path.join(rig.HERE, "admit", "target", "release", "admit")))
+    print("\n**`admit` alone**, from the order to the kernel's acknowledgement, through the firewall's thread, microseconds.\n")
+    rows = [["", "p50", "p99"]]
+    for key, label in (("new", "10,000 new addresses, one after the other"), ("again", "the same again"),
+                       ("spaced", "500 new ones, 2 ms apart")):
+        rows.append([label, f"{found[key]['p50']:.1f}", f"{found[key]['p99']:.1f}"])
+    table(rows)
 
 
 def connect(world):

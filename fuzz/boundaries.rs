@@ -19,6 +19,7 @@ use innkeeper::dns::protocol::{FromWorker, MAX_FROM_WORKER, MAX_TO_WORKER, ToWor
 use innkeeper::dns::resolv_conf;
 use innkeeper::dns::server::answer_offline;
 use innkeeper::firewall::admission::{MAX_PER_NAME, decide};
+use innkeeper::firewall::nftables;
 use innkeeper::policy::LivePolicy;
 use innkeeper::session::terminal::Filter;
 use innkeeper::socket_table::find_owner;
@@ -64,6 +65,11 @@ pub(crate) fn client_message(data: &[u8]) {
         let Some(reply) = reply else { continue };
         assert!(reply.len() <= limit, "{} octets", reply.len());
         assert_eq!(reply.get(..2), data.get(..2), "another id");
+        // Several questions are refused and repeated as they came, whatever is in the second.
+        if data.get(4..6).is_some_and(|count| count[0] > 0 || count[1] > 1) {
+            assert!(asked.is_none());
+            continue;
+        }
         let message = Message::from_vec(&reply).expect("a reply that can't be parsed");
         assert_eq!(message.metadata.message_type, MessageType::Response);
         if let Some(key) = asked {
@@ -159,6 +165,13 @@ pub(crate) fn logged_packet(data: &[u8]) {
     // Also as what the datagram would hold, so that the seeds reach it at once.
     let packet = packet::parse(data);
     assert!(packet.source.is_none() || packet.source.map(|a| a.is_ipv4()) == Some(data[0] >> 4 == 4));
+}
+
+/// A datagram of nf_tables' answers.
+pub(crate) fn kernel_answer(data: &[u8]) {
+    if let Ok(elements) = nftables::read_offline(data) {
+        assert!(elements.len() <= data.len() / 8);
+    }
 }
 
 /// A frame of PID 1 to the worker.

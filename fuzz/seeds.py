@@ -57,6 +57,8 @@ write("client_message", {
     "update": question("ok.test", 6, flags=0x2800),
     "answer": question("ok.test", flags=0x8180),
     "pointer-loop": struct.pack("!HHHHHH", 1, 0x0100, 1, 0, 0, 0) + b"\xc0\x0c" + struct.pack("!HH", 1, 1),
+    # Found by the fuzzer: a name in the header, which is another one in the reply.
+    "pointer-into-header": struct.pack("!HHHHHH", 1, 0x0100, 1, 0, 0, 0) + b"\xc0\x02" + struct.pack("!HH", 1, 1),
     "odd-label": struct.pack("!HHHHHH", 1, 0x0100, 1, 0, 0, 0) + b"\x04a\0\xff.\x04test\0" + struct.pack("!HH", 1, 1),
     "long-name": question(".".join(["x" * 63] * 3 + ["y" * 50, "test"])),
     "reverse": question("1.0.0.127.in-addr.arpa", 12),
@@ -193,4 +195,30 @@ write("logged_packet", {
     "plain6": ip6(0, b"\x3a\0\x05\x02\0\0\0\0" + struct.pack("!BBHHH", 128, 0, 0, 77, 1)),
     "fragment6": ip6(44, b"\x11\0\0\x08\0\0\0\1" + UDP),
     "extensions": ip6(60, b"\x3c\0\1\4\0\0\0\0" * 9 + UDP),
+})
+
+
+def nested(kind, value):
+    return attribute(kind | 0x8000, value)
+
+
+def answer_of_kernel(kind, body, flags=2):
+    return struct.pack("=IHHII", 16 + len(body), kind, flags, 1, 0) + body
+
+
+def element(key, left):
+    return nested(1, nested(1, attribute(1, key)) + attribute(4, struct.pack("!Q", 60_000)) + attribute(5, struct.pack("!Q", left)))
+
+
+NFGEN = struct.pack("=BBH", 1, 0, 0)
+TABLE = attribute(1, b"innkeeper\0")
+ELEMENTS = NFGEN + TABLE + attribute(2, b"open4\0") + nested(3, element(bytes([93, 184, 215, 20, 1, 187, 0, 0]), 5000)
+                                                             + element(bytes([93, 184, 215, 21, 0, 22, 0, 0]), 1))
+write("kernel_answer", {
+    "elements": answer_of_kernel(0x0A0C, ELEMENTS),
+    "elements6": answer_of_kernel(0x0A0C, NFGEN + TABLE + nested(3, element(bytes(16) + b"\1\xbb\0\0", 7))),
+    "done": answer_of_kernel(0x0A0C, ELEMENTS) + answer_of_kernel(3, struct.pack("=i", 0)),
+    "refused": answer_of_kernel(2, struct.pack("=i", -2) + struct.pack("=IHHII", 20, 0x0A0E, 1, 2, 0)),
+    "counter": answer_of_kernel(0x0A12, NFGEN + TABLE + attribute(2, b"denied4\0")
+                                + nested(4, attribute(1, struct.pack("!Q", 9)) + attribute(2, struct.pack("!Q", 3)))),
 })

@@ -84,6 +84,7 @@ targets!(
     worker_frame,
     watch_frame,
     logged_packet,
+    kernel_answer,
     setup_frame,
     control_request,
     policy_text,

@@ -18,6 +18,10 @@ use super::cache::Known;
 use super::lookup::Outcome;
 use super::policy::{EDE_BLOCKED, Local, Why};
 
+/// RFC 1035 §4.1.1.
+const HEADER: usize = 12;
+/// RFC 1035 §4.1.4: longer lengths are pointers, or were never given a meaning.
+const MAX_LABEL: u8 = 63;
 /// What fits everywhere without fragments (DNS flag day 2020).
 const MAX_UDP_PAYLOAD: u16 = 1232;
 /// RFC 1035 §4.2.1: for a client that says nothing of its buffer.
@@ -58,17 +62,30 @@ pub fn parse(message: Vec<u8>, client: SocketAddr, protocol: Protocol) -> Parsed
     // RFC 1035 §4.1.1: QR. Looked at by hand, since a message that can't be parsed may be an answer too.
     let is_answer = message.get(2).is_none_or(|octet| octet & 0x80 != 0);
     let refusal = if is_answer { None } else { message.first_chunk().copied().map(u16::from_be_bytes) };
-    let header = message.len() >= 12;
+    let header = message.len() >= HEADER;
+    let compressed = is_compressed(&message);
     match Request::from_bytes(message, client, protocol) {
-        Ok(request) if request.metadata.message_type == MessageType::Query => {
+        Ok(request) if request.metadata.message_type == MessageType::Query && !compressed => {
             Parsed::Question(Box::new(request))
         }
-        Ok(_) => Parsed::Ignored,
-        Err(_) => refusal
+        Ok(_) | Err(_) => refusal
             .filter(|_| header)
             .and_then(|id| Message::error_msg(id, OpCode::Query, ResponseCode::FormErr).to_vec().ok())
             .map_or(Parsed::Ignored, Parsed::Broken),
     }
+}
+
+/// Whether the first question's name has a pointer in it. Only the header lies before it, and the reply, which repeats
+/// the question's octets, has another one: its name would mean something else or nothing.
+fn is_compressed(message: &[u8]) -> bool {
+    let mut at = HEADER;
+    while let Some(length) = message.get(at).copied().filter(|length| *length != 0) {
+        if length > MAX_LABEL {
+            return true;
+        }
+        at += 1 + usize::from(length);
+    }
+    false
 }
 
 impl Reply {

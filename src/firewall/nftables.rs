@@ -274,6 +274,18 @@ impl Nftables {
     }
 }
 
+/// Reads one datagram of the kernel's as every kind of answer that is understood here, for who wants to feed it
+/// anything: elements, keys and counters. (pure)
+pub fn read_offline(datagram: &[u8]) -> Result<Vec<Element>, NftablesError> {
+    let mut found = Vec::new();
+    for entry in channel::entries(datagram)? {
+        table::counted(&entry)?;
+        element::keys(&entry)?;
+        found.extend(element::decode(&entry)?);
+    }
+    Ok(found)
+}
+
 fn lasting(pairs: &[Pair]) -> Vec<Element> {
     elements(pairs, FOR_EVER)
 }

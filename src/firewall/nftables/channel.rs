@@ -338,6 +338,18 @@ fn error_code(message: &NetlinkBuffer<&[u8]>) -> Result<Option<i32>, NftablesErr
     }
 }
 
+/// What the messages of one datagram of a dump say.
+pub(super) fn entries(datagram: &[u8]) -> Result<Vec<Entry>, NftablesError> {
+    let mut found = Vec::new();
+    for message in messages(datagram) {
+        let message = message?;
+        if error_code(&message)?.is_none() {
+            found.push(Entry::of(message.payload()));
+        }
+    }
+    Ok(found)
+}
+
 /// The messages of one datagram.
 fn messages(datagram: &[u8]) -> impl Iterator<Item = Result<NetlinkBuffer<&[u8]>, NftablesError>> {
     let mut rest = datagram;
