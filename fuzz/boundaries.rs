@@ -57,7 +57,10 @@ pub(crate) fn client_message(data: &[u8]) {
                     Family::V6 => IpAddr::V6((0x2606_4700_u128 << 96 | u128::from(n)).into()),
                 })
                 .collect();
-            Outcome { known: Known::Addresses { addresses, stale: data.len() % 2 == 1 }, ttl_s: 60 }
+            Outcome {
+                known: Known::Addresses { addresses: addresses.into(), stale: data.len() % 2 == 1 },
+                ttl_s: 60,
+            }
         });
         let Some(reply) = reply else { continue };
         assert!(reply.len() <= limit, "{} octets", reply.len());

@@ -5,11 +5,11 @@
 //! and consistent, or it is a report of all that is wrong.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::allowlist::{Ceiling, Rule};
+use crate::dns::name_server::NameServer;
 use crate::secrets::{Holder, SecretName, Secrets};
 
 mod build;
@@ -103,7 +103,7 @@ pub struct Network {
     pub ceiling: Ceiling,
     pub profiles: Vec<String>,
     /// DNS servers; those of the old resolv.conf if empty.
-    pub upstreams: Vec<SocketAddr>,
+    pub upstreams: Vec<NameServer>,
     pub backend: Backend,
     pub refresh: Duration,
     pub boot_timeout: Duration,

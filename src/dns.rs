@@ -12,6 +12,7 @@ pub mod last_answers;
 pub mod link;
 pub mod lookup;
 pub mod loop_mark;
+pub mod name_server;
 pub mod policy;
 pub mod protocol;
 pub mod refresh;
@@ -102,25 +103,29 @@ async fn work(channel: UnixStream, setup: Setup, sockets: Vec<OwnedFd>) -> Resul
         tokio::net::UnixStream::from_std(channel).map_err(WorkerError::Channel)?.into_split();
     let (link, outbox) = Link::new();
     let link = Arc::new(link);
-    let rules = Rules::new(&setup.policy)?;
+    let Setup { sockets: kinds, upstreams, roots, policy, refresh_s, ipv6, known } = setup;
+    let rules = Rules::new(&policy)?;
+    // Long texts, which nobody needs any more.
+    drop(policy);
     let (announce, policies) = watch::channel(rules.generation);
-    let upstreams = Upstreams::new(&setup.upstreams).map_err(WorkerError::Upstreams)?;
+    let upstreams = Upstreams::new(&upstreams, roots.as_deref()).map_err(WorkerError::Upstreams)?;
     let lookups = Arc::new(Lookups::new(rules, upstreams, link.clone()));
-    lookups.restore(setup.known);
+    drop(roots);
+    lookups.restore(known);
     let tables = SocketTables::new("/proc/net");
-    let responder = Arc::new(Responder::new(lookups.clone(), link.clone(), tables, setup.ipv6));
+    let responder = Arc::new(Responder::new(lookups.clone(), link.clone(), tables, ipv6));
 
     let mut tasks = JoinSet::new();
-    listen(&setup.sockets, sockets, &responder, &mut tasks)?;
+    listen(&kinds, sockets, &responder, &mut tasks)?;
     tasks.spawn(report_denials(responder.clone(), link.clone()));
     tasks.spawn(report_health(responder, lookups.clone(), link.clone()));
-    let longest = Duration::from_secs(setup.refresh_s.max(1));
+    let longest = Duration::from_secs(refresh_s.max(1));
     let all_due = Arc::new(Notify::new());
     let fresh = Fresh {
         lookups: lookups.clone(),
         link: link.clone(),
         longest,
-        ipv6: setup.ipv6,
+        ipv6,
         at_once: refresh::at_once(raise_descriptors()),
     };
     tasks.spawn(fresh.keep(policies, all_due.clone()));

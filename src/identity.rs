@@ -13,7 +13,7 @@ use crate::filesystem::layout::{STATE_ETC, runtime_directory};
 use crate::filesystem::{private_directory, write_root_file};
 
 /// The system's bundle in the image.
-const SYSTEM_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
+pub(crate) const SYSTEM_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Generated settings.
 pub const GITCONFIG: &str = "/run/innkeeper/etc/gitconfig";
 pub const CLAUDE_SETTINGS: &str = "/run/innkeeper/etc/claude-settings.json";

@@ -14,7 +14,7 @@ use dns_world::{
     SECOND, SERVER, Sockets, UPSTREAM, addresses, ask, ask_tcp, enter_namespace, extended_error, let_expire,
     policy, question, send, send_bytes,
 };
-use fake_upstream::{EVIL, Forgery, Say, Upstream, a, aaaa, cname};
+use fake_upstream::{AUTHORITY, EVIL, Forgery, Say, Upstream, a, aaaa, cname};
 use hickory_resolver::proto::op::{OpCode, ResponseCode};
 use hickory_resolver::proto::rr::{DNSClass, RecordType};
 use innkeeper::dns::protocol::{Admitted, FromWorker, LastGood, ToWorker};
@@ -299,7 +299,7 @@ fn another_upstream_steps_in() {
         FromWorker::Health(health) => health.upstreams.iter().find(|upstream| !upstream.healthy).cloned(),
         _ => None,
     });
-    assert_eq!(sick.address, UPSTREAM.parse().unwrap());
+    assert_eq!(sick.server.to_string(), UPSTREAM);
 }
 
 #[test]
@@ -845,7 +845,7 @@ fn t83_f22_a_new_worker_knows_the_last_good_addresses() {
         known("evil.test", 0),
     ];
     // Its upstreams are dead.
-    let warden = sockets.start_worker_with(&["ok.test", "*.wild.test"], &[UPSTREAM], false, &known);
+    let warden = sockets.start_worker_with(&["ok.test", "*.wild.test"], &[UPSTREAM], false, &known, None);
     for name in ["ok.test", "x.wild.test"] {
         let reply = ask(name, RecordType::A);
         assert_eq!(addresses(&reply), ip(OK), "{name}");
@@ -856,7 +856,7 @@ fn t83_f22_a_new_worker_knows_the_last_good_addresses() {
     assert_eq!(ask("evil.test", RecordType::A).response_code, ResponseCode::NXDomain);
     drop(warden);
     // And PID 1 may refuse them now.
-    let warden = sockets.start_worker_with(&["*.wild.test"], &[UPSTREAM], false, &known);
+    let warden = sockets.start_worker_with(&["*.wild.test"], &[UPSTREAM], false, &known, None);
     warden.admit(|_| Some(Vec::new()));
     assert!(ask("x.wild.test", RecordType::A).answers.is_empty());
 }
@@ -915,4 +915,46 @@ fn t20_a_flood_of_refused_names_costs_others_nothing() {
     assert!(warden.memory_kib() < 32 << 10, "{} KiB", warden.memory_kib());
     let frames = warden.frames().iter().filter(|frame| matches!(frame, FromWorker::Denied(_))).count();
     assert!(frames < 300, "{frames}");
+}
+
+#[test]
+fn an_upstream_by_tls_is_asked_if_it_proves_its_name_and_never_in_the_clear() {
+    in_namespace!();
+    let sockets = Sockets::open();
+    let address = "203.0.113.53:853";
+    let upstream = Upstream::start_tls(address);
+    upstream.say("*", Say::Fresh);
+    // On the same address, in the clear, on both ports: nobody may ask here.
+    let clear = Upstream::start(UPSTREAM);
+    clear.say("*", Say::Fresh);
+    let clear_udp = std::net::UdpSocket::bind(address).unwrap();
+    clear_udp.set_nonblocking(true).unwrap();
+    let good = format!("tls://{address}#dns.test");
+    let start = |server: &str, roots| {
+        sockets.start_worker_with(&["ok.test", "*.wild.test"], &[server], false, &[], roots)
+    };
+
+    let warden = start(&good, Some(AUTHORITY));
+    for i in 0..40 {
+        assert_eq!(addresses(&ask(&format!("n{i}.wild.test"), RecordType::A)).len(), 1);
+    }
+    assert!(upstream.log().len() >= 40);
+    drop(warden);
+
+    let asked = upstream.log().len();
+    let other = format!("tls://{address}#other.test");
+    let cases = [(other.as_str(), Some(AUTHORITY)), (good.as_str(), Some("")), (good.as_str(), None)];
+    for (server, roots) in cases {
+        let warden = start(server, roots);
+        let reply = ask("x.wild.test", RecordType::A);
+        assert_eq!((reply.response_code, reply.answers.len()), (ResponseCode::ServFail, 0), "{server}");
+        let note = warden.await_frame("health", |frame| match frame {
+            FromWorker::Health(health) => health.upstreams[0].note.clone(),
+            _ => None,
+        });
+        assert!(note.contains("certificate"), "{note}");
+    }
+    assert_eq!(upstream.log().len(), asked, "not a question without proof");
+    assert!(clear.log().is_empty(), "{:?}", clear.log());
+    assert!(clear_udp.recv(&mut [0; 512]).is_err());
 }

@@ -28,7 +28,7 @@ use innkeeper::firewall::ruleset::skeleton;
 use innkeeper::watch::keeper::Queues;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use box_side::{REFUSED, USED, Watched, holder, inode};
+use box_side::{REFUSED, USED, Watched, agents_holder, holder, inode};
 use place::{AGENT, OUTSIDE4, OUTSIDE6, RESOLVER4, ROOT, World, allow_ping, next_port, ping};
 
 /// Every protocol and family: who, where to, how often; and why.
@@ -239,16 +239,7 @@ fn a_process_is_found_without_the_right_to_trace() {
     for set in [caps::CapSet::Effective, caps::CapSet::Permitted, caps::CapSet::Bounding] {
         caps::drop(None, set, caps::Capability::CAP_SYS_PTRACE).unwrap();
     }
-    let (mut child, socket) = std::thread::spawn(|| {
-        let uid = rustix::process::Uid::from_raw(AGENT);
-        let gid = rustix::process::Gid::from_raw(AGENT);
-        rustix::thread::set_thread_groups(&[]).unwrap();
-        rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
-        rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
-        holder("bound")
-    })
-    .join()
-    .unwrap();
+    let (mut child, socket) = agents_holder("bound 0");
     let descriptor = format!("/proc/{}/fd/0", child.id());
     assert_eq!(std::fs::read_link(&descriptor).unwrap_err().kind(), ErrorKind::PermissionDenied);
 
@@ -281,4 +272,37 @@ fn a_process_is_found_without_the_right_to_trace() {
     let own = UdpSocket::bind("127.0.0.1:0").unwrap();
     assert!(own.as_raw_fd() > 2);
     assert!(attributor.process(Some(ROOT), inode(&own)).is_some());
+}
+
+/// However many descriptors and questions there are, looking takes a share of one processor and no more; who hides
+/// behind them has no name, and who doesn't, still has.
+#[test]
+fn looking_costs_a_share_of_the_time() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    // Far more than one look gets through.
+    let (mut crowd, hidden) = agents_holder("bound 200000");
+    let attributor = Attributor::new(AGENT, AGENT);
+    let began = std::time::Instant::now();
+    for _ in 0..200 {
+        assert_eq!(attributor.process(Some(AGENT), hidden + 1), None);
+        // Faster than workers ask; as fast as can be, the asking would be what costs.
+        innkeeper::supervisor::backoff::pause(std::time::Duration::from_millis(5));
+    }
+    let used = cpu_seconds("attribution");
+    // 200 ms at once, 5 % of the time, and one look that began while there was a little left.
+    let most = 0.2 + 0.05 * began.elapsed().as_secs_f64() + 0.05;
+    assert!(used <= most, "{used} s of processor time, {most} at most");
+    crowd.kill().unwrap();
+}
+
+/// What the thread of this name has used, in the kernel's ticks of 10 ms.
+fn cpu_seconds(name: &str) -> f64 {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let stats = tasks.map(|task| std::fs::read_to_string(task.path().join("stat")).unwrap());
+    let stat = stats.into_iter().find(|stat| stat.contains(&format!("({name})"))).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks: f64 = fields[11..13].iter().map(|field| field.parse::<f64>().unwrap()).sum();
+    ticks / 100.0
 }

@@ -8,6 +8,7 @@ use super::host;
 use super::step::{Failure, Steps, Trouble, Verified};
 use super::{DNS, FIREWALL, LOCKDOWN};
 use crate::dns::keeper::{self, Keeper, Sockets};
+use crate::dns::name_server::NameServer;
 use crate::dns::resolv_conf::{self, EngineForwarding, Upstreams};
 use crate::firewall::admission::NEVER;
 use crate::firewall::ruleset::{EngineDns, FirewallPlan};
@@ -101,7 +102,7 @@ fn notices(innkeeper: &Innkeeper) -> Notices {
 /// What the firewall step needs of this one.
 pub(super) struct Resolver {
     sockets: Sockets,
-    upstreams: Upstreams,
+    servers: Vec<NameServer>,
     plan: FirewallPlan,
     ipv6: bool,
 }
@@ -117,7 +118,7 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
         let text = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
         let mut upstreams = resolv_conf::parse(&text);
         if !configured.is_empty() {
-            upstreams.servers.clone_from(configured);
+            upstreams.servers = configured.iter().map(|server| server.address).collect();
         }
         if upstreams.servers.is_empty() {
             innkeeper.board().warn(format!(
@@ -166,7 +167,30 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
         uses_group: USES_GROUP,
         vm: network.initial && network.initial_pids,
     };
-    Ok(Resolver { sockets, upstreams, plan, ipv6: network.ipv6_route })
+    let servers = if configured.is_empty() {
+        upstreams.servers.into_iter().map(NameServer::plain).collect()
+    } else {
+        configured.clone()
+    };
+    Ok(Resolver { sockets, servers, plan, ipv6: network.ipv6_route })
+}
+
+/// The certificates by which upstreams are judged that are asked by TLS, if there are such.
+fn roots(innkeeper: &Innkeeper, servers: &[NameServer]) -> Option<String> {
+    servers.iter().find(|server| server.tls.is_some())?;
+    let more = innkeeper.config.tls.ca_certs.as_deref();
+    let mut roots = String::new();
+    for path in [Some(Path::new(crate::identity::SYSTEM_CA)), more].into_iter().flatten() {
+        match std::fs::read_to_string(path) {
+            Ok(text) => roots.push_str(&(text + "\n")),
+            Err(error) => {
+                innkeeper
+                    .board()
+                    .warn(format!("cannot read {}, by which upstreams are judged: {error}", path.display()));
+            }
+        }
+    }
+    Some(roots)
 }
 
 /// Docker's server forwards from a uid-0 socket inside the box only to what it did not mark as `host(…)`.
@@ -211,7 +235,7 @@ pub(super) fn firewall(
         let trouble = Trouble::unfit("the lockdown is gone", "please report this");
         return Err(Failure { step: FIREWALL.name, trouble });
     };
-    let Resolver { sockets, upstreams, plan, ipv6 } = resolver;
+    let Resolver { sockets, servers, plan, ipv6 } = resolver;
     let (plan, queues) = queues(innkeeper, plan);
     if let Some(engine) = &plan.engine_dns {
         innkeeper.board().warn(host::engine_warning(engine));
@@ -229,7 +253,8 @@ pub(super) fn firewall(
             }
             let worker = keeper::Plan {
                 identity: Identity::worker(innkeeper.accounts.dns.uid, innkeeper.accounts.dns.gid),
-                upstreams: upstreams.servers.clone(),
+                upstreams: servers.clone(),
+                roots: roots(innkeeper, &servers),
                 refresh: innkeeper.config.network.refresh,
                 ipv6,
                 attributor: innkeeper.attributor.clone(),
@@ -239,7 +264,7 @@ pub(super) fn firewall(
             let started = Keeper::start(worker, sockets, policy, spawner, board, firewall.clone());
             let (keeper, primed) = started.map_err(|error| Trouble::internal(&error))?;
             drop(innkeeper.keeper.set(keeper));
-            drop(innkeeper.upstreams.set(upstreams.servers.clone()));
+            drop(innkeeper.upstreams.set(plan.upstreams.clone()));
             drop(innkeeper.rules.set(crate::firewall::ruleset::skeleton(plan).to_string()));
             if primed.recv_timeout(limit).is_err() {
                 event("boot", "not every name was answered in time; it goes on in the background");

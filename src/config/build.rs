@@ -302,7 +302,7 @@ fn network(
         rules: policy.rules,
         ceiling: policy.ceiling,
         profiles,
-        upstreams: values.addresses("network.upstreams", 53),
+        upstreams: values.name_servers("network.upstreams"),
         backend,
         refresh: values.duration("network.refresh"),
         boot_timeout: values.duration("network.boot_timeout"),

@@ -99,7 +99,10 @@ impl Kind {
             Self::Words(words) => format!("a list of {}", list(words)),
             Self::Names => "a list of names".to_owned(),
             Self::Rules => "a list of rules, NAME[:PORT[,PORT…]] [private]".to_owned(),
-            Self::Addresses => "a list of IP addresses, with :PORT if it is not 53".to_owned(),
+            Self::Addresses => {
+                "a list of IP addresses, with :PORT if it is not 53; tls://ADDRESS#NAME asks by TLS"
+                    .to_owned()
+            }
             Self::Ports => "a list of ports, such as 8080 or 5353/udp".to_owned(),
             Self::Arguments => "a list of arguments".to_owned(),
             Self::Later => "nothing: not in this version".to_owned(),

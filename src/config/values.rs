@@ -2,7 +2,6 @@
 //!
 //! A value that can't be read is reported and stands as its default, so that the rest is still looked at.
 
-use std::net::{IpAddr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use super::raw::{Place, RawSettings, RawValue};
 use super::settings::{Kind, Setting, Word, nearest, setting};
 use super::units::{ByteSize, parse_duration};
 use super::{ListenPort, Transport};
+use crate::dns::name_server::NameServer;
 
 /// The settings of all sources, merged, and what is wrong with them.
 #[derive(Debug)]
@@ -229,20 +229,15 @@ impl Values {
         words
     }
 
-    pub(super) fn addresses(&mut self, key: &str, port: u16) -> Vec<SocketAddr> {
-        let mut addresses = Vec::new();
+    pub(super) fn name_servers(&mut self, key: &str) -> Vec<NameServer> {
+        let mut servers = Vec::new();
         for found in self.many(key) {
-            let read = found.text.parse::<IpAddr>().map(|address| SocketAddr::new(address, port));
-            match read.or_else(|_| found.text.parse::<SocketAddr>()) {
-                Ok(address) if address.ip().is_unspecified() || address.ip().is_multicast() => {
-                    self.refuse(&found, "no server can have this address");
-                }
-                Ok(address) if address.port() == 0 => self.refuse(&found, "port 0 is not a port"),
-                Ok(address) => addresses.push(address),
-                Err(_) => self.refuse(&found, "it is not an IP address"),
+            match NameServer::parse(&found.text) {
+                Ok(server) => servers.push(server),
+                Err(error) => self.refuse(&found, error),
             }
         }
-        addresses
+        servers
     }
 
     pub(super) fn ports(&mut self, key: &str) -> Vec<ListenPort> {

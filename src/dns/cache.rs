@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::answer::Family;
@@ -25,7 +26,7 @@ pub struct Key {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Known {
     /// Open in the kernel, never empty.
-    Addresses { addresses: Vec<IpAddr>, stale: bool },
+    Addresses { addresses: Arc<[IpAddr]>, stale: bool },
     /// The name has no address of this family.
     Empty,
     /// The name does not exist.
@@ -33,7 +34,7 @@ pub enum Known {
     /// The name has addresses, but PID 1 admitted none of them.
     NoneAdmitted,
     /// Upstreams failed a moment ago (RFC 9520: failures are cached too, for a second).
-    Failed(Failure),
+    Failed(Box<Failure>),
 }
 
 /// A failure as the client is told: an Extended DNS Error (RFC 8914).
@@ -54,7 +55,8 @@ struct Slot {
 
 #[derive(Debug, Clone)]
 struct Good {
-    addresses: Vec<IpAddr>,
+    /// The same as those that are answered, mostly.
+    addresses: Arc<[IpAddr]>,
     until: Instant,
 }
 
@@ -92,7 +94,7 @@ impl Cache {
 
     /// The addresses of the last good answer, if it is not too old to stand in.
     #[must_use]
-    pub fn last_good(&self, key: &Key, now: Instant) -> Option<Vec<IpAddr>> {
+    pub fn last_good(&self, key: &Key, now: Instant) -> Option<Arc<[IpAddr]>> {
         let good = self.slots.get(key)?.good.as_ref()?;
         (good.until > now).then(|| good.addresses.clone())
     }
@@ -131,7 +133,7 @@ impl Cache {
         let Some(left) = longest.checked_sub(ended) else { return };
         self.put(key.clone(), Known::Empty, Duration::ZERO, exact, now);
         if let Some(slot) = self.slots.get_mut(key) {
-            slot.good = Some(Good { addresses, until: now + left });
+            slot.good = Some(Good { addresses: addresses.into(), until: now + left });
         }
     }
 
@@ -185,7 +187,7 @@ mod tests {
     }
 
     fn fresh(last: u8) -> Known {
-        Known::Addresses { addresses: vec![[192, 0, 2, last].into()], stale: false }
+        Known::Addresses { addresses: [[192, 0, 2, last].into()].into(), stale: false }
     }
 
     #[test]
@@ -207,10 +209,16 @@ mod tests {
         cache.put(key("ok.test"), fresh(1), TTL, true, start);
         let later = start + Duration::from_secs(3600);
         cache.put(key("ok.test"), Known::NxDomain, TTL, true, later);
-        cache.put(key("ok.test"), Known::Failed(Failure { code: 22, text: "down".into() }), TTL, true, later);
-        let good: Vec<IpAddr> = vec![[192, 0, 2, 1].into()];
+        cache.put(
+            key("ok.test"),
+            Known::Failed(Failure { code: 22, text: "down".into() }.into()),
+            TTL,
+            true,
+            later,
+        );
+        let good: Arc<[IpAddr]> = [[192, 0, 2, 1].into()].into();
         assert_eq!(cache.last_good(&key("ok.test"), later), Some(good.clone()));
-        let stale = Known::Addresses { addresses: vec![[192, 0, 2, 1].into()], stale: true };
+        let stale = Known::Addresses { addresses: good.clone(), stale: true };
         cache.put(key("ok.test"), stale, TTL, true, later);
         assert_eq!(cache.last_good(&key("ok.test"), start + STALE_EXACT), Some(good));
         assert_eq!(cache.last_good(&key("ok.test"), start + TTL + STALE_EXACT), None);
@@ -243,7 +251,7 @@ mod tests {
         cache.restore(&key("a.test"), good.clone(), hour, true, now);
         cache.restore(&key("b.test"), good.clone(), hour * 2, false, now);
         assert_eq!(cache.get(&key("a.test"), now), None);
-        assert_eq!(cache.last_good(&key("a.test"), now), Some(good));
+        assert_eq!(cache.last_good(&key("a.test"), now), Some(good.into()));
         assert_eq!(cache.last_good(&key("a.test"), now + hour * 23), None);
         assert_eq!(cache.last_good(&key("b.test"), now), None);
     }

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::last_answers::LastAnswers;
+use super::name_server::NameServer;
 use super::protocol::{
     Admitted, DnsDenial, FromWorker, Health, MAX_FROM_WORKER, MAX_TO_WORKER, Policy, Setup, SocketKind,
     ToWorker,
@@ -97,7 +98,9 @@ fn widen(socket: &UdpSocket) -> std::io::Result<()> {
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub identity: Identity,
-    pub upstreams: Vec<SocketAddr>,
+    pub upstreams: Vec<NameServer>,
+    /// Certificates of authorities (PEM), where an upstream is asked by TLS.
+    pub roots: Option<String>,
     pub refresh: Duration,
     /// Whether names may have IPv6 addresses here.
     pub ipv6: bool,
@@ -228,6 +231,7 @@ impl Shared {
         let setup = Setup {
             sockets: self.sockets.kinds.clone(),
             upstreams: self.plan.upstreams.clone(),
+            roots: self.plan.roots.clone(),
             policy: lock(&self.policy).for_worker(),
             refresh_s: self.plan.refresh.as_secs().max(1),
             ipv6: self.plan.ipv6,
@@ -377,7 +381,7 @@ impl Shared {
                 .upstreams
                 .iter()
                 .map(|upstream| Upstream {
-                    address: upstream.address.to_string(),
+                    address: upstream.server.to_string(),
                     healthy: upstream.healthy,
                     note: upstream.note.as_deref().map(|note| inert(&bounded(note, 200))),
                 })

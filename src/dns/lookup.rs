@@ -271,9 +271,9 @@ impl Lookups {
                 self.keep(flown, known.clone(), ttl, Instant::now());
                 Outcome { known, ttl_s }
             }
-            (Err(_), Some(good)) => self.admit(flown, good, STALE_TTL_S, true).await,
+            (Err(_), Some(good)) => self.admit(flown, good.to_vec(), STALE_TTL_S, true).await,
             (Err(failure), None) => {
-                let known = Known::Failed(failure);
+                let known = Known::Failed(failure.into());
                 self.keep(flown, known.clone(), FAILURE_TTL, Instant::now());
                 Outcome { known, ttl_s: 0 }
             }
@@ -334,7 +334,7 @@ impl Lookups {
                 self.keep(flown, Known::NoneAdmitted, ttl, now);
                 return Outcome { known: Known::NoneAdmitted, ttl_s: TTL_FLOOR_S };
             }
-            let known = Known::Addresses { addresses: admitted, stale };
+            let known = Known::Addresses { addresses: admitted.into(), stale };
             let ttl = if stale { STALE_RECHECK } else { Duration::from_secs(ttl_s.into()) };
             self.keep(flown, known.clone(), ttl, now);
             return Outcome { known, ttl_s };
@@ -392,7 +392,7 @@ impl From<UpstreamError> for Failure {
 }
 
 fn failed(code: u16, text: &str) -> Outcome {
-    Outcome { known: Known::Failed(Failure { code, text: text.to_owned() }), ttl_s: 0 }
+    Outcome { known: Known::Failed(Failure { code, text: text.to_owned() }.into()), ttl_s: 0 }
 }
 
 /// A panic while a lock was held left whole values behind: every critical section here is one assignment or call.

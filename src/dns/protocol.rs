@@ -3,10 +3,11 @@
 //! The first frame to the worker is [`ToWorker::Setup`] and carries the listening sockets by SCM_RIGHTS, in the order of
 //! [`Setup::sockets`].
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::name_server::NameServer;
 use crate::allowlist::DomainName;
 
 /// The largest frame from PID 1: a policy of 10,000 names is under 1 MiB.
@@ -45,7 +46,9 @@ pub enum ToWorker {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setup {
     pub sockets: Vec<SocketKind>,
-    pub upstreams: Vec<SocketAddr>,
+    pub upstreams: Vec<NameServer>,
+    /// Certificates of authorities (PEM), where an upstream is asked by TLS: the worker reads no files.
+    pub roots: Option<String>,
     pub policy: Policy,
     /// How often every exact name is asked again at the latest, in seconds.
     pub refresh_s: u64,
@@ -135,7 +138,7 @@ pub struct Health {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpstreamHealth {
-    pub address: SocketAddr,
+    pub server: NameServer,
     pub healthy: bool,
     /// What is odd about it.
     pub note: Option<String>,

@@ -97,6 +97,10 @@ impl Schedule {
         now: Instant,
     ) {
         self.unprimed.remove(name);
+        if self.unprimed.is_empty() {
+            // Ten thousand names' room, for nothing.
+            self.unprimed.shrink_to_fit();
+        }
         let Some(entry) = self.entries.get_mut(name) else { return };
         entry.failures = if valid.is_some() { 0 } else { entry.failures.saturating_add(1) };
         let wait = match valid {

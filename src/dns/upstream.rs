@@ -3,7 +3,6 @@
 //! hickory-resolver's name server pools speak the protocol (retransmission, truncation to TCP). Everything that would
 //! read this machine (resolv.conf, hosts, search domains) and hickory's own cache are out of the path.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,11 +12,15 @@ use hickory_resolver::net::{DnsError, DnsHandle, NetError, NoRecords};
 use hickory_resolver::proto::op::{DnsRequest, DnsRequestOptions, DnsResponse, Edns, Query, ResponseCode};
 use hickory_resolver::proto::rr::{Name, Record, RecordType};
 use hickory_resolver::{NameServerPool, PoolContext, TlsConfig};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout_at};
 
 use super::connected::Connected;
 use super::loop_mark::LoopMark;
+use super::name_server::NameServer;
 use super::protocol::UpstreamHealth;
 
 /// The whole of one question, with every retry and every upstream: glibc's resolver gives up after five seconds.
@@ -35,6 +38,8 @@ const TCP_AFTER: Duration = Duration::from_millis(1200);
 const FAILURES: u32 = 3;
 /// What fits everywhere without fragments (DNS flag day 2020).
 const MAX_UDP_PAYLOAD: u16 = 1232;
+/// Questions on one connection at a time; with more hickory waits.
+const ACTIVE: usize = 1024;
 /// An upstream that is down is asked first again after this.
 const RECHECK: Duration = Duration::from_secs(2);
 
@@ -72,10 +77,11 @@ pub enum UpstreamError {
 enum Transport {
     Udp,
     Tcp,
+    Tls,
 }
 
 struct Endpoint {
-    address: SocketAddr,
+    server: NameServer,
     transport: Transport,
     pool: NameServerPool<Connected>,
     sockets: Connected,
@@ -87,6 +93,8 @@ struct State {
     failures: u32,
     down_since: Option<Instant>,
     answered: bool,
+    /// Why it is down, where that is more than silence.
+    cause: Option<String>,
     /// Smoothed, as TCP does it (RFC 6298 §2).
     usual: Duration,
 }
@@ -101,6 +109,7 @@ impl Endpoint {
         match answered {
             Answered::After(time) => {
                 (state.failures, state.down_since, state.answered) = (0, None, true);
+                state.cause = None;
                 state.usual = (state.usual * 7 + time) / 8;
             }
             Answered::No => {
@@ -116,7 +125,7 @@ impl Endpoint {
     /// TCP is asked seldom, so that only its success says something.
     fn is_healthy(&self) -> bool {
         let state = self.state();
-        state.down_since.is_none() && (state.answered || self.transport == Transport::Udp)
+        state.down_since.is_none() && (state.answered || self.transport != Transport::Tcp)
     }
 
     fn is_due_for_recheck(&self) -> bool {
@@ -137,7 +146,7 @@ impl Endpoint {
     }
 
     fn rank(&self) -> u8 {
-        if self.is_healthy() || (self.transport == Transport::Udp && self.is_due_for_recheck()) {
+        if self.is_healthy() || (self.transport != Transport::Tcp && self.is_due_for_recheck()) {
             0
         } else {
             1
@@ -167,25 +176,37 @@ impl std::fmt::Debug for Upstreams {
 }
 
 impl Upstreams {
-    pub fn new(addresses: &[SocketAddr]) -> Result<Self, NetError> {
+    /// `roots`: certificates of authorities (PEM), for servers that are asked by TLS.
+    pub fn new(servers: &[NameServer], roots: Option<&str>) -> Result<Self, NetError> {
+        let plain = Arc::new(PoolContext::new(options(), TlsConfig::new()?));
+        let tls = match roots {
+            Some(roots) => Arc::new(PoolContext::new(options(), trusting(roots)?)),
+            None => plain.clone(),
+        };
         let mut endpoints = Vec::new();
-        for transport in [Transport::Udp, Transport::Tcp] {
-            for address in addresses {
-                endpoints.push(Arc::new(endpoint(*address, transport)?));
-            }
+        for server in servers {
+            let first = if server.tls.is_some() { (Transport::Tls, &tls) } else { (Transport::Udp, &plain) };
+            endpoints.push(Arc::new(endpoint(server, first.0, first.1)));
+        }
+        // A server that is asked by TLS has no other way: never in the clear instead.
+        for server in servers.iter().filter(|server| server.tls.is_none()) {
+            endpoints.push(Arc::new(endpoint(server, Transport::Tcp, &plain)));
         }
         Ok(Self { endpoints, mark: Arc::default() })
     }
 
     #[must_use]
     pub fn health(&self) -> Vec<UpstreamHealth> {
-        let of = |transport| self.endpoints.iter().filter(move |endpoint| endpoint.transport == transport);
-        of(Transport::Udp)
-            .zip(of(Transport::Tcp))
-            .map(|(udp, tcp)| UpstreamHealth {
-                address: udp.address,
-                healthy: udp.is_healthy() || tcp.is_healthy(),
-                note: udp.sockets.letters().are_lost().then(|| CASE_NOTE.to_owned()),
+        let first = self.endpoints.iter().filter(|endpoint| endpoint.transport != Transport::Tcp);
+        first
+            .map(|first| {
+                let mut all = self.endpoints.iter().filter(|endpoint| endpoint.server == first.server);
+                let letters = first.sockets.letters().are_lost().then(|| CASE_NOTE.to_owned());
+                UpstreamHealth {
+                    server: first.server.clone(),
+                    healthy: all.any(|endpoint| endpoint.is_healthy()),
+                    note: first.state().cause.clone().or(letters),
+                }
             })
             .collect()
     }
@@ -224,7 +245,7 @@ impl Upstreams {
         let mut next_at = start;
         loop {
             let due = waiting.last().map(|endpoint| match endpoint.transport {
-                Transport::Udp => next_at,
+                Transport::Udp | Transport::Tls => next_at,
                 Transport::Tcp if asked.is_empty() || running.is_empty() => next_at,
                 Transport::Tcp => next_at.max(start + TCP_AFTER),
             });
@@ -293,7 +314,7 @@ async fn ask_one(
 ) -> (Arc<Endpoint>, Result<Response, UpstreamError>) {
     let mut edns = Edns::new();
     edns.set_max_payload(MAX_UDP_PAYLOAD);
-    if LoopMark::concerns(endpoint.address.ip()) {
+    if LoopMark::concerns(endpoint.server.address.ip()) {
         mark.put_on(&mut edns);
     }
     let changed = endpoint.sockets.letters().changed();
@@ -309,6 +330,11 @@ async fn ask_one(
         (answered, result) = exchange(&endpoint, &name, kind, None, endpoint.randomizes_case()).await;
     }
     endpoint.record(answered);
+    if let (Some(name), Err(UpstreamError::Unreachable)) = (&endpoint.server.tls, &result) {
+        // hickory doesn't say which of the two it was.
+        let cause = format!("it does not speak TLS there, or has no valid certificate for {name}");
+        endpoint.state().cause = Some(cause);
+    }
     (endpoint, result)
 }
 
@@ -360,21 +386,38 @@ fn failure(error: NetError, took: Duration) -> (Answered, Result<Response, Upstr
     }
 }
 
-fn endpoint(address: SocketAddr, transport: Transport) -> Result<Endpoint, NetError> {
+fn endpoint(server: &NameServer, transport: Transport, context: &Arc<PoolContext>) -> Endpoint {
+    let address = server.address;
     let connection = |mut connection: ConnectionConfig| {
         connection.port = address.port();
         connection
     };
-    let connections = match transport {
+    let connections = match (transport, &server.tls) {
+        (Transport::Tls, Some(name)) => vec![connection(ConnectionConfig::tls(name.clone().into()))],
         // UDP's pool has TCP as well: a truncated answer is asked for again there.
-        Transport::Udp => vec![connection(ConnectionConfig::udp()), connection(ConnectionConfig::tcp())],
-        Transport::Tcp => vec![connection(ConnectionConfig::tcp())],
+        (Transport::Udp, _) => {
+            vec![connection(ConnectionConfig::udp()), connection(ConnectionConfig::tcp())]
+        }
+        (Transport::Tcp, _) => vec![connection(ConnectionConfig::tcp())],
+        // Never in the clear instead.
+        (Transport::Tls, None) => Vec::new(),
     };
-    let server = NameServerConfig::new(address.ip(), true, connections);
-    let context = Arc::new(PoolContext::new(options(), TlsConfig::new()?));
+    let config = NameServerConfig::new(address.ip(), true, connections);
     let sockets = Connected::default();
-    let pool = NameServerPool::from_config([server], context, sockets.clone());
-    Ok(Endpoint { address, transport, pool, sockets, state: Mutex::default() })
+    let pool = NameServerPool::from_config([config], context.clone(), sockets.clone());
+    Endpoint { server: server.clone(), transport, pool, sockets, state: Mutex::default() }
+}
+
+/// Trusts these authorities and nobody else. What is no certificate is left out; without any, nobody is trusted.
+fn trusting(roots: &str) -> Result<TlsConfig, NetError> {
+    let mut store = RootCertStore::empty();
+    let certificates = CertificateDer::pem_slice_iter(roots.as_bytes()).filter_map(Result::ok);
+    store.add_parsable_certificates(certificates);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let mut tls = TlsConfig::new()?;
+    tls.config = config.with_root_certificates(store).with_no_client_auth();
+    Ok(tls)
 }
 
 fn options() -> ResolverOpts {
@@ -382,5 +425,6 @@ fn options() -> ResolverOpts {
     options.timeout = BUDGET;
     options.cache_size = 0;
     options.num_concurrent_reqs = 1;
+    options.max_active_requests = ACTIVE;
     options
 }

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::admission::{self, Decision};
 use super::book::{Book, Open, Pair};
+use super::drift::{self, Drift};
 use super::nftables::{Edit, Element, Fingerprint, Nftables};
 use super::ruleset::{self, FirewallPlan, Ruleset, TABLE};
-use super::{Admission, FirewallError, Notices, Order, drift};
+use super::{Admission, FirewallError, Notices, Order};
 use crate::allowlist::{Allowlist, DomainName};
 use crate::dns::protocol::Learned;
 use crate::report::{chain, event};
@@ -33,6 +34,8 @@ pub(super) struct Owner {
     next_look: Instant,
     /// The kernel may not have what the book says.
     doubt: bool,
+    /// The last repair did not succeed.
+    failed: bool,
     /// Refused packets that were counted by tables which are gone.
     denied: u64,
     told: Option<Instant>,
@@ -50,6 +53,7 @@ impl Owner {
             notices,
             next_look: Instant::now() + LOOK,
             doubt: false,
+            failed: false,
             denied: 0,
             told: None,
             untold: 0,
@@ -165,7 +169,7 @@ impl Owner {
         self.book.follow(&allowlist);
         if let Err(error) = self.settle(now) {
             // All anew, or else all closed: what the operator took back must not stay open.
-            self.mend(&format!("a change was refused ({})", chain(&error)))?;
+            self.mend(&Drift { what: format!("a change was refused ({})", chain(&error)), leaks: true })?;
         }
         self.allowlist = allowlist;
         Ok(())
@@ -192,24 +196,26 @@ impl Owner {
         });
         self.book.expire(now);
         let forgotten = self.book.enter(&learned.name, class, opens.collect());
-        match self.settle(now) {
-            Ok(()) => Admission { open, forgotten },
-            Err(error) => {
-                event("firewall", &format!("cannot open {}: {}", learned.name, chain(&error)));
-                Admission { open: Vec::new(), forgotten }
-            }
-        }
+        let Err(error) = self.settle(now) else { return Admission { open, forgotten } };
+        event("firewall", &format!("cannot open {}: {}", learned.name, chain(&error)));
+        // The likely cause is that somebody took our table away. What the book says is open once that is repaired.
+        self.look();
+        let open = if self.doubt { Vec::new() } else { open };
+        Admission { open, forgotten }
     }
 
-    /// What is not as it should be; the elements only if somebody else changed anything.
-    fn inspect(&mut self, rules: bool) -> Result<Option<String>, FirewallError> {
+    /// What is not as it should be; the elements only if somebody else changed anything. `rules`: look at the rules in
+    /// any case.
+    fn inspect(&mut self, rules: bool) -> Result<Option<Drift>, FirewallError> {
         let now = Instant::now();
         self.book.expire(now);
         if !self.doubt {
             self.settle(now)?;
         }
+        let leaking = |what| Ok(Some(Drift { what, leaks: true }));
         let (doubt, loaded) = (self.doubt, self.loaded.clone());
-        let Some(loaded) = loaded else { return Ok(Some("no rule set is loaded".to_owned())) };
+        let Some(loaded) = loaded else { return leaking("no rule set is loaded".to_owned()) };
+        let filled = self.ruleset.as_ref().is_some_and(|ruleset| !ruleset.sets.is_empty());
         let kernel = self.kernel()?;
         let generation = kernel.generation().map_err(FirewallError::ReadBack)?;
         let known = kernel.knows(generation) && !doubt;
@@ -218,21 +224,20 @@ impl Owner {
         }
         let live = kernel.fingerprint().map_err(FirewallError::ReadBack)?;
         if let Some(difference) = loaded.difference(&live) {
-            return Ok(Some(difference));
+            return leaking(difference);
         }
-        if known || self.ruleset.as_ref().is_none_or(|ruleset| ruleset.sets.is_empty()) {
-            self.kernel()?.acknowledge(generation);
-            return Ok(None);
-        }
-        let kernel = self.kernel()?;
-        let open = kernel.elements().map_err(FirewallError::ReadBack)?;
-        let held = kernel.held().map_err(FirewallError::ReadBack)?;
-        let found = drift::difference(&self.book, &open, &held, now);
-        if found.is_none() {
+        if filled && !known {
+            let open = kernel.elements().map_err(FirewallError::ReadBack)?;
+            let held = kernel.held().map_err(FirewallError::ReadBack)?;
+            let found = drift::difference(&self.book, &open, &held, now);
+            if found.is_some() {
+                return Ok(found);
+            }
             self.doubt = false;
-            self.kernel()?.acknowledge(generation);
+            drop(self.book.take_changes());
         }
-        Ok(found)
+        self.kernel()?.acknowledge(generation);
+        Ok(None)
     }
 
     fn look(&mut self) {
@@ -243,12 +248,13 @@ impl Owner {
             Ok(None) => {}
             // Told already.
             Ok(Some(found)) => drop(self.mend(&found)),
-            Err(error) => self.tell(&format!("cannot look at the rules: {}", chain(&error))),
+            Err(error) => self.tell(&format!("cannot look at the rules: {}", chain(&error)), false),
         }
     }
 
-    /// Loads everything anew in one transaction: no packet passes in between, and flows that may go on do.
-    fn mend(&mut self, found: &str) -> Result<(), FirewallError> {
+    /// Loads everything anew in one transaction: no packet passes in between, and flows that may go on do. If that
+    /// fails, what leaks is closed with everything else; what only lacks something stays as it is.
+    fn mend(&mut self, found: &Drift) -> Result<(), FirewallError> {
         let Some(ruleset) = self.ruleset.clone() else { return Err(FirewallError::Disturbed) };
         if let Ok(denied) = self.kernel().and_then(|kernel| kernel.denied().map_err(FirewallError::ReadBack))
         {
@@ -259,23 +265,27 @@ impl Owner {
             Ok(()) => "repaired".to_owned(),
             Err(error) => {
                 self.doubt = true;
-                let closed = self.kernel().and_then(|kernel| {
-                    kernel.load(&ruleset::lockdown(), &Edit::default()).map_err(FirewallError::Load)
-                });
-                let then = if closed.is_ok() {
-                    "everything is closed until it can be"
-                } else {
-                    "nor can everything be closed"
-                };
+                let then = if found.leaks { self.close() } else { "the rest holds" };
                 format!("it can't be repaired ({}); {then}", chain(error))
             }
         };
-        self.tell(&format!("{}; {outcome}", accusation(found)));
+        let turned = std::mem::replace(&mut self.failed, mended.is_err()) != mended.is_err();
+        self.tell(&format!("{}; {outcome}", accusation(found)), turned);
         mended
     }
 
-    fn tell(&mut self, what: &str) {
-        if self.told.is_some_and(|told| told.elapsed() < QUIET) {
+    fn close(&mut self) -> &'static str {
+        let closed = self.kernel().and_then(|kernel| {
+            kernel.load(&ruleset::lockdown(), &Edit::default()).map_err(FirewallError::Load)
+        });
+        match closed {
+            Ok(()) => "everything is closed until it can be",
+            Err(_) => "nor can everything be closed",
+        }
+    }
+
+    fn tell(&mut self, what: &str, at_once: bool) {
+        if !at_once && self.told.is_some_and(|told| told.elapsed() < QUIET) {
             self.untold = self.untold.saturating_add(1);
             return;
         }
@@ -328,8 +338,8 @@ impl Owner {
     }
 }
 
-fn accusation(found: &str) -> String {
-    format!("somebody changed the table inet {TABLE}: {found}")
+fn accusation(found: &Drift) -> String {
+    format!("somebody changed the table inet {TABLE}: {}", found.what)
 }
 
 fn element((address, port): Pair, until: Instant, now: Instant) -> Element {

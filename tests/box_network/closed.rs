@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::common::{
-    GET, everybody, gets_through, nothing_to, only_questions_to, python, python_outside, refused_fast,
+    GET, all_refused_fast, everybody, gets_through, nothing_to, only_questions_to, python, python_outside,
 };
 use crate::rig::{AGENT, BoxOptions, Mark, ROOT, Rig, RunningBox, Talking, host};
 
@@ -21,11 +21,7 @@ fn t27_no_echo_leaves_not_even_to_an_open_address() {
     }
     let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80;onlysix.test:443,80"));
     let mark = rig.world.sync();
-    for target in &targets {
-        for (who, done) in everybody(&guest, &["ping", target, "leak"]) {
-            assert!(!done.ok(), "{who} {target}: {done:?}");
-        }
-    }
+    all_refused_fast(&guest, targets.iter().map(|target| ["ping", target, "leak"]));
     let packets = rig.world.packets_since(mark);
     assert!(packets.iter().all(|one| one["proto"] != "icmp" && one["proto"] != "icmp6"), "{packets:?}");
     page(&guest, AGENT, "ok.test");
@@ -126,11 +122,8 @@ fn t29_udp_to_an_open_address_is_refused_quic_too() {
     }
     let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80,9999,123;onlysix.test:443,80,9999,123"));
     let mark = rig.world.sync();
-    for target in &targets {
-        for port in ["443", "9999", "123", "80"] {
-            refused_fast(&guest, &["udp", target, port, "leak"]);
-        }
-    }
+    let by_udp = |target| ["443", "9999", "123", "80"].map(|port| ["udp", target, port, "leak"]);
+    all_refused_fast(&guest, targets.iter().flat_map(|target| by_udp(target.as_str())));
     // QUIC's long header; what curl would do if it could.
     let quic = "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\nfor i in range(3):\n \
                 s.sendto(b'\\xc0\\0\\0\\0\\1\\x08leakleak' + bytes(1188), ('TARGET', 443))";
@@ -158,11 +151,8 @@ fn t34_other_ports_of_an_open_address_are_refused() {
     let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,9999;onlysix.test:443,9999"));
     let mark = rig.world.sync();
     for target in &targets {
-        for port in closed {
-            refused_fast(&guest, &["tcp", target, port, GET]);
-        }
         // 80 is a port of other rules, of the profiles', for other addresses.
-        refused_fast(&guest, &["tcp", target, "80", GET]);
+        all_refused_fast(&guest, closed.iter().chain(&["80"]).map(|port| ["tcp", target, port, GET]));
         for port in ["443", "9999"] {
             for (who, done) in everybody(&guest, &["tcp", target, port, "hello"]) {
                 assert!(done.ok(), "{who} {target} {port}: {done:?}");
@@ -185,10 +175,8 @@ fn t35_neighbours_of_an_open_address_are_closed() {
     }
     let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80;onlysix.test"));
     let mark = rig.world.sync();
-    for neighbour in neighbours {
-        refused_fast(&guest, &["tcp", neighbour, "443", "leak"]);
-        refused_fast(&guest, &["tcp", neighbour, "22", "leak"]);
-    }
+    let both = |neighbour| ["443", "22"].map(|port| ["tcp", neighbour, port, "leak"]);
+    all_refused_fast(&guest, neighbours.into_iter().flat_map(both));
     for neighbour in neighbours {
         nothing_to(&rig, mark, neighbour);
     }
@@ -497,11 +485,13 @@ fn t25_ipv4_in_ipv6_clothes_meets_ipv4s_rules() {
     }
     let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80"));
     let mark = rig.world.sync();
-    for (address, port) in mapped {
-        for user in [AGENT, ROOT] {
-            for kind in ["tcp", "udp"] {
-                assert!(!guest.client(user, &[kind, address, port, GET]).ok(), "{kind} {address} as {user}");
-            }
+    for user in [AGENT, ROOT] {
+        let each = mapped.iter().flat_map(|(address, port)| {
+            ["tcp", "udp"].map(|kind| [kind, address, port, GET].map(str::to_owned).to_vec())
+        });
+        let each: Vec<_> = each.collect();
+        for (attempt, done) in each.iter().zip(guest.clients(Some(user), &each)) {
+            assert!(!done.ok(), "{attempt:?} as {user}: {done:?}");
         }
     }
     // Nor does the way around open more of an open address.
@@ -650,4 +640,61 @@ fn t203_packets_that_no_socket_owns_neither_slip_out_nor_get_stuck() {
         .filter(|one| one["dst"] != "9.9.9.53" && one["dst"] != host("ok").as_str())
         .collect();
     assert!(strange.is_empty(), "{strange:?}");
+}
+
+/// Routed by way of an open address to a closed one: IPv6's source routing (RFC 8754), for which a socket needs no privilege.
+const SEGMENTS: &str = r#"
+import socket, struct
+via, target = socket.inet_pton(socket.AF_INET6, "VIA"), socket.inet_pton(socket.AF_INET6, "TARGET")
+header = struct.pack("!BBBBBBH", 0, 4, 4, 1, 1, 0, 0) + target + via
+s = socket.socket(socket.AF_INET6)
+s.settimeout(1)
+s.setsockopt(socket.IPPROTO_IPV6, 57, header)
+try:
+    s.connect(("TARGET", 80))
+    s.send(b"SIGN")
+except OSError as error:
+    print(error)
+"#;
+
+#[test]
+fn t25_a_routing_header_takes_nothing_past_the_rules() {
+    let Some(rig) = Rig::new() else { return };
+    let (via, evil) = (host("ok_v6"), host("evil_v6"));
+    let program = |sign: &str| SEGMENTS.replace("VIA", &via).replace("TARGET", &evil).replace("SIGN", sign);
+    let arrived = |since: Mark| {
+        let packets = rig.world.packets_since(since);
+        packets
+            .into_iter()
+            .filter(|one| one["dst"] == via.as_str() || one["dst"] == evil.as_str())
+            .collect::<Vec<_>>()
+    };
+    let mark = rig.world.sync();
+    let control = python_outside(&rig, &program("control"));
+    assert!(!arrived(mark).is_empty(), "this kernel routes by segments: {control:?}");
+    let guest = rig.boot(&BoxOptions::new().allow("onlysix.test:80"));
+    page(&guest, AGENT, "onlysix.test");
+    let mark = rig.world.sync();
+    for user in [AGENT, ROOT] {
+        python(&guest, user, &program("leak"));
+    }
+    assert_eq!(arrived(mark), [] as [Value; 0]);
+}
+
+#[test]
+fn t26_the_session_joins_no_group_of_the_link() {
+    let Some(rig) = Rig::new() else { return };
+    let join = "import socket, struct\ns = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\n\
+                s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, socket.inet_pton(socket.AF_INET6, 'ff02::6c65:616b') + struct.pack('I', 2))\n\
+                print(open('/proc/net/igmp6').read())";
+    // A report of the group goes to everybody on the link: its name is a message.
+    let group = "ff02000000000000000000006c65616b";
+    let control = python_outside(&rig, join);
+    assert!(control.out.contains(group), "{control:?}");
+    let guest = rig.boot(&BoxOptions::new());
+    guest.write_as_agent("/tmp/join.py", join);
+    let tried = guest.as_session("python3 /tmp/join.py");
+    assert!(!tried.ok() && tried.err.contains("PermissionError"), "{tried:?}");
+    let joined = guest.exec_root("cat /proc/net/igmp6").out;
+    assert!(!joined.contains(group), "{joined}");
 }

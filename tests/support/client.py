@@ -7,11 +7,15 @@ box, as the agent or as root. It knows no resolver but the one that it is told.
                                        hold octets as \\DDD, TYPE may be TYPE65280
     tcp|udp ADDRESS PORT [TEXT]        what was answered
     ping ADDRESS TEXT                  what was echoed
+    each JSON                          several of these commands, a list of lists of words, eight at a time; a line of JSON for
+                                       each: [exit status, what it would have printed]
     flow ADDRESS PORT                  connects, then sends each line of standard input and prints what comes back until that line does
 
 The last line of every failure begins with "error: "; the exit status is then 1.
 """
 
+import concurrent.futures
+import json
 import re
 import socket
 import struct
@@ -120,10 +124,24 @@ def flow(address, port):
 
 def main(what, *rest):
     kinds = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
-    return exchange(kinds[what], *rest) if what in kinds else {"dns": dns, "ping": ping, "flow": flow}[what](*rest)
+    others = {"dns": dns, "ping": ping, "flow": flow, "each": each}
+    return exchange(kinds[what], *rest) if what in kinds else others[what](*rest)
 
 
-try:
-    print(main(*sys.argv[1:]))
-except (OSError, struct.error, IndexError) as error:
-    sys.exit(f"error: {error.__class__.__name__}: {error}")
+def attempt(words):
+    """(exit status, what is printed)"""
+    try:
+        return 0, main(*words)
+    except (OSError, struct.error, IndexError) as error:
+        return 1, f"error: {error.__class__.__name__}: {error}"
+
+
+def each(commands):
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        return "\n".join(json.dumps(done) for done in pool.map(attempt, json.loads(commands)))
+
+
+status, text = attempt(sys.argv[1:])
+if status:
+    sys.exit(text)
+print(text)

@@ -15,6 +15,7 @@ use hickory_resolver::proto::op::{Edns, Message, MessageType, OpCode, Query};
 use hickory_resolver::proto::rr::RecordType;
 use hickory_resolver::proto::rr::rdata::opt::{EdnsCode, EdnsOption};
 use innkeeper::channel;
+use innkeeper::dns::name_server::NameServer;
 use innkeeper::dns::protocol::{
     Admitted, FromWorker, LastGood, Learned, MAX_FROM_WORKER, MAX_TO_WORKER, Policy, Setup, SocketKind,
     ToWorker,
@@ -195,16 +196,17 @@ impl Sockets {
 
     /// Starts the built binary with these sockets. It admits everything until told otherwise.
     pub(crate) fn start_worker(&self, rules: &[&str], upstreams: &[&str], ipv6: bool) -> Warden {
-        self.start_worker_with(rules, upstreams, ipv6, &[])
+        self.start_worker_with(rules, upstreams, ipv6, &[], None)
     }
 
-    /// The same, with what a former worker knew.
+    /// The same, with what a former worker knew and the authorities by which upstreams are judged.
     pub(crate) fn start_worker_with(
         &self,
         rules: &[&str],
         upstreams: &[&str],
         ipv6: bool,
         known: &[LastGood],
+        roots: Option<&str>,
     ) -> Warden {
         let (stream, theirs) = UnixStream::pair().unwrap();
         let worker = Command::new(env!("CARGO_BIN_EXE_innkeeper"))
@@ -214,7 +216,8 @@ impl Sockets {
             .unwrap();
         let setup = Setup {
             sockets: vec![SocketKind::Udp, SocketKind::Tcp],
-            upstreams: upstreams.iter().map(|text| text.parse().unwrap()).collect(),
+            upstreams: upstreams.iter().map(|text| NameServer::parse(text).unwrap()).collect(),
+            roots: roots.map(str::to_owned),
             policy: policy(1, rules),
             refresh_s: 300,
             ipv6,

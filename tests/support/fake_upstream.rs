@@ -11,6 +11,8 @@ use std::time::Duration;
 use hickory_resolver::proto::op::{Message, OpCode, ResponseCode};
 use hickory_resolver::proto::rr::rdata::{A, AAAA, CNAME};
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 /// Nothing here takes so long; it ends a test that would hang.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -114,6 +116,14 @@ impl Upstream {
         Self { address: address.to_owned(), shared, threads }
     }
 
+    /// By TLS alone, as the server dns.test, which [`AUTHORITY`] vouches for.
+    pub(crate) fn start_tls(address: &str) -> Self {
+        let shared = Arc::new(Shared::default());
+        let (listener, of_tls) = (TcpListener::bind(address).unwrap(), shared.clone());
+        let threads = vec![thread::spawn(move || serve_tls(&listener, &of_tls))];
+        Self { address: address.to_owned(), shared, threads }
+    }
+
     pub(crate) fn say(&self, name: &str, say: Say) {
         self.shared.zone.lock().unwrap().insert(format!("{name}."), say);
     }
@@ -185,6 +195,35 @@ fn serve_udp(socket: &UdpSocket, shared: &Arc<Shared>) {
     }
 }
 
+/// The certificate of who vouches for dns.test; its key is gone.
+pub(crate) const AUTHORITY: &str = include_str!("dns_tls/authority.pem");
+
+fn serve_tls(listener: &TcpListener, shared: &Arc<Shared>) {
+    let certificate = CertificateDer::from_pem_slice(include_bytes!("dns_tls/server.pem")).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(include_bytes!("dns_tls/server.key")).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .unwrap();
+    let config = Arc::new(config);
+    while !shared.stop.load(Ordering::SeqCst) {
+        let Ok((stream, _)) = listener.accept() else { return };
+        let (shared, config) = (shared.clone(), config.clone());
+        thread::spawn(move || {
+            let session = rustls::ServerConnection::new(config).unwrap();
+            let mut stream = rustls::StreamOwned::new(session, stream);
+            while let Some(message) = read_framed(&mut stream) {
+                let replies = replies(&message, &shared, None);
+                let Some(reply) = replies.last() else { return };
+                stream.write_all(&framed(reply)).ok();
+            }
+        });
+    }
+}
+
 fn serve_tcp(listener: &TcpListener, shared: &Arc<Shared>) {
     while !shared.stop.load(Ordering::SeqCst) {
         let Ok((mut stream, _)) = listener.accept() else { return };
@@ -205,7 +244,7 @@ pub(crate) fn framed(message: &[u8]) -> Vec<u8> {
     bytes
 }
 
-pub(crate) fn read_framed(stream: &mut TcpStream) -> Option<Vec<u8>> {
+pub(crate) fn read_framed(stream: &mut impl Read) -> Option<Vec<u8>> {
     let mut length = [0; 2];
     stream.read_exact(&mut length).ok()?;
     let mut message = vec![0; u16::from_be_bytes(length).into()];

@@ -805,6 +805,25 @@ impl RunningBox {
         self.as_session(&format!("python3 {path} {}", words.join(" ")))
     }
 
+    /// Several attempts of the client at once; `None` stands for the session.
+    #[track_caller]
+    pub(crate) fn clients(&self, user: Option<&str>, attempts: &[Vec<String>]) -> Vec<Done> {
+        let list = serde_json::to_string(attempts).unwrap();
+        let done = match user {
+            Some(user) => self.client(user, &["each", &list]),
+            None => self.client_as_session(&["each", &list]),
+        };
+        let lines = done.clone().expect("several attempts");
+        let results = lines.lines().map(|line| {
+            let (code, text): (i32, String) = serde_json::from_str(line).unwrap();
+            let (out, err) = if code == 0 { (text, String::new()) } else { (String::new(), text) };
+            Done { code: Some(code), out, err }
+        });
+        let results: Vec<Done> = results.collect();
+        assert_eq!(results.len(), attempts.len(), "{done:?}");
+        results
+    }
+
     /// Types a line and Enter into a pane of the session, once the session is there. 0: Claude, 1: the shell.
     #[track_caller]
     pub(crate) fn type_into_pane(&self, pane: &str, line: &str) {

@@ -67,7 +67,7 @@ pub const SETTINGS: &[Setting] = &[
         "ready-made lists of names, by ecosystem",
     ),
     row("network.upstreams", Kind::Addresses, "", "DNS servers to ask; those of the old resolv.conf if none")
-        .example("192.0.2.53, [2001:db8::53]:5353"),
+        .example("192.0.2.53, tls://[2001:db8::53]#dns.example"),
     row("network.backend", Kind::Choice(BACKENDS), "auto", "what the firewall is made with"),
     row(
         "network.refresh",

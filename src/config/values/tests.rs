@@ -38,7 +38,7 @@ fn every_default_can_be_read() {
             Kind::Number { .. } => assert_eq!(values.number(setting.key), 0),
             Kind::Path => assert_eq!(values.path(setting.key), None),
             Kind::Words(_) => assert_eq!(values.words(setting.key), [] as [String; 0]),
-            Kind::Addresses => assert_eq!(values.addresses(setting.key, 53), []),
+            Kind::Addresses => assert_eq!(values.name_servers(setting.key), []),
             Kind::Ports => assert_eq!(values.ports(setting.key), []),
             Kind::Arguments => assert_eq!(values.arguments(setting.key), [] as [String; 0]),
             Kind::Choice(words) => {
@@ -155,11 +155,11 @@ fn words_addresses_and_ports_report_each_bad_item() {
     let mut values =
         items("network.upstreams", &["192.0.2.1", "[2001:db8::1]:5353", "2001:db8::2", "192.0.2.1:54"]);
     let addresses: Vec<String> =
-        values.addresses("network.upstreams", 53).iter().map(ToString::to_string).collect();
+        values.name_servers("network.upstreams").iter().map(ToString::to_string).collect();
     assert_eq!(addresses, ["192.0.2.1:53", "[2001:db8::1]:5353", "[2001:db8::2]:53", "192.0.2.1:54"]);
     let bad = ["dns.example", "0.0.0.0", "::", "224.0.0.1", "192.0.2.1:0", "192.0.2.1:99999", "192.0.2.1/24"];
     let mut values = items("network.upstreams", &bad);
-    assert!(values.addresses("network.upstreams", 53).is_empty());
+    assert!(values.name_servers("network.upstreams").is_empty());
     assert_eq!(values.problems.len(), bad.len());
 
     let mut values = items("network.inbound", &["8080", "53/udp", "1/tcp"]);
