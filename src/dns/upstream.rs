@@ -279,6 +279,8 @@ impl Upstreams {
                     match result {
                         Ok(response) => {
                             blame_silent(&asked);
+                            // The others go on for themselves: whether they answer at all is worth to know.
+                            running.detach_all();
                             return Ok(response);
                         }
                         Err(error) => worst = error,
