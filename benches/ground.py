@@ -81,7 +81,7 @@ class Net(rig.World):
             # AnyIP: every other address is this namespace's too; the link itself is not.
             ip route add 172.31.77.0/29 dev world0 table local
             ip route add local default dev lo table local""")
-        for address, delay, port in ((self.NEAR, 0, PORT), (self.FAR, rig.DELAY_MS, PORT - 1)):
+        for address, delay, port in ((self.NEAR, 0, PORT), (self.FAR, rig.DELAY_MS, PORT - 99)):
             self.worlds[address] = subprocess.Popen(
                 ["ip", "netns", "exec", self.netns, "taskset", "--cpu-list", str(CLIENT_CORE),
                  os.path.join(self.dir, "load"), "world", address, str(delay), str(port)],
@@ -139,7 +139,7 @@ class Ground:
 
     def _rules(self):
         """The policy, as the names of the bench: wildcards, the rotating ones, and `exact` names."""
-        lines = [f"*.{zone}.test:{PORT}" for zone in PATTERNS]
+        lines = [f"*.{zone}.test:{PORT},{PORT + 1}" for zone in PATTERNS]
         lines += [f"n{number}.slot.test:{PORT}" for number in range(self.rotating)]
         lines += [f"n{number}.list.test:{PORT}" for number in range(self.exact)]
         handle, path = tempfile.mkstemp(dir=self.world.dir, text=True)
@@ -321,8 +321,8 @@ class Ground:
         _, _, pids = self.servers[server]
         return {role: memory(pid)[0] for role, pid in pids.items()}
 
-    def syn(self, count):
-        return sink_and_syn(self, self.net, count)
+    def packets(self, count):
+        return syn_and_established(self, self.net, count)
 
     @contextlib.contextmanager
     def bare(self):
@@ -331,13 +331,19 @@ class Ground:
         yield Bare(self, network, net)
 
 
-def sink_and_syn(ground, net, count):
-    """A device that swallows (a bridge without ports), and the packets into it."""
+def syn_and_established(ground, net, count):
+    """Packets into a device that swallows: a bridge without ports."""
     run("nsenter", "--net", "--target", str(net), "sh", "-euc", """
         ip link show void0 >/dev/null 2>&1 || { ip link add void0 type bridge; ip link set void0 arp off up; }
         # By a gateway: a neighbour for each address would overflow the kernel's table of 1,024.
         ip route replace 104.32.0.0/11 via 172.31.77.6 dev void0 onlink""")
-    return ground._load(net, "syn", count, max(6, 60_000 // count), root=True, core=SERVER_CORE)
+    syn = ground._load(net, "syn", count, max(6, 60_000 // count), root=True, core=SERVER_CORE)
+    run("nsenter", "--net", "--target", str(net), "sh", "-euc", """
+        ip route del 104.32.0.0/11
+        # The packets are not the connection's own, so their numbers are not in its window.
+        liberal=/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal
+        [ ! -e $liberal ] || echo 1 > $liberal""")
+    return syn, ground._load(net, "established", PORT + 1, 60_000, root=True, core=SERVER_CORE)
 
 
 class Bare:
@@ -347,8 +353,9 @@ class Bare:
         self._ground, self._network, self._net = ground, network, net
         self._rules = None
 
-    def syn(self, rules, count):
-        elements = ", ".join(f"104.{32 + (n >> 16)}.{n >> 8 & 255}.{n & 255} . {PORT}" for n in range(count))
+    def packets(self, rules, count):
+        elements = ", ".join(f"104.{32 + (n >> 16)}.{n >> 8 & 255}.{n & 255} . {port}"
+                             for n in range(count) for port in (PORT, PORT + 1))
         first = "ct state established,related accept" if "conntrack" in rules else ""
         text = "flush ruleset\n"
         if rules != "no table":
@@ -364,4 +371,4 @@ class Bare:
         run("docker", "run", "--rm", "--network", f"container:{self._network}", "--cap-add", "NET_ADMIN",
             "--no-healthcheck", "--volume", f"{self._ground.world.dir}:/bench:ro", "--entrypoint", "nft",
             self._ground.world.image, "-f", "/bench/bare.nft")
-        return sink_and_syn(self._ground, self._net, count)
+        return syn_and_established(self._ground, self._net, count)

@@ -1,7 +1,8 @@
 //! The bench's own ends of the wire: the internet that a resolver and an agent see, and the clients that count.
 //!
-//!     load world ADDRESS DELAY_MS PORT     DNS on ADDRESS:53, a server that says its own address on PORT, any address;
-//!                                          each line on stdin brings a line of counters and begins them anew
+//!     load world ADDRESS DELAY_MS PORT     DNS on ADDRESS:53, a server that says its own address on PORT and one that
+//!                                          only reads on PORT + 1, at any address; each line on stdin brings a line
+//!                                          of counters and begins them anew
 //!     load echo ADDRESS                    sends every question back as its answer: the generator's own limit
 //!     load flood SERVER KIND WINDOW SECONDS RATE SEED
 //!                                          KIND is cached, fresh, own, none or denied, with :N no more than N questions;
@@ -11,6 +12,7 @@
 //!                                          the same under names whose addresses change with the time
 //!     load reach PORT COUNT                connects to the addresses of denied names, which all have to answer
 //!     load syn COUNT ROUNDS                nanoseconds a SYN through the OUTPUT hook, round COUNT destinations
+//!     load established PORT COUNT          the same for packets of an established connection; changes the route
 //!
 //! Results are one JSON object on stdout.
 
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         ["connect", server, port, count] => connect::fresh(server, port, count),
         ["rotate", server, port, names, seconds] => connect::rotating(server, port, names, seconds),
         ["reach", port, count] => connect::reach(port, count),
+        ["established", port, count] => syn::established(port, count),
         ["syn", count, rounds] => syn::run(count, rounds),
         _ => Err("see the head of main.rs".into()),
     };

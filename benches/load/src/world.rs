@@ -1,7 +1,7 @@
 //! The internet of one box: a DNS server that is some way off, and a server at every address.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, Write};
+use std::io::{BufRead, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -25,7 +25,15 @@ pub fn run(address: &str, delay_ms: &str, port: &str) -> Result<()> {
     // The kernel's default holds fewer than 300 questions.
     rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, 8 << 20)?;
     let delay = Duration::from_millis(delay_ms.parse()?);
-    let listener = TcpListener::bind(("0.0.0.0", port.parse::<u16>()?))?;
+    let port = port.parse::<u16>()?;
+    let listener = TcpListener::bind(("0.0.0.0", port))?;
+    let reader = TcpListener::bind(("0.0.0.0", port + 1))?;
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 1 << 20];
+        for mut stream in reader.incoming().flatten() {
+            while stream.read(&mut buffer).is_ok_and(|length| length > 0) {}
+        }
+    });
     let begin = Instant::now();
     std::thread::spawn(move || tokens(&listener));
     std::thread::spawn(move || {
