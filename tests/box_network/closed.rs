@@ -748,3 +748,17 @@ fn t45_refusals_of_packets_from_foreign_addresses_tell_nobody_outside() {
     assert!(!rig.world.saw("leak") && !rig.world.saw("secret of the box"));
     server.end();
 }
+
+#[test]
+fn t38_an_open_port_answers_nobody_whom_the_agent_makes_up() {
+    let Some(rig) = Rig::new() else { return };
+    let guest = rig.boot(&BoxOptions::new().env("INNKEEPER_NETWORK_INBOUND", "8888"));
+    let server = serve(&rig, Some((&guest, AGENT)), &["tcp", "::", "8888"]);
+    assert_eq!(rig.world_client(&["tcp", "fd77::2", "8888", "hello"]).out, SECRET);
+    for user in [AGENT, ROOT] {
+        let mark = rig.world.sync();
+        python(&guest, user, &SPOOFED.replace("SIGN", "leak"));
+        only_questions_to(&rig, mark, "9.9.9.53");
+    }
+    server.end();
+}
