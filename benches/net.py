@@ -112,7 +112,7 @@ def admission(world):
 def alone():
     """`admit` in the process that owns the firewall, where cargo can build it."""
     manifest = os.path.join(rig.HERE, "admit", "Cargo.toml")
-    build = ["cargo", "build", "--quiet", "--release", "--locked", "--manifest-path", manifest]
+    build = ["cargo", "build", "--quiet", "--release", "--manifest-path", manifest]
     try:
         subprocess.run(build, check=True, capture_output=True, text=True, timeout=900)
     except (OSError, subprocess.SubprocessError) as error:
