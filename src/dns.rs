@@ -26,7 +26,7 @@ pub mod upstream;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -90,7 +90,9 @@ pub fn serve(channel: UnixStream) -> Result<(), WorkerError> {
             return Err(ChannelError::Sockets { got, expected }.into());
         }
         (ToWorker::Policy(_) | ToWorker::Admitted(_) | ToWorker::Forget { .. }, _)
-        | (ToWorker::Attributed { .. } | ToWorker::Refresh, _) => return Err(ChannelError::NotSetup.into()),
+        | (ToWorker::Attributed { .. } | ToWorker::Refresh { .. }, _) => {
+            return Err(ChannelError::NotSetup.into());
+        }
     };
     channel.set_nonblocking(true).map_err(WorkerError::Channel)?;
     let runtime =
@@ -112,8 +114,9 @@ async fn work(channel: UnixStream, setup: Setup, sockets: Vec<OwnedFd>) -> Resul
     let lookups = Arc::new(Lookups::new(rules, upstreams, link.clone()));
     drop(roots);
     lookups.restore(known);
+    let ipv6 = Arc::new(AtomicBool::new(ipv6));
     let tables = SocketTables::new("/proc/net");
-    let responder = Arc::new(Responder::new(lookups.clone(), link.clone(), tables, ipv6));
+    let responder = Arc::new(Responder::new(lookups.clone(), link.clone(), tables, ipv6.clone()));
 
     let mut tasks = JoinSet::new();
     listen(&kinds, sockets, &responder, &mut tasks)?;
@@ -125,7 +128,7 @@ async fn work(channel: UnixStream, setup: Setup, sockets: Vec<OwnedFd>) -> Resul
         lookups: lookups.clone(),
         link: link.clone(),
         longest,
-        ipv6,
+        ipv6: ipv6.clone(),
         at_once: refresh::at_once(raise_descriptors()),
     };
     tasks.spawn(fresh.keep(policies, all_due.clone()));
@@ -143,7 +146,8 @@ async fn work(channel: UnixStream, setup: Setup, sockets: Vec<OwnedFd>) -> Resul
             Err(error) => drop(bad_rule.try_send(error)),
         },
         Order::Forget(names) => lookups.forget(&names),
-        Order::Refresh => {
+        Order::Refresh { ipv6: has } => {
+            ipv6.store(has, Ordering::Relaxed);
             lookups.expire_all();
             all_due.notify_one();
         }

@@ -182,7 +182,7 @@ impl Innkeeper {
                 &format!("it is another now: {count} addresses, {families}; names are asked again"),
             );
             if let Some(keeper) = innkeeper.keeper.get() {
-                keeper.refresh();
+                keeper.refresh(Some(reach.ipv6));
             }
         })
     }
@@ -190,7 +190,7 @@ impl Innkeeper {
     fn time_jumped(&self, jump: Jump) {
         event("clock", &format!("{jump}: everything is verified again"));
         if let Some(keeper) = self.keeper.get().filter(|_| jump.lost_time()) {
-            keeper.refresh();
+            keeper.refresh(None);
         }
         drop(self.board.report(Some(Duration::ZERO)));
     }

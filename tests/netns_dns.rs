@@ -811,7 +811,7 @@ fn an_admission_that_was_overtaken_is_asked_for_again() {
 }
 
 #[test]
-fn f19_after_lost_time_every_name_is_asked_again() {
+fn f19_f24_after_lost_time_every_name_is_asked_again() {
     in_namespace!();
     let (upstream, sockets) = (Upstream::start(UPSTREAM), Sockets::open());
     upstream.a("ok.test", OK, 86_400);
@@ -820,13 +820,22 @@ fn f19_after_lost_time_every_name_is_asked_again() {
     assert_eq!(upstream.count("ok.test", RecordType::A), 1);
     upstream.a("ok.test", [192, 0, 2, 9], 86_400);
     assert_eq!(addresses(&ask("ok.test", RecordType::A)), ip(OK));
-    warden.send(&ToWorker::Refresh);
+    warden.send(&ToWorker::Refresh { ipv6: true });
     // Nobody asks.
     warden.await_frame("the new address", |frame| match frame {
         FromWorker::Learned(learned) => (learned.addresses == ip([192, 0, 2, 9])).then_some(()),
         _ => None,
     });
     assert_eq!(addresses(&ask("ok.test", RecordType::A)), ip([192, 0, 2, 9]));
+    // And IPv6 came with it (F24).
+    upstream.say("ok.test", Say::Records(vec![aaaa("ok.test", "2001:db8::1", 60)]));
+    let expected = ["2001:db8::1".parse::<IpAddr>().unwrap()];
+    warden.send(&ToWorker::Refresh { ipv6: true });
+    warden.await_frame("the IPv6 address", |frame| match frame {
+        FromWorker::Learned(learned) => (learned.addresses == expected).then_some(()),
+        _ => None,
+    });
+    assert_eq!(addresses(&ask("ok.test", RecordType::AAAA)), expected);
 }
 
 #[test]
@@ -957,4 +966,19 @@ fn an_upstream_by_tls_is_asked_if_it_proves_its_name_and_never_in_the_clear() {
     assert_eq!(upstream.log().len(), asked, "not a question without proof");
     assert!(clear.log().is_empty(), "{:?}", clear.log());
     assert!(clear_udp.recv(&mut [0; 512]).is_err());
+}
+
+#[test]
+fn f04_an_answer_to_another_question_is_none_by_tcp_either() {
+    in_namespace!();
+    let (upstream, sockets) = (Upstream::start_with(UPSTREAM, false), Sockets::open());
+    upstream.a("good.wild.test", OK, 60);
+    upstream.say("x.wild.test", Say::Astray(vec![a("x.wild.test", OK, 60)]));
+    upstream.say("gone.wild.test", Say::Astray(Vec::new()));
+    let warden = sockets.start_worker(&["*.wild.test"], &[UPSTREAM], false);
+    assert_eq!(addresses(&ask("good.wild.test", RecordType::A)), ip(OK));
+    for name in ["x.wild.test", "gone.wild.test"] {
+        assert_eq!(ask(name, RecordType::A).response_code, ResponseCode::ServFail, "{name}");
+        assert!(upstream.count(name, RecordType::A) > 0 && warden.learned(name).is_empty(), "{name}");
+    }
 }

@@ -25,7 +25,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use innkeeper::firewall::nftables::{Edit, Element, Nftables, NftablesError};
-use innkeeper::firewall::ruleset::{Action, EngineDns, FirewallPlan, lockdown, skeleton};
+use innkeeper::firewall::ruleset::{Action, EngineDns, FirewallPlan, Transport, lockdown, skeleton};
 
 use place::{
     AGENT, BOX4, BOX6, DNS, OUTSIDE4, OUTSIDE6, RESOLVER4, RESOLVER6, ROOT, UPSTREAM4, World, allow_ping,
@@ -64,7 +64,7 @@ fn the_text_is_what_the_kernel_lists() {
     let mut kernel = world.nftables();
     let full = FirewallPlan {
         engine_dns: Some(EngineDns { forwards_to: vec!["192.0.2.1:53".parse().unwrap()] }),
-        inbound: vec![22, 8080],
+        inbound: vec![(Transport::Tcp, 22), (Transport::Udp, 8080)],
         closed_loopback: vec!["127.0.0.1:15001".parse().unwrap(), "[::]:9000".parse().unwrap()],
         vm: true,
         ..plan()
@@ -316,7 +316,9 @@ fn open_addresses_pass_on_their_port_alone() {
 fn ipv6_finds_its_neighbours() {
     let Some(world) = World::new() else { return };
     let mut kernel = world.nftables();
-    kernel.load(&skeleton(&FirewallPlan { inbound: vec![2222], ..plan() }), &Edit::default()).unwrap();
+    kernel
+        .load(&skeleton(&FirewallPlan { inbound: vec![(Transport::Tcp, 2222)], ..plan() }), &Edit::default())
+        .unwrap();
     kernel.admit(&[open(OUTSIDE6, 443)]).unwrap();
     let listener = world.outside.listen(&format!("[{OUTSIDE6}]:443"));
     world.inside.connect(AGENT, &format!("[{OUTSIDE6}]:443")).unwrap();
@@ -325,7 +327,7 @@ fn ipv6_finds_its_neighbours() {
     let Some(world) = World::new() else { return };
     world
         .nftables()
-        .load(&skeleton(&FirewallPlan { inbound: vec![2222], ..plan() }), &Edit::default())
+        .load(&skeleton(&FirewallPlan { inbound: vec![(Transport::Tcp, 2222)], ..plan() }), &Edit::default())
         .unwrap();
     let opened = world.inside.listen(&format!("[{BOX6}]:2222"));
     world.outside.connect(AGENT, &format!("[{BOX6}]:2222")).unwrap();
@@ -380,7 +382,13 @@ fn inbound_is_closed_but_for_what_the_operator_opened() {
     closed.accept().unwrap();
     world
         .nftables()
-        .load(&skeleton(&FirewallPlan { inbound: vec![2222], ..plan() }), &Edit::default())
+        .load(
+            &skeleton(&FirewallPlan {
+                inbound: vec![(Transport::Tcp, 2222), (Transport::Udp, 2223)],
+                ..plan()
+            }),
+            &Edit::default(),
+        )
         .unwrap();
     let opened = world.inside.listen(&format!("{BOX4}:2222"));
     let udp = world.inside.udp(ROOT, &format!("{BOX4}:2222"));
@@ -400,6 +408,13 @@ fn inbound_is_closed_but_for_what_the_operator_opened() {
     assert!(nothing_waits(&closed));
     udp.set_nonblocking(true).unwrap();
     assert_eq!(udp.recv(&mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    // T38: a port is opened for its transport alone, and is answered.
+    let opened = world.inside.udp(ROOT, &format!("{BOX4}:2223"));
+    let guest = world.outside.udp(ROOT, &format!("{OUTSIDE4}:0"));
+    for (says, to) in [(&guest, &opened), (&opened, &guest)] {
+        says.send_to(b"hello", to.local_addr().unwrap()).unwrap();
+        assert_eq!(received(to).0, "hello");
+    }
     drop(attempt);
 }
 

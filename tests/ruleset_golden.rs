@@ -10,7 +10,7 @@
 
 use std::path::Path;
 
-use innkeeper::firewall::ruleset::{EngineDns, FirewallPlan, Ruleset, lockdown, skeleton};
+use innkeeper::firewall::ruleset::{EngineDns, FirewallPlan, Ruleset, Transport, lockdown, skeleton};
 
 fn compare(name: &str, ruleset: &Ruleset) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
@@ -63,7 +63,7 @@ fn skeleton_beside_an_engine_text() {
 fn skeleton_of_a_vm_text() {
     let plan = FirewallPlan {
         dns_v6: None,
-        inbound: vec![22],
+        inbound: vec![(Transport::Tcp, 22)],
         closed_loopback: vec!["127.0.0.1:15001".parse().unwrap(), "[::]:9000".parse().unwrap()],
         vm: true,
         ..plan()

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use super::host;
 use super::step::{Failure, Steps, Trouble, Verified};
 use super::{DNS, FIREWALL, LOCKDOWN};
+use crate::config::{self, ListenPort};
 use crate::dns::keeper::{self, Keeper, Sockets};
 use crate::dns::name_server::NameServer;
 use crate::dns::resolv_conf::{self, EngineForwarding, Upstreams};
 use crate::firewall::admission::NEVER;
-use crate::firewall::ruleset::{EngineDns, FirewallPlan};
+use crate::firewall::ruleset::{EngineDns, FirewallPlan, Transport};
 use crate::firewall::{EgressLocked, Firewall, Notices};
 use crate::innkeeper::Innkeeper;
 use crate::namespace::Network;
@@ -161,7 +162,7 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
         dns_v6,
         upstreams: upstreams.servers.clone(),
         engine_dns: engine(&upstreams),
-        inbound: innkeeper.config.network.inbound.iter().map(|port| port.port).collect(),
+        inbound: innkeeper.config.network.inbound.iter().map(inbound).collect(),
         closed_loopback: closed,
         nflog_group: NFLOG_GROUP,
         uses_group: USES_GROUP,
@@ -191,6 +192,14 @@ fn roots(innkeeper: &Innkeeper, servers: &[NameServer]) -> Option<String> {
         }
     }
     Some(roots)
+}
+
+fn inbound(opened: &ListenPort) -> (Transport, u16) {
+    let transport = match opened.transport {
+        config::Transport::Tcp => Transport::Tcp,
+        config::Transport::Udp => Transport::Udp,
+    };
+    (transport, opened.port)
 }
 
 /// Docker's server forwards from a uid-0 socket inside the box only to what it did not mark as `host(…)`.

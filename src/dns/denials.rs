@@ -18,8 +18,8 @@ const INTERVAL: Duration = Duration::from_millis(50);
 const OTHERS: &str = "(other names)";
 
 /// Seconds that look-ups of owners may take at once, and as a share of the time after that.
-const MAX_CREDIT: f64 = 0.2;
-const SHARE: f64 = 0.05;
+const MAX_CREDIT: f64 = 0.1;
+const SHARE: f64 = 0.02;
 
 /// Clients that are kept waiting until PID 1 has looked who they are: so many at once, then one for each interval, and
 /// for the same name and uid not again before [`WAIT_AGAIN`].
@@ -87,8 +87,15 @@ impl Denials {
         let passed = now.saturating_duration_since(self.credited).as_secs_f64();
         self.credited = now;
         self.credit = (self.credit + passed * SHARE).min(MAX_CREDIT);
+        if self.credit <= 0.0 {
+            return false;
+        }
+        if self.pending.contains_key(what) {
+            // Most likely the same client again.
+            return self.credit > MAX_CREDIT / 2.0;
+        }
         // What shares a line with others has no owner to show.
-        self.credit > 0.0 && (self.order.len() < MAX_NAMES || self.pending.contains_key(what))
+        self.order.len() < MAX_NAMES
     }
 
     /// A look-up took `spent`. All of them together take a share of the time, so that neither a flood nor a box with very
@@ -238,13 +245,17 @@ mod tests {
         let now = Instant::now();
         let mut denials = Denials::new(now);
         assert!(denials.may_attribute("a.test", now));
-        for _ in 0..40 {
+        for _ in 0..20 {
             assert!(denials.may_attribute("a.test", now), "ordinary refusals always have their owner");
             denials.attributed(Duration::from_millis(4));
         }
-        denials.attributed(Duration::from_millis(90));
+        denials.attributed(Duration::from_millis(40));
+        let known = "known.test";
+        denials.add(known, &"r", None);
         assert!(!denials.may_attribute("a.test", now + Duration::from_millis(900)), "a flood has to wait");
         assert!(denials.may_attribute("a.test", now + Duration::from_millis(1100)));
+        assert!(!denials.may_attribute(known, now + Duration::from_millis(1200)), "not for the same again");
+        assert!(denials.may_attribute(known, now + Duration::from_secs(9)));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -140,6 +141,7 @@ struct Shared {
     /// The living worker's channel; none while it is away.
     link: Mutex<Option<UnixStream>>,
     serving: Mutex<Option<Instant>>,
+    ipv6: AtomicBool,
     /// For the next worker, should this one die while the upstreams are down.
     answers: Mutex<LastAnswers>,
     /// Refusals whose client waits until somebody has looked who it is.
@@ -167,6 +169,7 @@ impl Keeper {
     ) -> Result<(Self, Receiver<u64>), KeeperError> {
         let (waiting, waiters) = mpsc::sync_channel(MAX_WAITING);
         let shared = Arc::new(Shared {
+            ipv6: AtomicBool::new(plan.ipv6),
             plan,
             sockets,
             spawner,
@@ -201,8 +204,13 @@ impl Keeper {
     }
 
     /// Time was lost: every exact name is asked again now. A worker that is away does so when it comes back.
-    pub fn refresh(&self) {
-        self.shared.send(&ToWorker::Refresh);
+    /// `ipv6`: whether names may have IPv6 addresses from now on, where that is known anew.
+    pub fn refresh(&self, ipv6: Option<bool>) {
+        if let Some(ipv6) = ipv6 {
+            self.shared.ipv6.store(ipv6, Ordering::Relaxed);
+        }
+        let ipv6 = self.shared.ipv6.load(Ordering::Relaxed);
+        self.shared.send(&ToWorker::Refresh { ipv6 });
     }
 
     /// Whether the worker serves now.
@@ -234,7 +242,7 @@ impl Shared {
             roots: self.plan.roots.clone(),
             policy: lock(&self.policy).for_worker(),
             refresh_s: self.plan.refresh.as_secs().max(1),
-            ipv6: self.plan.ipv6,
+            ipv6: self.ipv6.load(Ordering::Relaxed),
             known: lock(&self.answers).list(Instant::now()),
         };
         let fds: Vec<BorrowedFd<'_>> = self.sockets.fds.iter().map(AsFd::as_fd).collect();

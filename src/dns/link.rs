@@ -147,7 +147,7 @@ impl Drop for Forget<'_> {
 pub enum Order {
     Policy(Policy),
     Forget(Vec<DomainName>),
-    Refresh,
+    Refresh { ipv6: bool },
 }
 
 /// Reads PID 1's frames until it closes the channel. Orders go to `on_order`, in their order and before anything after
@@ -173,7 +173,7 @@ pub async fn read_frames(
             ToWorker::Attributed { id } => link.attributed(id),
             ToWorker::Policy(policy) => on_order(Order::Policy(policy)),
             ToWorker::Forget { names } => on_order(Order::Forget(names)),
-            ToWorker::Refresh => on_order(Order::Refresh),
+            ToWorker::Refresh { ipv6 } => on_order(Order::Refresh { ipv6 }),
             // A second setup would bring sockets that nobody takes.
             ToWorker::Setup(_) => return Err(ChannelError::NotSetup),
         }

@@ -38,8 +38,12 @@ pub enum ToWorker {
     Attributed {
         id: u64,
     },
-    /// Time was lost (a suspended machine, a paused container): every exact name is asked again now.
-    Refresh,
+    /// Time was lost (a suspended machine, a paused container), or the network is another: every exact name is asked
+    /// again now.
+    Refresh {
+        /// As in the setup.
+        ipv6: bool,
+    },
 }
 
 /// Everything that the worker needs to begin.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
@@ -39,6 +40,8 @@ pub struct Schedule {
 struct Entry {
     due: Option<Instant>,
     failures: u32,
+    /// What is on its way was asked before time was lost.
+    again: bool,
 }
 
 impl Schedule {
@@ -110,14 +113,16 @@ impl Schedule {
         // 75 to 95 % of it: before the end, and not all names together.
         let share = 75 + u32::from(chance) * 20 / 255;
         let wait = wait.min(longest) * share / 100;
+        let wait = if std::mem::take(&mut entry.again) { Duration::ZERO } else { wait };
         // A new policy may have made it due already.
         if entry.due.is_none() {
             self.schedule(name, now + wait);
         }
     }
 
-    /// Every name is due now; those that are being asked for already are not asked twice.
+    /// Every name is due now; those that are being asked for are due when they are done.
     pub fn all_due(&mut self, now: Instant) {
+        self.entries.values_mut().filter(|entry| entry.due.is_none()).for_each(|entry| entry.again = true);
         let waiting = std::mem::take(&mut self.due);
         for (_, name) in waiting {
             if let Some(entry) = self.entries.get_mut(&name) {
@@ -147,7 +152,8 @@ pub struct Fresh {
     pub link: Arc<Link>,
     /// No name waits longer for its next look.
     pub longest: Duration,
-    pub ipv6: bool,
+    /// Whether names may have IPv6 addresses here; a network may come late.
+    pub ipv6: Arc<AtomicBool>,
     pub at_once: usize,
 }
 
@@ -202,7 +208,7 @@ impl Fresh {
     }
 
     fn families(&self) -> &'static [Family] {
-        if self.ipv6 { &[Family::V4, Family::V6] } else { &[Family::V4] }
+        if self.ipv6.load(Ordering::Relaxed) { &[Family::V4, Family::V6] } else { &[Family::V4] }
     }
 
     fn replace(&self, schedule: &mut Schedule) {
@@ -330,6 +336,8 @@ mod tests {
         assert!(drain(&mut schedule, now).is_empty());
         schedule.all_due(now);
         assert_eq!(drain(&mut schedule, now), ["a.test", "b.test"]);
+        schedule.done(&DomainName::parse("c.test").unwrap(), Some(LONGEST), LONGEST, 0, now);
+        assert_eq!(drain(&mut schedule, now), ["c.test"], "what was on its way is asked again");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! No packet may end the worker: whatever can't be answered gets an error code or silence.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,7 @@ pub struct Responder {
     pub(super) denials: Mutex<Denials>,
     pub(super) denied: Notify,
     tables: SocketTables,
-    ipv6: bool,
+    ipv6: Arc<AtomicBool>,
     waiting: Arc<Semaphore>,
 }
 
@@ -76,7 +76,7 @@ enum Wait {
 
 impl Responder {
     #[must_use]
-    pub fn new(lookups: Arc<Lookups>, link: Arc<Link>, tables: SocketTables, ipv6: bool) -> Self {
+    pub fn new(lookups: Arc<Lookups>, link: Arc<Link>, tables: SocketTables, ipv6: Arc<AtomicBool>) -> Self {
         Self {
             lookups,
             link,
@@ -108,7 +108,7 @@ impl Responder {
             return Begun::Done(Reply::new(ResponseCode::Refused));
         }
         let rules = self.lookups.rules();
-        match judge(request, &rules.allowlist, self.ipv6) {
+        match judge(request, &rules.allowlist, self.ipv6.load(Ordering::Relaxed)) {
             Judged::Done(reply) => {
                 self.counters.allowed.fetch_add(1, Ordering::Relaxed);
                 Begun::Done(reply)

@@ -10,7 +10,7 @@ use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverOpts}
 use hickory_resolver::net::xfer::FirstAnswer;
 use hickory_resolver::net::{DnsError, DnsHandle, NetError, NoRecords};
 use hickory_resolver::proto::op::{DnsRequest, DnsRequestOptions, DnsResponse, Edns, Query, ResponseCode};
-use hickory_resolver::proto::rr::{Name, Record, RecordType};
+use hickory_resolver::proto::rr::{DNSClass, Name, Record, RecordType};
 use hickory_resolver::{NameServerPool, PoolContext, TlsConfig};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -92,7 +92,7 @@ struct Endpoint {
 struct State {
     failures: u32,
     down_since: Option<Instant>,
-    answered: bool,
+    answered: Option<Instant>,
     /// Why it is down, where that is more than silence.
     cause: Option<String>,
     /// Smoothed, as TCP does it (RFC 6298 §2).
@@ -108,7 +108,7 @@ impl Endpoint {
         let mut state = self.state();
         match answered {
             Answered::After(time) => {
-                (state.failures, state.down_since, state.answered) = (0, None, true);
+                (state.failures, state.down_since, state.answered) = (0, None, Some(Instant::now()));
                 state.cause = None;
                 state.usual = (state.usual * 7 + time) / 8;
             }
@@ -125,7 +125,7 @@ impl Endpoint {
     /// TCP is asked seldom, so that only its success says something.
     fn is_healthy(&self) -> bool {
         let state = self.state();
-        state.down_since.is_none() && (state.answered || self.transport != Transport::Tcp)
+        state.down_since.is_none() && (state.answered.is_some() || self.transport != Transport::Tcp)
     }
 
     fn is_due_for_recheck(&self) -> bool {
@@ -200,11 +200,15 @@ impl Upstreams {
         let first = self.endpoints.iter().filter(|endpoint| endpoint.transport != Transport::Tcp);
         first
             .map(|first| {
-                let mut all = self.endpoints.iter().filter(|endpoint| endpoint.server == first.server);
+                let others = self.endpoints.iter().filter(|endpoint| endpoint.transport == Transport::Tcp);
+                let mut by_tcp = others.filter(|endpoint| endpoint.server == first.server);
+                // What TCP did before UDP went down says nothing of now.
+                let down = first.state().down_since;
+                let is_there = |tcp: &Arc<Endpoint>| tcp.is_healthy() && tcp.state().answered > down;
                 let letters = first.sockets.letters().are_lost().then(|| CASE_NOTE.to_owned());
                 UpstreamHealth {
                     server: first.server.clone(),
-                    healthy: all.any(|endpoint| endpoint.is_healthy()),
+                    healthy: first.is_healthy() || by_tcp.any(is_there),
                     note: first.state().cause.clone().or(letters),
                 }
             })
@@ -253,6 +257,10 @@ impl Upstreams {
                 return Err(worst);
             }
             let step = async {
+                // A timer would round "now" up to the next millisecond.
+                if due.is_some_and(|due| due <= tokio::time::Instant::now()) {
+                    return Step::AskNext;
+                }
                 tokio::select! {
                     Some(done) = running.join_next() => Step::Done(done),
                     () = sleep_until(due.unwrap_or(start)), if due.is_some() => Step::AskNext,
@@ -353,9 +361,20 @@ async fn exchange(
     request.edns = edns;
     let begin = Instant::now();
     match endpoint.pool.send(request).first_answer().await {
+        // hickory compares them for UDP alone.
+        Ok(response) if !is_about(response.queries.as_slice(), name, kind) => {
+            let text = "it answers another question".to_owned();
+            (Answered::No, Err(UpstreamError::Unusable(text)))
+        }
         Ok(response) => (Answered::After(begin.elapsed()), understood(response)),
-        Err(error) => failure(error, begin.elapsed()),
+        Err(error) => failure(error, name, kind, begin.elapsed()),
     }
+}
+
+/// Whether an answer is to the question that was asked.
+fn is_about(queries: &[Query], name: &Name, kind: RecordType) -> bool {
+    let [query] = queries else { return false };
+    query.name() == name && query.query_type() == kind && query.query_class() == DNSClass::IN
 }
 
 fn understood(response: DnsResponse) -> Result<Response, UpstreamError> {
@@ -370,8 +389,18 @@ fn understood(response: DnsResponse) -> Result<Response, UpstreamError> {
 }
 
 /// What hickory reports as errors are also answers: "no such name" and SERVFAIL came from a living server.
-fn failure(error: NetError, took: Duration) -> (Answered, Result<Response, UpstreamError>) {
+fn failure(
+    error: NetError,
+    name: &Name,
+    kind: RecordType,
+    took: Duration,
+) -> (Answered, Result<Response, UpstreamError>) {
     match error {
+        NetError::Dns(DnsError::NoRecordsFound(NoRecords { query, .. }))
+            if !is_about(std::slice::from_ref(&*query), name, kind) =>
+        {
+            (Answered::No, Err(UpstreamError::Unusable("it answers another question".to_owned())))
+        }
         NetError::Dns(DnsError::NoRecordsFound(NoRecords { response_code, negative_ttl, .. })) => {
             let nxdomain = response_code == ResponseCode::NXDomain;
             (Answered::After(took), Ok(Response::Nothing { nxdomain, ttl_s: negative_ttl }))

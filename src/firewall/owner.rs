@@ -244,6 +244,9 @@ impl Owner {
         if self.loaded.is_none() {
             return;
         }
+        if self.untold > 0 && self.told.is_none_or(|told| told.elapsed() >= QUIET) {
+            self.tell(&format!("somebody changed the table inet {TABLE} again; repaired"), true);
+        }
         match self.inspect(false) {
             Ok(None) => {}
             // Told already.
@@ -292,7 +295,7 @@ impl Owner {
         self.told = Some(Instant::now());
         match std::mem::take(&mut self.untold) {
             0 => (self.notices.repaired)(what),
-            more => (self.notices.repaired)(&format!("{what} (and {more} times since it was last told)")),
+            more => (self.notices.repaired)(&format!("{what} ({more} times since it was last told)")),
         }
     }
 

@@ -138,6 +138,10 @@ pub enum Match {
     Redirected,
     Icmp6(Icmp6),
     HopLimit(u8),
+    /// The IPv4 header carries options.
+    Options4,
+    /// IPv6's header for a route of the sender's choice.
+    Routing6,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -698,3 +698,53 @@ fn t26_the_session_joins_no_group_of_the_link() {
     let joined = guest.exec_root("cat /proc/net/igmp6").out;
     assert!(!joined.contains(group), "{joined}");
 }
+
+/// From an address that is not the box's: whoever refuses such a packet would tell its "sender", with the packet in the message.
+/// Binding to any IPv6 address takes no privilege (IPV6_FREEBIND).
+const SPOOFED: &str = r#"
+import socket
+for kind, port in ((socket.SOCK_DGRAM, 9999), (socket.SOCK_DGRAM, 53), (socket.SOCK_DGRAM, 8889), (socket.SOCK_STREAM, 80), (socket.SOCK_STREAM, 53), (socket.SOCK_STREAM, 8888)):
+    for source, target, family, level, option in (
+        ("2606:4700::66", "2606:4700::77", socket.AF_INET6, 41, 78),
+        ("2606:4700::66", "::1", socket.AF_INET6, 41, 78),
+        ("2606:4700::66", "fd77::2", socket.AF_INET6, 41, 78),
+        ("45.33.32.66", "45.33.32.77", socket.AF_INET, 0, 15),
+        ("45.33.32.66", "45.33.32.77", socket.AF_INET, 0, 19),
+        ("45.33.32.66", "172.31.77.2", socket.AF_INET, 0, 15),
+    ):
+        s = socket.socket(family, kind)
+        s.settimeout(0.3)
+        try:
+            s.setsockopt(level, option, 1)
+            s.bind((source, 0))
+            s.connect((target, port))
+            s.send(b"SIGN")
+            s.send(b"SIGN")
+        except OSError as error:
+            pass
+"#;
+
+#[test]
+fn t45_refusals_of_packets_from_foreign_addresses_tell_nobody_outside() {
+    let Some(rig) = Rig::new() else { return };
+    let arrived = |since: Mark| {
+        let packets = rig.world.packets_since(since);
+        packets.into_iter().filter(|one| one["dst"] != "9.9.9.53").collect::<Vec<_>>()
+    };
+    let mark = rig.world.sync();
+    python_outside(&rig, &SPOOFED.replace("SIGN", "control"));
+    assert!(
+        arrived(mark).iter().any(|one| one["src"] == host("evil_v6").as_str()),
+        "a foreign source gets out"
+    );
+    let guest = rig.boot(&BoxOptions::new());
+    // Who answers such a packet must not do so to the outside either.
+    let server = serve(&rig, Some((&guest, AGENT)), &["tcp", "::", "8888", "udp", "::", "8889"]);
+    for user in [AGENT, ROOT] {
+        let mark = rig.world.sync();
+        python(&guest, user, &SPOOFED.replace("SIGN", "leak"));
+        assert_eq!(arrived(mark), [] as [Value; 0], "{user}");
+    }
+    assert!(!rig.world.saw("leak") && !rig.world.saw("secret of the box"));
+    server.end();
+}

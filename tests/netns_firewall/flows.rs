@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 
 use innkeeper::allowlist::DomainName;
+use innkeeper::firewall::ruleset::{FirewallPlan, Transport};
 
 use super::place::{
     AGENT, BOX4, FIRST4, FIRST6, Flow, Guard, OUTSIDE4, PRIVATE4, ROOT, SECOND4, World, nothing_came,
@@ -131,7 +132,7 @@ fn flows_that_are_older_than_the_box_end() {
     for stream in [&mut inner, &mut shell] {
         stream.read_exact(&mut [0; 5]).unwrap();
     }
-    let plan = innkeeper::firewall::ruleset::FirewallPlan { inbound: vec![22], ..plan() };
+    let plan = FirewallPlan { inbound: vec![(Transport::Tcp, 22)], ..plan() };
     let _guard = Guard::start(&world.inside, plan, "a.test");
     outward.is_cut();
     guest.write_all(b"must not come in").unwrap();

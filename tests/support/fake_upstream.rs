@@ -32,6 +32,8 @@ pub(crate) enum Say {
     Fresh,
     /// By UDP this first, with [`EVIL`] as the address, and then the true answer.
     After(Forgery, Vec<Record>),
+    /// These, as the answer to another question.
+    Astray(Vec<Record>),
     Nothing,
 }
 
@@ -290,6 +292,10 @@ fn replies(bytes: &[u8], shared: &Shared, port: Option<u16>) -> Vec<Vec<u8>> {
         Some(Say::Code(code)) => {
             response.metadata.response_code = code;
             Vec::new()
+        }
+        Some(Say::Astray(records)) => {
+            response.queries[0].set_name(self::name("other.test"));
+            records
         }
         Some(Say::Held(records)) => {
             hold(shared, &name);

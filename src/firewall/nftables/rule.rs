@@ -24,6 +24,10 @@ const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
 const IPPROTO_ICMPV6: u8 = 58;
 
+/// The routing header's number (RFC 8200 §4.4), and `NFT_EXTHDR_F_PRESENT`.
+const IPPROTO_ROUTING: u8 = 43;
+const EXTHDR_PRESENT: u32 = 1;
+
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 
@@ -97,16 +101,7 @@ impl Machine {
             Match::DestinationPort(transport, port) => self.port(transport, 2, port),
             Match::DestinationIn(family, transport, set) => self.pair_in(family, transport, set, false),
             Match::SourceIn(family, transport, set) => self.pair_in(family, transport, set, true),
-            Match::Direction(direction) => {
-                self.other("ct", vec![number(2, CT_DIRECTION), number(1, Register::Reg1.into())]);
-                self.compare(
-                    Operator::Equal,
-                    &[match direction {
-                        Direction::Original => 0,
-                        Direction::Reply => 1,
-                    }],
-                );
-            }
+            Match::Direction(direction) => self.direction(direction),
             Match::State(State::Established) => self.conntrack(CT_STATE, 1 << 1),
             Match::State(State::Related) => self.conntrack(CT_STATE, 1 << 2),
             Match::State(State::New) => self.conntrack(CT_STATE, 1 << 3),
@@ -116,12 +111,43 @@ impl Machine {
                 self.load(TRANSPORT_HEADER, 0, 1, Register::Reg1);
                 self.compare(Operator::Equal, &[kind.number()]);
             }
+            Match::Options4 => {
+                self.family(Family::V4);
+                self.load(NETWORK_HEADER, 0, 1, Register::Reg1);
+                self.mask(&[0x0f]);
+                self.compare(Operator::NotEqual, &[5]);
+            }
+            Match::Routing6 => self.routing(),
             Match::HopLimit(limit) => {
                 self.family(Family::V6);
                 self.load(NETWORK_HEADER, 7, 1, Register::Reg1);
                 self.compare(Operator::Equal, &[limit]);
             }
         }
+    }
+
+    fn routing(&mut self) {
+        self.family(Family::V6);
+        self.other(
+            "exthdr",
+            vec![
+                number(1, Register::Reg1.into()),
+                DefaultNla::new(2, vec![IPPROTO_ROUTING]),
+                number(3, 0),
+                number(4, 1),
+                number(5, EXTHDR_PRESENT),
+            ],
+        );
+        self.compare(Operator::Equal, &[1]);
+    }
+
+    fn direction(&mut self, direction: Direction) {
+        self.other("ct", vec![number(2, CT_DIRECTION), number(1, Register::Reg1.into())]);
+        let number = match direction {
+            Direction::Original => 0,
+            Direction::Reply => 1,
+        };
+        self.compare(Operator::Equal, &[number]);
     }
 
     fn action(&mut self, action: Action) {
@@ -234,14 +260,18 @@ impl Machine {
     /// One of the bits must be set.
     fn conntrack(&mut self, key: u32, bits: u32) {
         self.other("ct", vec![number(2, key), number(1, Register::Reg1.into())]);
+        self.mask(&bits.to_ne_bytes());
+        self.compare(Operator::NotEqual, &[0; 4]);
+    }
+
+    fn mask(&mut self, bits: &[u8]) {
         self.push(Expressions::Bitwise(vec![
             Bitwise::SourceRegister(Register::Reg1),
             Bitwise::DestinationRegister(Register::Reg1),
-            Bitwise::Length(4),
-            Bitwise::Mask(DataAttribute::Value(bits.to_ne_bytes().into())),
-            Bitwise::Xor(DataAttribute::Value(vec![0; 4])),
+            Bitwise::Length(u32::try_from(bits.len()).unwrap_or(u32::MAX)),
+            Bitwise::Mask(DataAttribute::Value(bits.to_vec())),
+            Bitwise::Xor(DataAttribute::Value(vec![0; bits.len()])),
         ]));
-        self.compare(Operator::NotEqual, &[0; 4]);
     }
 
     fn verdict(&mut self, code: Verdict, chain: Option<&str>) {

@@ -36,8 +36,8 @@ pub struct FirewallPlan {
     pub upstreams: Vec<SocketAddr>,
     /// Set where Docker's embedded resolver works inside the box's network namespace.
     pub engine_dns: Option<EngineDns>,
-    /// TCP ports that the operator opened to the outside.
-    pub inbound: Vec<u16>,
+    /// Ports that the operator opened to the outside.
+    pub inbound: Vec<(Transport, u16)>,
     /// Listeners older than Innkeeper's own: a pod's sidecar, the engine. Closed to everybody.
     pub closed_loopback: Vec<SocketAddr>,
     /// The NFLOG group that the watch worker reads; 0 for a kernel without NFLOG, which would refuse the whole table.
@@ -216,7 +216,12 @@ fn pairs_in(
 }
 
 fn output(plan: &FirewallPlan) -> Vec<Rule> {
-    let mut rules = to_worker(plan);
+    // Any uid may set them. A packet to an allowed address could name another as its next or last stop.
+    let mut rules = vec![
+        refuse(vec![Match::Options4], "no source route, nor any other option: nobody here needs one"),
+        refuse(vec![Match::Routing6], "no source route"),
+    ];
+    rules.extend(to_worker(plan));
     rules.extend(questions(plan));
     rules.extend(closed_listeners(plan));
     if plan.vm {
@@ -234,8 +239,8 @@ fn output(plan: &FirewallPlan) -> Vec<Rule> {
             "answers inside the box, the DNS worker's too",
         ),
     ]);
-    rules.extend(plan.inbound.iter().map(|port| {
-        let from = Match::SourcePort(Transport::Tcp, *port);
+    rules.extend(plan.inbound.iter().map(|(transport, port)| {
+        let from = Match::SourcePort(*transport, *port);
         let matches = vec![Match::State(State::Established), Match::Direction(Direction::Reply), from];
         accept(matches, "answers of what the operator opened (network.inbound)")
     }));
@@ -396,8 +401,8 @@ fn flows_in(plan: &FirewallPlan) -> Vec<Rule> {
             "answers of IPv6 addresses that allowed names have or had",
         ),
     ];
-    rules.extend(plan.inbound.iter().map(|port| {
-        let to = Match::DestinationPort(Transport::Tcp, *port);
+    rules.extend(plan.inbound.iter().map(|(transport, port)| {
+        let to = Match::DestinationPort(*transport, *port);
         let matches = vec![Match::State(State::Established), Match::Direction(Direction::Original), to];
         accept(matches, "opened by the operator (network.inbound)")
     }));
@@ -436,9 +441,9 @@ fn input(plan: &FirewallPlan) -> Vec<Rule> {
         vec![Match::HopLimit(1), Match::Icmp6(Icmp6::ListenerQuery)],
         "a router asks for multicast groups (RFC 2710, RFC 9777)",
     ));
-    for port in &plan.inbound {
+    for (transport, port) in &plan.inbound {
         rules.push(accept(
-            vec![Match::DestinationPort(Transport::Tcp, *port), Match::State(State::New)],
+            vec![Match::DestinationPort(*transport, *port), Match::State(State::New)],
             "opened by the operator (network.inbound)",
         ));
     }

@@ -137,6 +137,8 @@ impl Display for Match {
             Self::State(State::Related) => write!(f, "ct state related"),
             Self::Redirected => write!(f, "ct status dnat"),
             Self::Icmp6(kind) => write!(f, "icmpv6 type {kind}"),
+            Self::Options4 => write!(f, "ip hdrlength != 5"),
+            Self::Routing6 => write!(f, "exthdr rt exists"),
             Self::HopLimit(limit) => write!(f, "ip6 hoplimit {limit}"),
         }
     }
