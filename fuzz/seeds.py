@@ -78,6 +78,8 @@ write("upstream_message", {
     "rrsig": answer([record(SELF, 46, 60, struct.pack("!HBBIIIH", 1, 8, 2, 60, 1, 1, 1) + name("test") + b"sig")]),
     "txt-edns": question("ok.test", flags=0x8180, counts=(1, 1, 0, 1)) + record(SELF, 16, 60, b"\x03abc") + opt(),
 })
+PLAIN = {"address": "9.9.9.53:53", "tls": None}
+TLS = {"address": "[2620:fe::fe]:853", "tls": "dns.example"}
 LEARNED = {"op": "learned", "id": 7, "name": "ok.test", "addresses": ["93.184.215.20", "2606:4700::20"], "ttl_s": 60, "stale": False}
 write("worker_frame", {
     "serving": frame({"op": "serving"}),
@@ -87,12 +89,13 @@ write("worker_frame", {
     "primed": frame({"op": "primed", "generation": 1}),
     "failed": frame({"op": "failed", "name": "ok.test", "cause": "no upstream DNS server answered in time"}),
     "denied": frame({"op": "denied", "what": "evil.test", "reason": "not in the allowlist", "uid": 1000, "inode": 4026, "count": 3, "id": 9}),
-    "health": frame({"op": "health", "queries": 3, "allowed": 2, "denied": 1, "upstreams": [{"address": "9.9.9.53:53", "healthy": True}]}),
+    "health": frame({"op": "health", "queries": 3, "allowed": 2, "denied": 1, "upstreams": [{"server": PLAIN, "healthy": True, "note": None},
+                                                                                    {"server": TLS, "healthy": False, "note": "odd"}]}),
 })
 POLICY = {"generation": 2, "rules": ["ok.test", "*.wild.test:22,443 private"]}
 write("setup_frame", {
-    "setup": frame({"op": "setup", "sockets": ["udp", "tcp"], "upstreams": ["9.9.9.53:53"], "policy": POLICY, "refresh_s": 300,
-                    "ipv6": True}),
+    "setup": frame({"op": "setup", "sockets": ["udp", "tcp"], "upstreams": [PLAIN, TLS], "roots": None, "policy": POLICY,
+                    "refresh_s": 300, "ipv6": True, "known": [{"name": "ok.test", "addresses": ["93.184.215.20"], "ended_s": 5}]}),
     "policy": frame({"op": "policy", **POLICY}),
     "admitted": frame({"op": "admitted", "id": 7, "addresses": ["93.184.215.20"]}),
     "forget": frame({"op": "forget", "names": ["ok.test"]}),
@@ -152,7 +155,7 @@ write("terminal", {
     "broken-off": b"\x1b[1;\x18x\x1b]8;;\x1ay\x1b\x1b[31\x1b[mz",
 })
 FLOW = {"target": {"address": "192.0.2.1", "protocol": 17, "port": 443, "icmp": None}, "uid": 1000, "inode": 4026, "first": 1,
-        "last": 2, "count": 3}
+        "last": 2, "count": 3, "packets": 4}
 write("watch_frame", {
     "serving": frame({"op": "serving"}),
     "refused": frame({"op": "refused", **FLOW}),

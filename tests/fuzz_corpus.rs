@@ -53,6 +53,23 @@ fn replay(target: &str, boundary: fn(&[u8])) {
     }
 }
 
+/// Frames change with the code: a seed that is no longer understood would reach nothing behind the parser.
+#[test]
+fn seeds_of_frames_are_understood() {
+    use innkeeper::channel::decode;
+    use innkeeper::{dns, watch};
+    let understood = [
+        ("worker_frame", (|json| decode::<dns::protocol::FromWorker>(json).is_ok()) as fn(&[u8]) -> bool),
+        ("setup_frame", |json| decode::<dns::protocol::ToWorker>(json).is_ok()),
+        ("watch_frame", |json| decode::<watch::protocol::FromWorker>(json).is_ok()),
+    ];
+    for (target, decodes) in understood {
+        for (name, seed) in seeds(target) {
+            assert!(decodes(&seed[4..]), "{target}/{name}: mend fuzz/seeds.py and run it");
+        }
+    }
+}
+
 macro_rules! targets {
     ($($target:ident),+ $(,)?) => {
         $(
