@@ -136,6 +136,8 @@ pub enum Match {
     Direction(Direction),
     /// Connection tracking says that the destination was rewritten.
     Redirected,
+    /// The flow came from outside to a port that the operator opened: see [`Action::MarkInbound`].
+    Inbound,
     Icmp6(Icmp6),
     HopLimit(u8),
     /// The IPv4 header carries options.
@@ -214,9 +216,15 @@ pub enum Action {
     },
     /// Rewrites the destination; the packet is routed anew.
     Dnat(SocketAddr),
+    /// Marks the flow as [`INBOUND_MARK`].
+    MarkInbound,
     RejectReset,
     RejectProhibited,
 }
+
+/// Connection tracking's mark of a flow that came in from outside. Without it a flow that the agent makes up inside the
+/// box, from a foreign source (`IPV6_FREEBIND`) to its own listener, would be answered outside.
+pub const INBOUND_MARK: u32 = 1;
 
 /// Enough for IPv6 and TCP headers with options; what the agent put behind them has no place in a log.
 pub const SNAPLEN: u32 = 128;

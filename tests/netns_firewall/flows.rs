@@ -112,7 +112,8 @@ fn t36_flows_to_former_addresses_end_with_the_rule_and_not_before() {
     Flow::open(&world, &format!("{SECOND4}:443"));
 }
 
-/// What was connected before the box closed is nobody's allowed work: neither outward nor inward.
+/// What was connected before the box closed is nobody's allowed work: neither outward nor inward. The operator's own
+/// connections begin anew.
 #[test]
 fn flows_that_are_older_than_the_box_end() {
     let Some(world) = World::new() else { return };
@@ -124,24 +125,30 @@ fn flows_that_are_older_than_the_box_end() {
     let (closed, opened) =
         (world.inside.listen(&format!("{BOX4}:8080")), world.inside.listen(&format!("{BOX4}:22")));
     let inward = |port: u16| world.outside.connect(ROOT, &format!("{BOX4}:{port}")).unwrap();
-    let (mut guest, mut operator) = (inward(8080), inward(22));
-    let (mut inner, mut shell) = (closed.accept().unwrap().0, opened.accept().unwrap().0);
-    for stream in [&mut guest, &mut operator] {
+    let (mut guest, mut older) = (inward(8080), inward(22));
+    let (mut inner, mut older_shell) = (closed.accept().unwrap().0, opened.accept().unwrap().0);
+    for stream in [&mut guest, &mut older] {
         stream.write_all(b"hello").unwrap();
     }
-    for stream in [&mut inner, &mut shell] {
+    for stream in [&mut inner, &mut older_shell] {
         stream.read_exact(&mut [0; 5]).unwrap();
     }
     let plan = FirewallPlan { inbound: vec![(Transport::Tcp, 22)], ..plan() };
     let _guard = Guard::start(&world.inside, plan, "a.test");
     outward.is_cut();
     guest.write_all(b"must not come in").unwrap();
+    let mut operator = inward(22);
+    let mut shell = opened.accept().unwrap().0;
     operator.write_all(b"ls").unwrap();
     shell.read_exact(&mut [0; 2]).unwrap();
     shell.write_all(b"ok").unwrap();
     operator.read_exact(&mut [0; 2]).unwrap();
     nothing_came(&mut inner);
     inner.write_all(b"must not go out").unwrap();
+    older_shell.write_all(b"nor must this").unwrap();
     shell.write_all(b"last of all").unwrap();
+    operator.read_exact(&mut [0; 11]).unwrap();
+    nothing_came(&mut guest);
+    nothing_came(&mut older);
     assert!(!world.wire.seen_until(b"must not go out", b"last of all"));
 }

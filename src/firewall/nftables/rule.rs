@@ -12,7 +12,7 @@ use netlink_packet_netfilter::nftables::{
 };
 
 use crate::firewall::ruleset::{
-    Action, Chain, Direction, Family, Match, Protocol, Rule, SNAPLEN, State, TABLE, Transport,
+    Action, Chain, Direction, Family, INBOUND_MARK, Match, Protocol, Rule, SNAPLEN, State, TABLE, Transport,
 };
 
 /// Index of `lo` in every network namespace (`LOOPBACK_IFINDEX`).
@@ -106,6 +106,10 @@ impl Machine {
             Match::State(State::Related) => self.conntrack(CT_STATE, 1 << 2),
             Match::State(State::New) => self.conntrack(CT_STATE, 1 << 3),
             Match::Redirected => self.conntrack(CT_STATUS, IPS_DST_NAT),
+            Match::Inbound => {
+                self.other("ct", vec![number(2, CT_MARK), number(1, Register::Reg1.into())]);
+                self.compare(Operator::Equal, &INBOUND_MARK.to_ne_bytes());
+            }
             Match::Icmp6(kind) => {
                 self.protocol(IPPROTO_ICMPV6);
                 self.load(TRANSPORT_HEADER, 0, 1, Register::Reg1);
@@ -165,6 +169,13 @@ impl Machine {
                 ],
             ),
             Action::Dnat(to) => self.dnat(to),
+            Action::MarkInbound => {
+                self.push(Expressions::Immediate(vec![
+                    Immediate::DestinationRegister(Register::Reg1),
+                    Immediate::Data(DataAttribute::Value(INBOUND_MARK.to_ne_bytes().into())),
+                ]));
+                self.other("ct", vec![number(2, CT_MARK), number(4, Register::Reg1.into())]);
+            }
             Action::RejectReset => {
                 self.protocol(IPPROTO_TCP);
                 self.other("reject", vec![number(1, 1)]);
@@ -315,6 +326,7 @@ impl Machine {
 const CT_STATE: u32 = 0;
 const CT_DIRECTION: u32 = 1;
 const CT_STATUS: u32 = 2;
+const CT_MARK: u32 = 3;
 const IPS_DST_NAT: u32 = 1 << 5;
 
 pub(super) fn number(kind: u16, value: u32) -> DefaultNla {

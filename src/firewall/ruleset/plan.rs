@@ -241,19 +241,14 @@ fn output(plan: &FirewallPlan) -> Vec<Rule> {
     ]);
     rules.extend(plan.inbound.iter().map(|(transport, port)| {
         let from = Match::SourcePort(*transport, *port);
-        let matches = vec![Match::State(State::Established), Match::Direction(Direction::Reply), from];
+        let reply = Match::Direction(Direction::Reply);
+        let matches = vec![Match::State(State::Established), reply, Match::Inbound, from];
         accept(matches, "answers of what the operator opened (network.inbound)")
     }));
     rules.extend([
-        accept(
-            vec![Match::Protocol(Protocol::Icmp), Match::State(State::Related)],
-            "ICMP errors about such flows (path MTU)",
-        ),
-        accept(
-            vec![Match::Protocol(Protocol::Icmp6), Match::State(State::Related)],
-            "ICMPv6 errors about such flows (path MTU)",
-        ),
         refuse(vec![Match::Uid(plan.dns_uid)], "the DNS worker has no other business"),
+        // ICMP errors too, to who is in the box; outside nobody is owed one. An error goes to the packet's source and quotes
+        // it, and any uid may send from a foreign source (IPV6_FREEBIND): it would carry the agent's octets anywhere.
         accept(vec![Match::OutLoopback], "the box talks to itself, on its own addresses too"),
         used(plan, Family::V4, OPEN4, "IPv4 addresses of allowlisted names"),
         used(plan, Family::V6, OPEN6, "IPv6 addresses of allowlisted names"),
@@ -403,7 +398,8 @@ fn flows_in(plan: &FirewallPlan) -> Vec<Rule> {
     ];
     rules.extend(plan.inbound.iter().map(|(transport, port)| {
         let to = Match::DestinationPort(*transport, *port);
-        let matches = vec![Match::State(State::Established), Match::Direction(Direction::Original), to];
+        let original = Match::Direction(Direction::Original);
+        let matches = vec![Match::State(State::Established), original, Match::Inbound, to];
         accept(matches, "opened by the operator (network.inbound)")
     }));
     let upstreams = pairs_in(plan, [UPSTREAM4, UPSTREAM6], Match::SourceIn);
@@ -442,10 +438,11 @@ fn input(plan: &FirewallPlan) -> Vec<Rule> {
         "a router asks for multicast groups (RFC 2710, RFC 9777)",
     ));
     for (transport, port) in &plan.inbound {
-        rules.push(accept(
-            vec![Match::DestinationPort(*transport, *port), Match::State(State::New)],
-            "opened by the operator (network.inbound)",
-        ));
+        rules.push(Rule {
+            matches: vec![Match::DestinationPort(*transport, *port), Match::State(State::New)],
+            actions: vec![Action::MarkInbound, Action::Accept],
+            comment: "opened by the operator (network.inbound)",
+        });
     }
     if plan.vm {
         rules.extend(
