@@ -199,7 +199,9 @@ impl Board {
         let process = denial.process.clone().or(process);
         denials.push_back(Denial { count, uid, process, ..denial });
         while denials.len() > MAX_DENIALS {
-            denials.pop_front();
+            // A line that stands for many ("(other names)") says more than any one of them: it stays.
+            let single = denials.iter().position(|denial| !denial.what.starts_with('('));
+            drop(denials.remove(single.unwrap_or_default()));
         }
     }
 

@@ -217,9 +217,16 @@ fn pairs_in(
 
 fn output(plan: &FirewallPlan) -> Vec<Rule> {
     // Any uid may set them. A packet to an allowed address could name another as its next or last stop.
+    let flow = |family, set, comment| {
+        let to = Match::DestinationIn(family, Transport::Tcp, set);
+        accept(vec![Match::State(State::Established), to], comment)
+    };
     let mut rules = vec![
         refuse(vec![Match::Options4], "no source route, nor any other option: nobody here needs one"),
         refuse(vec![Match::Routing6], "no source route"),
+        // Most packets by far, so first of what is let out: TCP only, and a flow began by the rules below.
+        flow(Family::V4, HELD4, "flows to IPv4 addresses that allowed names have or had"),
+        flow(Family::V6, HELD6, "flows to IPv6 addresses that allowed names have or had"),
     ];
     rules.extend(to_worker(plan));
     rules.extend(questions(plan));
@@ -227,18 +234,10 @@ fn output(plan: &FirewallPlan) -> Vec<Rule> {
     if plan.vm {
         rules.extend(dhcp_out());
     }
-    let flow = |family, set, comment| {
-        let to = Match::DestinationIn(family, Transport::Tcp, set);
-        accept(vec![Match::State(State::Established), to], comment)
-    };
-    rules.extend([
-        flow(Family::V4, HELD4, "flows to IPv4 addresses that allowed names have or had"),
-        flow(Family::V6, HELD6, "flows to IPv6 addresses that allowed names have or had"),
-        accept(
-            vec![Match::State(State::Established), Match::Direction(Direction::Reply), Match::OutLoopback],
-            "answers inside the box, the DNS worker's too",
-        ),
-    ]);
+    rules.push(accept(
+        vec![Match::State(State::Established), Match::Direction(Direction::Reply), Match::OutLoopback],
+        "answers inside the box, the DNS worker's too",
+    ));
     rules.extend(plan.inbound.iter().map(|(transport, port)| {
         let from = Match::SourcePort(*transport, *port);
         let reply = Match::Direction(Direction::Reply);
@@ -286,7 +285,7 @@ fn to_worker(plan: &FirewallPlan) -> Vec<Rule> {
     rules
 }
 
-/// Who may ask which resolver. All this comes *before* `ct state established`: for as long as conntrack remembers a
+/// Who may ask which resolver. All this comes *before* answers of flows are let out: for as long as conntrack remembers a
 /// UDP exchange of the DNS worker, any process that binds the same source port would inherit its permission.
 fn questions(plan: &FirewallPlan) -> Vec<Rule> {
     let upstreams = in_sets(plan, [UPSTREAM4, UPSTREAM6]);
