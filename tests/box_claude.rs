@@ -153,7 +153,7 @@ fn claude_works_in_the_box_and_sees_its_walls() {
     assert!(found[2].contains(&format!("token-{}-ok.test", host("ok"))), "an allowed name: {}", found[2]);
     assert!(!found[3].contains("token-"), "a denied name: {}", found[3]);
     assert!(found[3].contains("evil.test:443 is denied"), "the explanation: {}", found[3]);
-    assert!(found[3].contains("a rule that would allow it: evil.test"), "the way out: {}", found[3]);
+    assert!(found[3].contains("operator: innkeeper allow evil.test"), "the way out: {}", found[3]);
     assert_eq!(found[4].matches("Read-only file system").count(), 4, "writes: {}", found[4]);
     assert!(found[4].contains("uid=1000(claude) gid=1000(claude) groups=1000(claude)"), "{}", found[4]);
     for line in ["CapEff:0000000000000000", "CapBnd:0000000000000000", "NoNewPrivs:1", "Seccomp:2"] {

@@ -87,6 +87,9 @@ def ping(address, text):
         raw = True
     with sock:
         sock.settimeout(WAIT)
+        if six and not raw:
+            # IPV6_RECVERR, as ping(8) does: else nobody is told of an error who is not connected.
+            sock.setsockopt(socket.IPPROTO_IPV6, 25, 1)
         header = struct.pack("!BBHHH", 128 if six else 8, 0, 0, 0x77, 1)
         if raw and not six:
             header = header[:2] + struct.pack("!H", checksum(header + text.encode())) + header[4:]
