@@ -6,6 +6,8 @@
 pub mod changes;
 
 use std::net::{Ipv6Addr, SocketAddr};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Mutex, PoisonError};
@@ -43,7 +45,12 @@ pub struct Network {
 pub struct Surroundings {
     network: Mutex<Receiver<Result<Network, NamespaceError>>>,
     listeners: Mutex<Option<Receiver<Vec<Listener>>>>,
+    /// Held as long as the box lives: see [`Surroundings::take`].
+    taken: Mutex<Option<UnixDatagram>>,
 }
+
+/// An abstract socket's name belongs to the network namespace, to no file system, and ends with its holder (unix(7)).
+const NAME: &[u8] = b"innkeeper";
 
 /// A socket that listened before Innkeeper opened its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,7 +67,15 @@ impl Surroundings {
             // Nobody listens where the boot has failed already.
             drop(tell_network.send(Network::inspect()));
         })?;
-        Ok(Self { network: Mutex::new(network), listeners: Mutex::new(None) })
+        Ok(Self { network: Mutex::new(network), listeners: Mutex::new(None), taken: Mutex::new(None) })
+    }
+
+    /// Takes the network for this box alone, before anything in it is changed: a second box would put its own rules in the
+    /// place of the first one's.
+    pub fn take(&self) -> std::io::Result<()> {
+        let taken = UnixDatagram::bind_addr(&std::os::unix::net::SocketAddr::from_abstract_name(NAME)?)?;
+        *self.taken.lock().unwrap_or_else(PoisonError::into_inner) = Some(taken);
+        Ok(())
     }
 
     /// Begins to look who listens here: once the lockdown is in, which must not wait for it.

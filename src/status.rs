@@ -23,6 +23,9 @@ pub const MAX_AGE: Duration = Duration::from_secs(10);
 /// Denials kept for the screen; each is one name or address with a count.
 const MAX_DENIALS: usize = 64;
 
+/// What the workers write for refusals that are too many to list.
+const SHARED: [&str; 2] = [crate::dns::denials::OTHERS, crate::watch::wording::OTHERS];
+
 /// How a protection is held, said by the look that found it so.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
@@ -199,8 +202,9 @@ impl Board {
         let process = denial.process.clone().or(process);
         denials.push_back(Denial { count, uid, process, ..denial });
         while denials.len() > MAX_DENIALS {
-            // A line that stands for many ("(other names)") says more than any one of them: it stays.
-            let single = denials.iter().position(|denial| !denial.what.starts_with('('));
+            // A line that stands for many says more than any one of them: it stays. Whole words only: what is refused
+            // is the agent's to choose.
+            let single = denials.iter().position(|denial| !SHARED.contains(&denial.what.as_str()));
             drop(denials.remove(single.unwrap_or_default()));
         }
     }

@@ -36,13 +36,21 @@ pub(super) fn lockdown(innkeeper: &Innkeeper, steps: &Steps) -> Result<Network, 
         match network.shared(std::process::id() == 1, machine) {
             Some(why) if !network.initial && config.boot.accepts("shared-network") => {
                 innkeeper.board().warn(format!("{why}: accepted by boot.accept=shared-network"));
-                Ok(network)
             }
             Some(why) => {
-                Err(Trouble::unfit(why, "give the box a network of its own: leave out --network host"))
+                return Err(Trouble::unfit(
+                    why,
+                    "give the box a network of its own: leave out --network host",
+                ));
             }
-            None => Ok(network),
+            None => {}
         }
+        innkeeper.surroundings.take().map_err(|error| {
+            let what =
+                "another box runs in this network (two containers with one network, two boxes in a pod)";
+            Trouble::unfit(format!("{what}: {error}"), "give each box a network of its own")
+        })?;
+        Ok(network)
     };
     let firewall = Firewall::start(notices(innkeeper))
         .map_err(|error| Failure { step: LOCKDOWN.name, trouble: Trouble::internal(&error) })?;

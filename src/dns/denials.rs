@@ -15,7 +15,7 @@ const MAX_NAMES: usize = 512;
 const BURST: u32 = 20;
 const INTERVAL: Duration = Duration::from_millis(50);
 /// What is reported for names beyond [`MAX_NAMES`].
-const OTHERS: &str = "(other names)";
+pub const OTHERS: &str = "(other names)";
 
 /// Seconds that look-ups of owners may take at once, and as a share of the time after that.
 const MAX_CREDIT: f64 = 0.1;

@@ -36,8 +36,10 @@ pub struct Limits {
     pub exact: usize,
     /// Former addresses of one name that are remembered; the flows to those that are forgotten end.
     pub former_per_name: usize,
-    /// Former addresses in all, of each class.
-    pub former: usize,
+    /// Former addresses of names that only a wildcard covers, in all.
+    pub former_pattern: usize,
+    /// Former addresses of names that the policy spells out, in all.
+    pub former_exact: usize,
 }
 
 impl Default for Limits {
@@ -50,7 +52,9 @@ impl Default for Limits {
             exact: 131_072,
             // To a name that brings 8 new addresses a minute a flow can live through 8 hours of that.
             former_per_name: 4_096,
-            former: 32_768,
+            // What a flood of names below a wildcard may cost PID 1 stays small.
+            former_pattern: 8_192,
+            former_exact: 32_768,
         }
     }
 }
@@ -183,7 +187,11 @@ impl Book {
         }
         let former = |book: &Self| {
             let all = book.index.former(class);
-            if all.len() > book.limits.former { all.first().copied() } else { None }
+            let most = match class {
+                Class::Exact => book.limits.former_exact,
+                Class::Pattern => book.limits.former_pattern,
+            };
+            if all.len() > most { all.first().copied() } else { None }
         };
         while let Some(oldest) = former(self) {
             self.remove(oldest);

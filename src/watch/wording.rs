@@ -22,13 +22,15 @@ fn why(reason: impl Into<String>, allow: impl Into<String>) -> Why {
 }
 
 const DNS: u16 = 53;
+/// What stands for destinations that are too many to list.
+pub const OTHERS: &str = "(other destinations)";
 /// Of many names at one address so many are listed.
 const NAMES: usize = 3;
 
 /// "198.51.100.66:443 tcp", "[2001:db8::66]:53 udp", "198.51.100.66 icmp echo-request".
 #[must_use]
 pub fn what(target: Option<Target>) -> String {
-    let Some(target) = target else { return "(other destinations)".to_owned() };
+    let Some(target) = target else { return OTHERS.to_owned() };
     let Some(address) = target.address else { return "(unreadable packets)".to_owned() };
     let place = match (address, target.port) {
         (_, None) => address.to_string(),

@@ -580,7 +580,8 @@ fn t20_floods_of_denied_names_and_idle_connections_hurt_nobody_else() {
         let said = guest.exec_agent(&format!("{ask} || {ask}"));
         assert!(said.out.contains(&host("ok")), "{number}: {said:?}");
     }
-    assert!(guest.exec_agent("curl -sS -m 5 http://ok.test/").out.contains("token-"));
+    // glibc asks again after five seconds where a packet was lost.
+    assert!(guest.exec_agent("curl -sS -m 20 http://ok.test/").out.contains("token-"));
     let said = flood.hear();
     let sent: u64 = said.strip_prefix("sent ").unwrap().parse().unwrap();
     assert!(sent > 10_000, "that was no flood: {sent}");

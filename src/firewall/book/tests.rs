@@ -115,7 +115,14 @@ impl Model {
         };
         let limits = self.limits;
         drop(self, &|item| item.name == *name, limits.former_per_name);
-        drop(self, &|item| item.class == class, limits.former);
+        drop(
+            self,
+            &|item| item.class == class,
+            match class {
+                Class::Exact => limits.former_exact,
+                Class::Pattern => limits.former_pattern,
+            },
+        );
     }
 
     fn expire(&mut self, now: Instant) {
@@ -200,7 +207,8 @@ const NAMES: [&str; 8] =
 
 #[test]
 fn the_book_does_what_a_scan_of_everything_would_do() {
-    let limits = Limits { per_name: 4, pattern: 6, exact: 7, former_per_name: 3, former: 8 };
+    let limits =
+        Limits { per_name: 4, pattern: 6, exact: 7, former_per_name: 3, former_pattern: 8, former_exact: 9 };
     for seed in 0..24 {
         let mut dice = Dice(seed);
         let mut now = Instant::now();
