@@ -15,8 +15,6 @@
 mod drift;
 #[path = "netns_firewall/flows.rs"]
 mod flows;
-#[path = "netns_firewall/measure.rs"]
-mod measure;
 #[path = "netns_firewall/place.rs"]
 mod place;
 
