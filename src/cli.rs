@@ -52,9 +52,9 @@ enum Command {
         #[arg(long, hide = true)]
         console: bool,
     },
-    /// The policy's verdict on a name or URL, and the rule that gives it
+    /// The policy's verdict on a name, URL or address, and the rule that gives it
     Check {
-        /// NAME, NAME:PORT or a URL
+        /// NAME, NAME:PORT, an address or a URL
         what: String,
     },
     /// Allow names in this box until it ends, or for a while; `!NAME` denies one

@@ -6,7 +6,6 @@ mod policy_changes;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -46,7 +45,6 @@ pub struct Innkeeper {
     policy: Mutex<LivePolicy>,
     /// What of it decides.
     allowlist: Mutex<Allowlist>,
-    generation: AtomicU64,
     pub firewall: OnceLock<Firewall>,
     pub keeper: OnceLock<Keeper>,
     /// None where the kernel can't log packets.
@@ -85,7 +83,6 @@ impl Innkeeper {
         let policy = LivePolicy::new(rules, config.network.ceiling.clone());
         let innkeeper = Self {
             allowlist: Mutex::new(Allowlist::new(policy.rules())),
-            generation: AtomicU64::new(policy.generation),
             policy: Mutex::new(policy),
             attributor: Attributor::new(accounts.agent.uid, accounts.agent.gid),
             config,
@@ -133,7 +130,7 @@ impl Innkeeper {
     /// The policy in force, for the worker.
     #[must_use]
     pub fn standing(&self) -> Standing {
-        Standing { generation: self.generation.load(Ordering::Relaxed), allowlist: self.allowlist() }
+        Standing { generation: lock(&self.policy).generation, allowlist: self.allowlist() }
     }
 
     fn status(&self, asker: Asker) -> Response {
@@ -191,6 +188,10 @@ impl Innkeeper {
         event("clock", &format!("{jump}: everything is verified again"));
         if let Some(keeper) = self.keeper.get().filter(|_| jump.lost_time()) {
             keeper.refresh(None);
+        }
+        // Elements too, which a look at a known generation passes over; what it mends it tells itself.
+        if let Some(Err(error)) = self.firewall.get().map(Firewall::again) {
+            event("firewall", &error);
         }
         drop(self.board.report(Some(Duration::ZERO)));
     }

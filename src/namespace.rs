@@ -13,8 +13,9 @@ use std::sync::mpsc::{self, Receiver};
 use std::sync::{Mutex, PoisonError};
 
 use futures_util::TryStreamExt;
-use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
+use rtnetlink::{Handle, RouteMessageBuilder};
 
 #[derive(Debug, thiserror::Error)]
 pub enum NamespaceError {
@@ -125,11 +126,7 @@ const INITIAL_NET_ONLY: &str = "/proc/sys/net/core/netdev_budget";
 impl Network {
     /// Looks around by rtnetlink.
     pub fn inspect() -> Result<Self, NamespaceError> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .build()
-            .map_err(NamespaceError::Socket)?;
-        let mut network = runtime.block_on(ask())?;
+        let mut network = asked(ask)?;
         network.initial = Path::new(INITIAL_NET_ONLY).exists();
         let pids = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
         network.initial_pids = pids == Path::new(INITIAL_PID_NAMESPACE);
@@ -158,9 +155,35 @@ impl Network {
     }
 }
 
-async fn ask() -> Result<Network, NamespaceError> {
-    let (connection, handle, _) = rtnetlink::new_connection().map_err(NamespaceError::Socket)?;
-    let connection = tokio::spawn(connection);
+/// Asks the kernel by rtnetlink, on this thread.
+fn asked<T, F>(ask: impl FnOnce(Handle) -> F) -> Result<T, NamespaceError>
+where
+    F: Future<Output = Result<T, NamespaceError>>,
+{
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(NamespaceError::Socket)?;
+    runtime.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(NamespaceError::Socket)?;
+        let connection = tokio::spawn(connection);
+        let answer = ask(handle).await;
+        connection.abort();
+        answer
+    })
+}
+
+/// Whether there is a default route of this family that is not the kernel's own "unreachable" on loopback.
+async fn leads_out(handle: &Handle, question: RouteMessage) -> bool {
+    let mut routes = handle.route().get(question).execute();
+    let mut found = false;
+    // An error ends it too: a kernel without the family has no such routes.
+    while let Ok(Some(route)) = routes.try_next().await {
+        let on_loopback = |attribute: &RouteAttribute| matches!(attribute, RouteAttribute::Oif(LOOPBACK));
+        found |= route.header.destination_prefix_length == 0 && !route.attributes.iter().any(on_loopback);
+    }
+    found
+}
+
+async fn ask(handle: Handle) -> Result<Network, NamespaceError> {
     let mut network = Network::default();
     let mut links = handle.link().get().execute();
     while let Some(link) = links.try_next().await.map_err(NamespaceError::Netlink)? {
@@ -170,13 +193,7 @@ async fn ask() -> Result<Network, NamespaceError> {
         }
         network.interfaces.push(name);
     }
-    let question = RouteMessageBuilder::<Ipv6Addr>::new().build();
-    let mut routes = handle.route().get(question).execute();
-    // An error ends it too: a kernel without IPv6 has no such routes.
-    while let Ok(Some(route)) = routes.try_next().await {
-        network.ipv6_route |= changes::leads_out(&route);
-    }
-    connection.abort();
+    network.ipv6_route = leads_out(&handle, RouteMessageBuilder::<Ipv6Addr>::new().build()).await;
     Ok(network)
 }
 

@@ -101,12 +101,7 @@ pub fn quiet(quiet: bool) {
 /// One event. `source` names the room, `message` says what happened; both inert. Rooms whose events the agent can
 /// cause at will are bounded: the log is the host's disk.
 pub fn event(source: &'static str, message: &str) {
-    let left_out = {
-        let mut buckets = BUCKETS.lock().unwrap_or_else(PoisonError::into_inner);
-        let bucket = buckets.entry(source).or_insert_with(|| Bucket::new(Instant::now()));
-        bucket.take(Instant::now())
-    };
-    match left_out {
+    match take_place(source) {
         None => {}
         Some(0) => tell(source, message),
         Some(count) => {
@@ -135,12 +130,7 @@ pub fn entry(kind: &'static str, entry: &Entry, text: Option<&str>) {
         Some(text) if !QUIET.load(Ordering::Relaxed) => render(kind, text),
         Some(_) | None => return,
     };
-    let left_out = {
-        let mut buckets = BUCKETS.lock().unwrap_or_else(PoisonError::into_inner);
-        let bucket = buckets.entry(kind).or_insert_with(|| Bucket::new(Instant::now()));
-        bucket.take(Instant::now())
-    };
-    match left_out {
+    match take_place(kind) {
         None => {}
         Some(0) => emit(line),
         Some(count) => {
@@ -155,6 +145,13 @@ fn json(entry: &Entry) -> String {
 }
 
 static BUCKETS: Mutex<BTreeMap<&'static str, Bucket>> = Mutex::new(BTreeMap::new());
+
+/// Whether this room may write a line now, and how many were left out before it.
+fn take_place(room: &'static str) -> Option<u64> {
+    let now = Instant::now();
+    let mut buckets = BUCKETS.lock().unwrap_or_else(PoisonError::into_inner);
+    buckets.entry(room).or_insert_with(|| Bucket::new(now)).take(now)
+}
 
 /// Lines of one room at once, and after that per second.
 const BURST: f64 = 50.0;

@@ -11,7 +11,6 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::audit::Use;
 use report::{
     Boot, BoxIdentity, Denial, Dns, Firewall, Gate, Phase, Policy, Protection, Report, Repository, SCHEMA,
     SecretHeld, Session, SessionState, Step, StepState, Worker,
@@ -207,11 +206,6 @@ impl Board {
             let single = denials.iter().position(|denial| !SHARED.contains(&denial.what.as_str()));
             drop(denials.remove(single.unwrap_or_default()));
         }
-    }
-
-    /// Notes connections that were let out.
-    pub fn used(&self, used: &Use) {
-        crate::audit::used(used);
     }
 
     pub fn session(&self, change: impl FnOnce(&mut Session)) {

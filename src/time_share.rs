@@ -28,6 +28,12 @@ impl TimeShare {
         self.credit > 0.0
     }
 
+    /// Whether more than half of what may be spent at once is left: for work that is worth less.
+    #[must_use]
+    pub fn is_ample(&self) -> bool {
+        self.credit > self.most / 2.0
+    }
+
     /// The work took so long.
     pub fn spent(&mut self, time: Duration) {
         self.credit -= time.as_secs_f64();

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::protocol::DnsDenial;
 use crate::socket_table::Owner;
+use crate::time_share::TimeShare;
 
 /// Different refused names that are remembered at a time; the rest share one line.
 const MAX_NAMES: usize = 512;
@@ -18,7 +19,7 @@ const INTERVAL: Duration = Duration::from_millis(50);
 pub const OTHERS: &str = "(other names)";
 
 /// Seconds that look-ups of owners may take at once, and as a share of the time after that.
-const MAX_CREDIT: f64 = 0.1;
+const MAX_LOOKING: Duration = Duration::from_millis(100);
 const SHARE: f64 = 0.02;
 
 /// Clients that are kept waiting until PID 1 has looked who they are: so many at once, then one for each interval, and
@@ -63,9 +64,8 @@ pub struct Denials {
     frames: Meter,
     waits: Meter,
     waited: HashMap<(String, u32), Instant>,
-    /// Seconds that may be spent on looking owners up; below zero after an expensive look.
-    credit: f64,
-    credited: Instant,
+    /// What may be spent on looking owners up.
+    looking: TimeShare,
 }
 
 impl Denials {
@@ -77,22 +77,18 @@ impl Denials {
             frames: Meter::new(BURST, INTERVAL, now),
             waits: Meter::new(WAITS, WAIT_INTERVAL, now),
             waited: HashMap::new(),
-            credit: MAX_CREDIT,
-            credited: now,
+            looking: TimeShare::new(MAX_LOOKING, SHARE, now),
         }
     }
 
     /// Whether the owner of the client's socket may be looked up now. See [`Denials::attributed`].
     pub fn may_attribute(&mut self, what: &str, now: Instant) -> bool {
-        let passed = now.saturating_duration_since(self.credited).as_secs_f64();
-        self.credited = now;
-        self.credit = (self.credit + passed * SHARE).min(MAX_CREDIT);
-        if self.credit <= 0.0 {
+        if !self.looking.may(now) {
             return false;
         }
         if self.pending.contains_key(what) {
             // Most likely the same client again.
-            return self.credit > MAX_CREDIT / 2.0;
+            return self.looking.is_ample();
         }
         // What shares a line with others has no owner to show.
         self.order.len() < MAX_NAMES
@@ -101,7 +97,7 @@ impl Denials {
     /// A look-up took `spent`. All of them together take a share of the time, so that neither a flood nor a box with very
     /// many sockets makes its DNS server busy with reading tables; an ordinary refusal always has its owner.
     pub fn attributed(&mut self, spent: Duration) {
-        self.credit -= spent.as_secs_f64();
+        self.looking.spent(spent);
     }
 
     /// Whether this client may be kept waiting until PID 1 has looked who it is.

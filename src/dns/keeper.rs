@@ -3,7 +3,6 @@
 //! The listening sockets belong to PID 1, so a question that arrives while no worker lives waits in the socket's
 //! queue for the next one.
 
-use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -231,7 +230,7 @@ impl Shared {
         let (ours, theirs) = UnixStream::pair().map_err(KeeperError::Channel)?;
         let mut launch = Launch::own("dns", Some(self.plan.identity.clone()));
         launch.stdin = Stream::Fd(OwnedFd::from(theirs));
-        launch.stderr = last_words().map_err(KeeperError::Channel)?;
+        launch.stderr = Stream::events("dns").map_err(KeeperError::Channel)?;
         let child = self.spawner.spawn(launch).map_err(KeeperError::Spawn)?;
         ours.set_write_timeout(Some(SETUP_LIMIT)).map_err(KeeperError::Channel)?;
         // Held until the link is there: a policy that comes meanwhile waits, and is sent after the setup.
@@ -397,21 +396,6 @@ impl Shared {
         });
     }
 }
-
-/// The worker's standard error: what it says of its end becomes inert lines of ours.
-fn last_words() -> std::io::Result<Stream> {
-    let (reader, writer) = std::io::pipe()?;
-    std::thread::Builder::new().name("dns-words".into()).spawn(move || {
-        let lines = BufReader::new(reader.take(MAX_WORDS)).lines().map_while(Result::ok);
-        for line in lines {
-            crate::report::event("dns", &bounded(&line, 400));
-        }
-    })?;
-    Ok(Stream::Fd(OwnedFd::from(writer)))
-}
-
-/// What one life of the worker may say.
-const MAX_WORDS: u64 = 64 << 10;
 
 /// Failing names kept for `status`.
 const MAX_FAILING: usize = 200;

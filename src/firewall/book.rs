@@ -13,7 +13,6 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Instant;
 
 use super::admission::{Class, MAX_PER_NAME};
@@ -94,7 +93,7 @@ impl Changes {
 /// An address of a name, open or former.
 #[derive(Debug, Clone)]
 struct Unit {
-    name: Arc<DomainName>,
+    name: DomainName,
     address: IpAddr,
     ports: Vec<u16>,
     /// None for a former one.
@@ -120,7 +119,7 @@ struct State {
 /// What is open and what was, for which name. Mirrors the kernel's sets.
 #[derive(Debug, Default)]
 pub struct Book {
-    names: HashMap<Arc<DomainName>, Named>,
+    names: HashMap<DomainName, Named>,
     units: HashMap<Age, Unit>,
     index: Index,
     /// Admissions so far: the least is the oldest.
@@ -141,8 +140,8 @@ impl Book {
     pub fn enter(&mut self, name: &DomainName, class: Class, opens: Vec<Open>) -> Vec<DomainName> {
         let first = self.age;
         let name = match self.names.get_key_value(name) {
-            Some((known, _)) => Arc::clone(known),
-            None => Arc::new(name.clone()),
+            Some((known, _)) => known.clone(),
+            None => name.clone(),
         };
         self.reclassify(&name, class);
         for open in opens {
@@ -152,7 +151,7 @@ impl Book {
             let until = Some(earlier.map_or(open.until, |earlier| earlier.max(open.until)));
             let Open { address, ports, stale, .. } = open;
             self.age += 1;
-            self.insert(self.age, Unit { name: Arc::clone(&name), address, ports, until, stale }, class);
+            self.insert(self.age, Unit { name: name.clone(), address, ports, until, stale }, class);
         }
         let mut forgotten = BTreeSet::new();
         while let Some(oldest) = self.surplus(&name, class) {
@@ -162,7 +161,7 @@ impl Book {
             }
         }
         self.forget_former(&name, class);
-        forgotten.into_iter().map(|name| (*name).clone()).collect()
+        forgotten.into_iter().collect()
     }
 
     /// The oldest open address of a name or class that has too many.
@@ -199,10 +198,10 @@ impl Book {
     }
 
     /// An open address becomes a former one.
-    fn retire(&mut self, age: Age) -> Option<Arc<DomainName>> {
+    fn retire(&mut self, age: Age) -> Option<DomainName> {
         let class = self.class(age)?;
         let unit = self.remove(age)?;
-        let name = Arc::clone(&unit.name);
+        let name = unit.name.clone();
         self.insert(age, Unit { until: None, ..unit }, class);
         Some(name)
     }
@@ -211,7 +210,7 @@ impl Book {
         self.units.get(&age).and_then(|unit| self.names.get(&unit.name)).map(|named| named.class)
     }
 
-    fn reclassify(&mut self, name: &Arc<DomainName>, class: Class) {
+    fn reclassify(&mut self, name: &DomainName, class: Class) {
         let Some(named) = self.names.get_mut(name).filter(|named| named.class != class) else { return };
         let ages: Vec<Age> = named.addresses.values().copied().collect();
         let units: Vec<_> = ages.into_iter().filter_map(|age| Some((age, self.remove(age)?))).collect();
@@ -243,7 +242,7 @@ impl Book {
     /// Another policy: names, ports and private addresses that it does not allow are neither open nor held, and what
     /// is open for a name is open for all its ports.
     pub fn follow(&mut self, allowlist: &Allowlist) {
-        let names: Vec<Arc<DomainName>> = self.names.keys().map(Arc::clone).collect();
+        let names: Vec<DomainName> = self.names.keys().cloned().collect();
         for name in names {
             let (ports, private, class) = match allowlist.verdict(&name) {
                 Verdict::Allowed(allowed) => {
@@ -274,7 +273,7 @@ impl Book {
             self.touch(pair);
         }
         self.index.insert(age, &unit, class);
-        let named = self.names.entry(Arc::clone(&unit.name)).or_insert_with(|| Named::new(class));
+        let named = self.names.entry(unit.name.clone()).or_insert_with(|| Named::new(class));
         named.class = class;
         named.addresses.insert(unit.address, age);
         match unit.until {
@@ -336,7 +335,7 @@ impl Book {
     pub fn claims(&self, pair: Pair) -> Vec<DomainName> {
         let names = |ages: &mut dyn Iterator<Item = Age>| -> Vec<DomainName> {
             let units = ages.filter_map(|age| self.units.get(&age));
-            units.take(MAX_CLAIMS).map(|unit| (*unit.name).clone()).collect()
+            units.take(MAX_CLAIMS).map(|unit| unit.name.clone()).collect()
         };
         let open = names(&mut self.index.claims(pair));
         if open.is_empty() { names(&mut self.index.formers(pair)) } else { open }
@@ -349,7 +348,7 @@ impl Book {
         for age in self.index.at(address).take(MAX_CLAIMS) {
             found.extend(self.units.get(&age).map(|unit| (age, unit)));
         }
-        found.into_values().rev().map(|unit| ((*unit.name).clone(), unit.ports.clone())).collect()
+        found.into_values().rev().map(|unit| (unit.name.clone(), unit.ports.clone())).collect()
     }
 
     /// Every open pair once, in order, and until when.
@@ -367,7 +366,7 @@ impl Book {
     pub fn iter(&self) -> impl Iterator<Item = (&DomainName, Open)> {
         self.units.values().filter_map(|unit| {
             let (address, ports) = (unit.address, unit.ports.clone());
-            Some((&*unit.name, Open { address, ports, until: unit.until?, stale: unit.stale }))
+            Some((&unit.name, Open { address, ports, until: unit.until?, stale: unit.stale }))
         })
     }
 }

@@ -1,7 +1,6 @@
 //! Changes of the policy in a living box: tried on a copy, then put in force in firewall and resolver, then shown.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use super::{Innkeeper, lock};
@@ -107,7 +106,6 @@ impl Innkeeper {
         let allowlist = Allowlist::new(next.rules());
         // The firewall first: what is no longer allowed is closed before a name could open it again.
         firewall.policy(allowlist.clone()).map_err(|error| chain(&error))?;
-        self.generation.store(next.generation, Ordering::Relaxed);
         *lock(&self.policy) = next;
         *lock(&self.allowlist) = allowlist;
         keeper.policy(self.standing());

@@ -11,11 +11,10 @@ use std::time::Duration;
 use futures_util::TryStreamExt;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
-use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
+use rtnetlink::{Handle, RouteMessageBuilder};
 
-use super::{LOOPBACK, NamespaceError};
+use super::{NamespaceError, asked, leads_out};
 
 /// What the box can send from and to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -55,17 +54,11 @@ pub fn watch(changed: impl Fn(&Reach) + Send + 'static) -> std::io::Result<()> {
 impl Reach {
     /// Asks the kernel.
     pub fn look() -> Result<Self, NamespaceError> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .build()
-            .map_err(NamespaceError::Socket)?;
-        runtime.block_on(ask())
+        asked(ask)
     }
 }
 
-async fn ask() -> Result<Reach, NamespaceError> {
-    let (connection, handle, _) = rtnetlink::new_connection().map_err(NamespaceError::Socket)?;
-    let connection = tokio::spawn(connection);
+async fn ask(handle: Handle) -> Result<Reach, NamespaceError> {
     let mut reach = Reach::default();
     let mut addresses = handle.address().get().execute();
     while let Some(found) = addresses.try_next().await.map_err(NamespaceError::Netlink)? {
@@ -74,24 +67,7 @@ async fn ask() -> Result<Reach, NamespaceError> {
             _ => None,
         }));
     }
-    let mut routes = handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
-    // An error ends it too: a kernel without the family has no such routes.
-    while let Ok(Some(route)) = routes.try_next().await {
-        reach.ipv4 |= leads_out(&route);
-    }
-    let mut routes = handle.route().get(RouteMessageBuilder::<Ipv6Addr>::new().build()).execute();
-    while let Ok(Some(route)) = routes.try_next().await {
-        reach.ipv6 |= leads_out(&route);
-    }
-    connection.abort();
+    reach.ipv4 = leads_out(&handle, RouteMessageBuilder::<Ipv4Addr>::new().build()).await;
+    reach.ipv6 = leads_out(&handle, RouteMessageBuilder::<Ipv6Addr>::new().build()).await;
     Ok(reach)
-}
-
-/// A default route that is not the kernel's own "unreachable" on loopback.
-pub(super) fn leads_out(route: &RouteMessage) -> bool {
-    let on_loopback = route
-        .attributes
-        .iter()
-        .any(|attribute| matches!(attribute, RouteAttribute::Oif(index) if *index == LOOPBACK));
-    route.header.destination_prefix_length == 0 && !on_loopback
 }

@@ -9,7 +9,7 @@ use super::expected::Expected;
 use super::protocol::{Flow, FromWorker, Setup, Target};
 use super::wording;
 use crate::attribution::Attributor;
-use crate::audit::Use;
+use crate::audit::{self, Use};
 use crate::firewall::Firewall;
 use crate::status::Board;
 use crate::status::report::Denial;
@@ -63,7 +63,7 @@ impl Reporter {
             FromWorker::Used(flow) => {
                 count(&mut lock(&self.heard).used, flow.packets);
                 if flow.count > 0 {
-                    self.board.used(&self.describe(flow));
+                    audit::used(&self.describe(flow));
                 }
             }
             FromWorker::Lost { refused, used } => {
