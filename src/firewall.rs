@@ -6,6 +6,7 @@ pub mod admission;
 pub mod book;
 mod drift;
 pub mod foreign;
+pub mod ground;
 pub mod nftables;
 mod owner;
 pub mod ruleset;
