@@ -37,6 +37,11 @@ pub(super) const NEXT_SEAL: &str = "add --cap-add SYS_ADMIN (where AppArmor is a
      apparmor=unconfined), or --read-only and the mount read-only (-v …:ro); to give this up: \
      INNKEEPER_BOOT_ACCEPT=rootfs";
 
+/// Whether this is a Fly Machine: a machine of our own in which the platform's init is pid 1.
+pub(super) fn fly_machine(innkeeper: &Innkeeper) -> bool {
+    innkeeper.given("FLY_MACHINE_ID").is_some() && Path::new("/.fly").exists()
+}
+
 /// What Innkeeper can't do without, and what for. All but the first are Docker's defaults.
 const CAPABILITIES: &[(Capability, &str)] = &[
     (Capability::CAP_NET_ADMIN, "NET_ADMIN"),

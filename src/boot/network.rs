@@ -1,8 +1,10 @@
 //! The steps that close the network and open what the policy allows: lockdown, dns, firewall.
 
-use std::net::SocketAddrV6;
+use std::net::{Ipv6Addr, SocketAddrV6};
 use std::path::Path;
 use std::sync::Arc;
+
+use ipnet::Ipv6Net;
 
 use super::host;
 use super::step::{Failure, Steps, Trouble, Verified};
@@ -32,8 +34,7 @@ pub(super) fn lockdown(innkeeper: &Innkeeper, steps: &Steps) -> Result<Network, 
     let config = &innkeeper.config;
     let plan = || {
         let network = innkeeper.surroundings.network().map_err(|error| Trouble::internal(&error))?;
-        let machine = innkeeper.given("FLY_MACHINE_ID").is_some() && Path::new("/.fly").exists();
-        match network.shared(std::process::id() == 1, machine) {
+        match network.shared(std::process::id() == 1, host::fly_machine(innkeeper)) {
             Some(why) if !network.initial && config.boot.accepts("shared-network") => {
                 innkeeper.board().warn(format!("{why}: accepted by boot.accept=shared-network"));
             }
@@ -108,6 +109,13 @@ fn notices(innkeeper: &Innkeeper) -> Notices {
     Notices { refused: Box::new(refused), repaired: Box::new(repaired) }
 }
 
+/// Where `fly ssh` comes from: the organization's private network, and the platform's public one. On these machines
+/// connection tracking has been seen not to work for IPv6.
+const FLY_SSH: [Ipv6Net; 2] = [
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfdaa, 0, 0, 0, 0, 0, 0, 0), 16),
+    Ipv6Net::new_assert(Ipv6Addr::new(0x2605, 0x4c40, 0, 0, 0, 0, 0, 0), 32),
+];
+
 /// What the firewall step needs of this one.
 pub(super) struct Resolver {
     sockets: Sockets,
@@ -163,7 +171,7 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
         let trouble = Trouble::unfit("no socket was opened", "please report this");
         return Err(Failure { step: DNS.name, trouble });
     };
-    let dns_v6 = sockets.v6.then(|| SocketAddrV6::new(std::net::Ipv6Addr::LOCALHOST, keeper::PORT, 0, 0));
+    let dns_v6 = sockets.v6.then(|| SocketAddrV6::new(Ipv6Addr::LOCALHOST, keeper::PORT, 0, 0));
     let plan = FirewallPlan {
         dns_uid: innkeeper.accounts.dns.uid,
         dns_v4: std::net::SocketAddrV4::new(keeper::LISTEN_V4, keeper::PORT),
@@ -171,6 +179,7 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
         upstreams: upstreams.servers.clone(),
         engine_dns: engine(&upstreams),
         inbound: innkeeper.config.network.inbound.iter().map(inbound).collect(),
+        ssh_from: if host::fly_machine(innkeeper) { FLY_SSH.to_vec() } else { Vec::new() },
         closed_loopback: closed,
         nflog_group: NFLOG_GROUP,
         uses_group: USES_GROUP,
