@@ -231,4 +231,78 @@ mod engines {
         assert!(!rig.outside(&["tcp", &host("evil"), "443", "leak"]).ok());
         sidecar.end();
     }
+
+    /// Answers every line with the same line, over IPv6, to who connects; the platform's SSH server is such a thing.
+    const SHELL: &str = "import socket, sys, threading
+s = socket.create_server((sys.argv[1], 22), family=socket.AF_INET6)
+def talk(c):
+ f = c.makefile('rw')
+ for line in f: f.write(line); f.flush()
+def answer():
+ while True: threading.Thread(target=talk, args=(s.accept()[0],), daemon=True).start()
+threading.Thread(target=answer, daemon=True).start()
+print('up', flush=True)
+sys.stdin.read()";
+
+    /// Sends every line of standard input and prints what comes back.
+    const OPERATOR: &str = "import socket, sys
+f = socket.create_connection((sys.argv[1], 22), 5).makefile('rw')
+print('connected', flush=True)
+for line in sys.stdin:
+ f.write(line); f.flush(); print(f.readline(), end='', flush=True)";
+
+    /// Played: not pid 1, Fly's variable and directory, its SSH server beside the box, operators on the private
+    /// network and on the public prefix, and no connection tracking for IPv6.
+    #[test]
+    fn on_a_fly_machine_ssh_keeps_working_and_the_private_network_is_closed() {
+        let Some(rig) = Rig::new() else { return };
+        let (box6, operators) = ("fdaa:0:18:a7b::2", ["fdaa:0:18:a7b::1", "2605:4c40:1::1"]);
+        rig.inside(&format!(
+            "ip -6 addr add {box6}/64 dev eth0 nodad; ip -6 route add 2605:4c40::/32 dev eth0"
+        ))
+        .expect("the machine's private address");
+        for operator in operators {
+            rig.in_world(&format!("ip -6 addr add {operator}/64 dev world0 nodad")).expect("an operator");
+        }
+        rig.in_world(&format!("ip -6 route replace {box6} dev world0 table local src {}", operators[0]))
+            .expect("a route");
+        for hook in ["output", "prerouting"] {
+            let chain =
+                format!("nft add chain inet blind {hook} '{{ type filter hook {hook} priority raw; }}'");
+            let rule = format!("nft add rule inet blind {hook} meta nfproto ipv6 notrack");
+            rig.inside(&format!("nft add table inet blind; {chain}; {rule}")).expect("no tracking");
+        }
+        let mut server = rig.spawn_inside(&["python3", "-c", SHELL, box6]);
+        assert_eq!(server.hear(), "up");
+        let operator = |rig: &Rig| {
+            let mut operator = rig.spawn_in_world(&["python3", "-c", OPERATOR, box6]);
+            assert_eq!(operator.hear(), "connected");
+            operator
+        };
+        let mut older = operator(&rig);
+        let fly = rig.dir.join("fly");
+        std::fs::create_dir_all(&fly).unwrap();
+        let door = std::os::unix::net::UnixListener::bind(fly.join("api")).unwrap();
+        let volume = format!("{}:/.fly", fly.display());
+        let options = BoxOptions::new().docker(&["--init"]).volume(&volume).env("FLY_MACHINE_ID", "17811953");
+        let guest = rig.boot(&options.args(&["init"]));
+        keeps_the_promise(&rig, &guest);
+        rig.in_world(&format!("ip -6 route replace {box6} dev world0 table local src {}", operators[1]))
+            .expect("a route");
+        for operator in [&mut older, &mut operator(&rig)] {
+            operator.say("ls");
+            assert_eq!(operator.hear(), "ls");
+        }
+        // The agent gets nothing of it: not the server, nor the network behind it, nor the platform's own door.
+        for address in [box6, operators[0], operators[1]] {
+            for port in ["22", "443"] {
+                assert!(!guest.client(AGENT, &["tcp", address, port, "leak"]).ok(), "{address} {port}");
+            }
+        }
+        assert!(!rig.world.saw("leak"));
+        let api = "python3 -c 'import socket; socket.socket(socket.AF_UNIX).connect(\"/.fly/api\")'";
+        assert!(!guest.exec_agent(api).ok() && !guest.as_session(api).ok());
+        drop(door);
+        server.end();
+    }
 }

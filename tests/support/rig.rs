@@ -304,6 +304,11 @@ impl Rig {
         run("ip", &["netns", "exec", &self.name, "bash", "-c", command])
     }
 
+    /// A program that runs in the world with pipes of its own.
+    pub(crate) fn spawn_in_world(&self, program: &[&str]) -> Talking {
+        Talking::with("ip", &[&["netns", "exec", &self.name], program].concat())
+    }
+
     /// Takes the interface out of the box's network, as if it had never been there.
     pub(crate) fn unplug(&self) {
         let out = format!(
