@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use crate::audit::command::LogArgs;
 use crate::control::client;
 use crate::control::protocol::{Request, Response};
+use crate::engine;
 use crate::identity::{credential, home};
 use crate::init::Init;
 use crate::readiness;
@@ -80,6 +81,16 @@ enum Command {
     Settings,
     /// The firewall's rules in the syntax of nft, each with its purpose
     Rules,
+    /// Start a box on this host: by Docker or Podman where one answers, else by namespaces alone (root, Linux)
+    Run(engine::Run),
+    /// The boxes of this host
+    Ls,
+    /// Stop a box of this host and remove what is left of it
+    Rm(engine::Named),
+    /// Run a command in a box of this host; without one, enter its session
+    In(engine::In),
+    #[command(hide = true)]
+    EngineInner(engine::inner::Inner),
     #[command(hide = true)]
     CountProcesses,
     #[command(hide = true)]
@@ -168,6 +179,11 @@ fn dispatch(command: Command) -> u8 {
         Command::Log(args) => crate::audit::command::run(&args),
         Command::Settings => print(&crate::config::settings::help()),
         Command::Rules => ask(&Request::Rules),
+        Command::Run(options) => engine::run(&options),
+        Command::Ls => engine::ls(),
+        Command::Rm(named) => engine::rm(&named),
+        Command::In(arguments) => engine::enter(&arguments),
+        Command::EngineInner(inner) => engine::inner::run(&inner),
         Command::CountProcesses => match processes::in_use() {
             Some(count) => print(&count.to_string()),
             None => exit::INTERNAL,

@@ -12,6 +12,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod dns;
+pub mod engine;
 pub mod filesystem;
 pub mod firewall;
 pub mod identity;
