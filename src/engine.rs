@@ -1,6 +1,9 @@
 //! `innkeeper run`, `ls`, `rm` and `in`: what starts boxes, outside of them. Docker or Podman where one answers, else on
 //! Linux the embedded engine. This part builds for macOS too.
-#![allow(clippy::disallowed_methods, reason = "none of this runs in PID 1 of a box: children are waited for where they start")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "none of this runs in PID 1 of a box: children are waited for where they start"
+)]
 
 #[cfg(target_os = "linux")]
 pub mod embedded;
@@ -124,7 +127,8 @@ pub fn run(options: &Run) -> u8 {
 #[cfg(target_os = "linux")]
 impl Run {
     fn programs(&self) -> PathBuf {
-        let named = self.programs.clone().or_else(|| std::env::var_os("INNKEEPER_PROGRAMS").map(PathBuf::from));
+        let named =
+            self.programs.clone().or_else(|| std::env::var_os("INNKEEPER_PROGRAMS").map(PathBuf::from));
         named.unwrap_or_else(|| PathBuf::from(programs::DIRECTORY))
     }
 }
@@ -151,7 +155,8 @@ pub fn ls() -> u8 {
         Err(error) => report::last_words("ls", &report::chain(&error)),
     }
     lines.extend(vessel::boxes());
-    let width = |column: usize| lines.iter().filter_map(|line| line.get(column)).map(String::len).max().unwrap_or(0);
+    let width =
+        |column: usize| lines.iter().filter_map(|line| line.get(column)).map(String::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..5).map(width).collect();
     let text: String = lines
         .iter()

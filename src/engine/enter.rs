@@ -9,9 +9,9 @@ use nix::sched::{CloneFlags, setns};
 use nix::unistd::{Gid, Uid};
 use rustix::process::DumpableBehavior;
 
+use super::SHORT;
 use super::environment::PATH;
 use super::inner;
-use super::SHORT;
 use super::state::Process;
 
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +84,13 @@ fn execute(command: &[String]) -> Result<i32, EnterError> {
     if own {
         child.arg0("innkeeper").arg(first);
     }
-    child.args(rest).env_clear().env("PATH", PATH).env("LANG", "C.UTF-8").env("HOME", "/root").current_dir("/");
+    child
+        .args(rest)
+        .env_clear()
+        .env("PATH", PATH)
+        .env("LANG", "C.UTF-8")
+        .env("HOME", "/root")
+        .current_dir("/");
     if let Ok(terminal) = std::env::var("TERM") {
         child.env("TERM", terminal);
     }

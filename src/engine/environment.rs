@@ -31,7 +31,8 @@ const OURS: &[&str] = &["INNKEEPER_IMAGE", "INNKEEPER_ENGINE", "INNKEEPER_PROGRA
 /// Whether a variable of this name goes into the box.
 #[must_use]
 pub fn handed_over(name: &str) -> bool {
-    let setting = name.starts_with("INNKEEPER_") && !name.starts_with("INNKEEPER_TEST_") && !OURS.contains(&name);
+    let setting =
+        name.starts_with("INNKEEPER_") && !name.starts_with("INNKEEPER_TEST_") && !OURS.contains(&name);
     setting || HANDED_OVER.contains(&name)
 }
 
@@ -47,7 +48,8 @@ mod tests {
         for name in ["GH_TOKEN", "INNKEEPER_NETWORK_ALLOW", "TZ"] {
             assert!(handed_over(name), "{name}");
         }
-        for name in ["HOME", "SSH_AUTH_SOCK", "PATH", "LD_PRELOAD", "INNKEEPER_IMAGE", "INNKEEPER_TEST_IMAGE"] {
+        for name in ["HOME", "SSH_AUTH_SOCK", "PATH", "LD_PRELOAD", "INNKEEPER_IMAGE", "INNKEEPER_TEST_IMAGE"]
+        {
             assert!(!handed_over(name), "{name}");
         }
     }

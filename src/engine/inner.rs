@@ -147,7 +147,8 @@ fn take_plan(fd: i32) -> Result<Plan, InnerError> {
 fn become_root() -> Result<(), InnerError> {
     let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
     nix::unistd::setgroups(&[]).map_err(|error| InnerError::Become("drop the host's groups", error))?;
-    nix::unistd::setresgid(gid, gid, gid).map_err(|error| InnerError::Become("become the box's group", error))?;
+    nix::unistd::setresgid(gid, gid, gid)
+        .map_err(|error| InnerError::Become("become the box's group", error))?;
     nix::unistd::setresuid(uid, uid, uid).map_err(|error| InnerError::Become("become the box's root", error))
 }
 
@@ -164,8 +165,9 @@ pub(super) fn give_up() -> Result<(), InnerError> {
     caps::clear(None, CapSet::Ambient)
         .map_err(|error| InnerError::Capabilities("clear ambient capabilities", error))?;
     // Set-uid programs of the host's /usr give nobody anything, besides their mounts being nosuid.
-    rustix::thread::set_no_new_privs(true)
-        .map_err(|error| InnerError::Become("set no_new_privs", nix::errno::Errno::from_raw(error.raw_os_error())))
+    rustix::thread::set_no_new_privs(true).map_err(|error| {
+        InnerError::Become("set no_new_privs", nix::errno::Errno::from_raw(error.raw_os_error()))
+    })
 }
 
 fn connect(link: &Link) -> Result<(), InnerError> {
@@ -187,14 +189,18 @@ async fn configure(handle: &Handle, link: &Link) -> Result<(), InnerError> {
         let up = rtnetlink::LinkMessageBuilder::<LinkUnspec>::new().index(index).up().build();
         handle.link().set(up).execute().await.map_err(InnerError::Link)?;
     }
-    super::network::add_address(handle, index, IpAddr::V4(link.guest), PREFIX4).await.map_err(InnerError::Link)?;
-    let out = RouteMessageBuilder::<std::net::Ipv4Addr>::new().gateway(link.host).output_interface(index).build();
+    super::network::add_address(handle, index, IpAddr::V4(link.guest), PREFIX4)
+        .await
+        .map_err(InnerError::Link)?;
+    let out =
+        RouteMessageBuilder::<std::net::Ipv4Addr>::new().gateway(link.host).output_interface(index).build();
     handle.route().add(out).execute().await.map_err(InnerError::Link)?;
     if let Some(v6) = link.v6 {
         super::network::add_address(handle, index, IpAddr::V6(v6.guest), PREFIX6)
             .await
             .map_err(InnerError::Link)?;
-        let out = RouteMessageBuilder::<std::net::Ipv6Addr>::new().gateway(v6.host).output_interface(index).build();
+        let out =
+            RouteMessageBuilder::<std::net::Ipv6Addr>::new().gateway(v6.host).output_interface(index).build();
         handle.route().add(out).execute().await.map_err(InnerError::Link)?;
     }
     Ok(())

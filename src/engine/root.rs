@@ -262,7 +262,8 @@ impl Stage<'_> {
         // As Innkeeper writes it itself: the file can't be changed once the root is read-only.
         let resolv = resolv_conf::render(crate::dns::keeper::LISTEN_V4.into(), &former);
         let name = &self.plan.name;
-        let hosts = format!("127.0.0.1\tlocalhost {name}\n::1\tlocalhost ip6-localhost ip6-loopback {name}\n");
+        let hosts =
+            format!("127.0.0.1\tlocalhost {name}\n::1\tlocalhost ip6-localhost ip6-loopback {name}\n");
         for (path, text) in [
             ("/etc/passwd", files::PASSWD),
             ("/etc/group", files::GROUP),
@@ -337,7 +338,13 @@ impl Stage<'_> {
 
     fn devices(&self) -> Result<(), RootError> {
         let dev = self.path("/dev");
-        mount_at(&dev, Some("tmpfs"), Some("tmpfs"), MsFlags::MS_NOSUID, &self.options(1 << 20, 0o755, layout::ROOT))?;
+        mount_at(
+            &dev,
+            Some("tmpfs"),
+            Some("tmpfs"),
+            MsFlags::MS_NOSUID,
+            &self.options(1 << 20, 0o755, layout::ROOT),
+        )?;
         for (name, minor) in [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)] {
             self.device(name, makedev(1, minor))?;
         }
@@ -395,7 +402,17 @@ pub(super) fn close_proc() -> Result<(), RootError> {
             remount(&path, PLAIN | MsFlags::MS_NOEXEC | MsFlags::MS_RDONLY)?;
         }
     }
-    for name in ["acpi", "asound", "interrupts", "kcore", "keys", "latency_stats", "sched_debug", "scsi", "timer_list"] {
+    for name in [
+        "acpi",
+        "asound",
+        "interrupts",
+        "kcore",
+        "keys",
+        "latency_stats",
+        "sched_debug",
+        "scsi",
+        "timer_list",
+    ] {
         let path = PathBuf::from("/proc").join(name);
         let cover = if path.is_dir() { "/mnt" } else { "/dev/null" };
         if path.exists() {

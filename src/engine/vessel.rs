@@ -94,7 +94,10 @@ pub(super) fn run(vessel: Vessel, options: &Run) -> u8 {
         Some("true") => {
             report::last_words(
                 "run",
-                &format!("a box named {0} is running; enter it: innkeeper in {0}; another one: --name OTHER", options.name),
+                &format!(
+                    "a box named {0} is running; enter it: innkeeper in {0}; another one: --name OTHER",
+                    options.name
+                ),
             );
             return exit::USAGE;
         }
@@ -120,7 +123,8 @@ pub(super) fn boxes() -> Vec<[String; 5]> {
     let mut lines = Vec::new();
     for vessel in [Vessel::Docker, Vessel::Podman] {
         let filter = format!("label={LABEL}");
-        let listed = vessel.ask(&["ps", "--all", "--filter", &filter, "--format", format]).unwrap_or_default();
+        let listed =
+            vessel.ask(&["ps", "--all", "--filter", &filter, "--format", format]).unwrap_or_default();
         for line in listed.lines() {
             let mut fields = line.split('\t').map(str::to_owned);
             let (name, state, since) = (fields.next(), fields.next(), fields.next());

@@ -9,9 +9,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
 use netlink_packet_netfilter::NetfilterProtoFamily;
 use netlink_packet_netfilter::nftables::{
-    Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, ExpressionAttribute, Expressions, Hook, HookNumber,
-    Immediate, InetHookNumber, ListAttribute, Meta, MetaKey, NfTablesMessage, Operator, Payload, Register,
-    RuleAttribute, RuleMessage, TableAttribute, TableMessage, Verdict, VerdictAttribute,
+    Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, ExpressionAttribute, Expressions, Hook,
+    HookNumber, Immediate, InetHookNumber, ListAttribute, Meta, MetaKey, NfTablesMessage, Operator, Payload,
+    Register, RuleAttribute, RuleMessage, TableAttribute, TableMessage, Verdict, VerdictAttribute,
 };
 
 use super::attribute::{attributes, text, value};
@@ -74,11 +74,11 @@ impl Line {
             .compare(operator, value)
     }
 
-    fn from_box(self, interface: &str) -> Self {
+    fn entering(self, interface: &str) -> Self {
         self.meta(MetaKey::Iifname, Operator::Equal, &padded(interface))
     }
 
-    fn to_box(self, interface: &str) -> Self {
+    fn leaving(self, interface: &str) -> Self {
         self.meta(MetaKey::Oifname, Operator::Equal, &padded(interface))
     }
 
@@ -163,49 +163,51 @@ impl Passage {
         ]
     }
 
-    fn from_box(&self) -> Line {
-        Line::default().from_box(&self.interface)
+    fn entering(&self) -> Line {
+        Line::default().entering(&self.interface)
     }
 
     /// The box has its own firewall; here it is shut out of the host a second time.
     fn input(&self) -> Vec<(Line, &'static str)> {
-        let mut rules =
-            vec![(self.from_box().tracked(0, ESTABLISHED_RELATED).accept(), "answers to the host's own questions")];
+        let mut rules = vec![(
+            self.entering().tracked(0, ESTABLISHED_RELATED).accept(),
+            "answers to the host's own questions",
+        )];
         for kind in NEIGHBOURS {
-            let line = self.from_box().meta(MetaKey::L4Proto, Operator::Equal, &[ICMPV6]);
+            let line = self.entering().meta(MetaKey::L4Proto, Operator::Equal, &[ICMPV6]);
             rules.push((line.header(2, 0, Operator::Equal, &[kind]).accept(), "neighbour discovery"));
         }
         for resolver in &self.resolvers {
             for protocol in [17_u8, 6] {
-                let line = self.from_box().address(*resolver, false, Operator::Equal);
+                let line = self.entering().address(*resolver, false, Operator::Equal);
                 let line = line.meta(MetaKey::L4Proto, Operator::Equal, &[protocol]);
                 let line = line.header(2, 2, Operator::Equal, &53_u16.to_be_bytes());
                 rules.push((line.accept(), "the host's own resolver"));
             }
         }
-        rules.push((self.from_box().drop(), "nothing else of the host"));
+        rules.push((self.entering().drop(), "nothing else of the host"));
         rules
     }
 
     fn forward(&self) -> Vec<(Line, &'static str)> {
         let mut rules = vec![(
-            self.from_box().address(self.guest4.into(), true, Operator::NotEqual).drop(),
+            self.entering().address(self.guest4.into(), true, Operator::NotEqual).drop(),
             "the box's own address and no other",
         )];
         rules.push(match self.guest6 {
             Some(guest) => (
-                self.from_box().address(guest.into(), true, Operator::NotEqual).drop(),
+                self.entering().address(guest.into(), true, Operator::NotEqual).drop(),
                 "the box's own address and no other",
             ),
             None => {
-                (self.from_box().meta(MetaKey::Nfproto, Operator::Equal, &[10]).drop(), "the box has no IPv6")
+                (self.entering().meta(MetaKey::Nfproto, Operator::Equal, &[10]).drop(), "the box has no IPv6")
             }
         });
-        let other_box = self.from_box().meta(MetaKey::Oifname, Operator::Equal, INTERFACES.as_bytes());
-        let to_box = Line::default().to_box(&self.interface);
+        let other_box = self.entering().meta(MetaKey::Oifname, Operator::Equal, INTERFACES.as_bytes());
+        let to_box = Line::default().leaving(&self.interface);
         rules.extend([
             (other_box.drop(), "boxes do not meet"),
-            (self.from_box().tracked(2, DNAT).drop(), "nothing that the host publishes by rewriting"),
+            (self.entering().tracked(2, DNAT).drop(), "nothing that the host publishes by rewriting"),
             (to_box.clone().tracked(0, ESTABLISHED_RELATED).accept(), "answers"),
             (to_box.drop(), "nobody else comes in"),
         ]);
@@ -237,7 +239,7 @@ impl Passage {
             }
         }
         for place in closed {
-            for line in [self.from_box(), Line::default().to_box(&self.interface)] {
+            for line in [self.entering(), Line::default().leaving(&self.interface)] {
                 // Without NLM_F_APPEND a rule comes in front.
                 let message = message(&place.table, &place.chain, line.accept(), &self.name);
                 batch.push_in(place.family, NfTablesMessage::NewRule(message), NLM_F_CREATE);
@@ -327,7 +329,9 @@ pub fn tables() -> Result<Vec<String>, NftablesError> {
     let question = NfTablesMessage::GetTable(TableMessage { attributes: Vec::new() });
     let mut names = Vec::new();
     for entry in channel.dump(&question)? {
-        names.extend(Some(text(&entry.attributes()?, NFTA_TABLE_NAME)).filter(|name| name.starts_with(TABLES)));
+        names.extend(
+            Some(text(&entry.attributes()?, NFTA_TABLE_NAME)).filter(|name| name.starts_with(TABLES)),
+        );
     }
     Ok(names)
 }
