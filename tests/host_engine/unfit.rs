@@ -55,7 +55,7 @@ fn a_typing_error_is_known_before_anything_is_made() {
     let wrong = Options::new()
         .env("INNKEEPER_NETWORK_ALLOW", "not a name!")
         .env("INNKEEPER_SESSION_ON_EXIT", "dance");
-    refused(&host, &wrong, 78, &["network.allow", "session.on_exit"]);
+    refused(&host, &wrong, 78, &["INNKEEPER_NETWORK_ALLOW", "INNKEEPER_SESSION_ON_EXIT"]);
     refused(&host, &Options::new().without("CLAUDE_CODE_OAUTH_TOKEN"), 78, &["CLAUDE_CODE_OAUTH_TOKEN"]);
     refused(
         &host,

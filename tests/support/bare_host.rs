@@ -120,9 +120,9 @@ impl BareHost {
 
     /// All that a box could leave behind. Handles and counters are not of it.
     pub(crate) fn snapshot(&self) -> String {
-        let look = "ip -o addr | sed 's/ valid_lft.*//'; ip -o link | cut -d: -f2; ip -4 route; ip -6 route | grep -v '^fe80'; \
+        let look = "ip -o addr | grep -v fe80 | sed 's/ valid_lft.*//'; ip -o link | cut -d: -f2; ip -4 route; ip -6 route | grep -v '^fe80'; \
              nft -s list ruleset; cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding; \
-             cut -d' ' -f5- /proc/self/mountinfo; ls -A /run/innkeeper-engine 2>/dev/null | grep -v '^.lock$'; cat /etc/passwd";
+             cut -d' ' -f5- /proc/self/mountinfo | grep -v -e netns -e /var/lib/containers; ls -A /run/innkeeper-engine 2>/dev/null | grep -v '^.lock$'; cat /etc/passwd";
         self.shell(look).out
     }
 
