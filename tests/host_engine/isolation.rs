@@ -1,5 +1,7 @@
 //! What of the host and of other boxes can't be reached: files, sockets, processes, services.
 
+#![allow(clippy::disallowed_methods, reason = "no reaper runs beside a test")]
+
 use std::process::Stdio;
 
 use crate::bare_host::{BareHost, HostBox, Options};
