@@ -28,5 +28,6 @@ pub mod socket_table;
 pub mod status;
 pub mod supervisor;
 pub mod time_share;
+pub mod tour;
 pub mod watch;
 pub mod workspace;
