@@ -66,6 +66,25 @@ mod engines {
         assert_eq!(guest.stop(), 143);
     }
 
+    /// What a rootless engine gives: root of a user namespace, which is nobody on the host, in a network that belongs to
+    /// it; the network comes while the box runs.
+    #[test]
+    fn podman_in_a_user_namespace_gives_the_same_box() {
+        let Some(rig) = Rig::new().filter(|_| podman_is_here()) else { return };
+        let mapped = ["--uidmap", "0:200000:65536", "--gidmap", "0:200000:65536"];
+        let guest = rig.boot(&BoxOptions::new().podman().docker(&mapped).network("none"));
+        let map = std::fs::read_to_string(format!("/proc/{}/uid_map", guest.pid())).unwrap();
+        assert_eq!(map.split_whitespace().collect::<Vec<_>>(), ["0", "200000", "65536"]);
+        rig.plug_into(&guest);
+        guest.await_status("an address", |status| {
+            status["firewall"]["addresses"].to_string().contains("ok.test")
+        });
+        keeps_the_promise(&rig, &guest);
+        // Refused packets are listed there too.
+        guest.await_status("a denial", |status| status["denials"].to_string().contains(&host("evil")));
+        assert_eq!(guest.stop(), 143);
+    }
+
     /// README's line of least privilege.
     fn least(options: BoxOptions) -> BoxOptions {
         let capabilities =
