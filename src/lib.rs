@@ -18,6 +18,7 @@ pub mod identity;
 pub mod image_audit;
 pub mod init;
 pub mod innkeeper;
+pub mod kernel;
 pub mod namespace;
 pub mod policy;
 pub mod readiness;
