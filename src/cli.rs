@@ -91,6 +91,12 @@ enum Command {
     In(engine::In),
     #[command(hide = true)]
     EngineInner(engine::inner::Inner),
+    /// What the box lets its agent do and what not, tried on the spot; the demo's program
+    Tour {
+        /// A shell afterwards, on a terminal
+        #[arg(long)]
+        shell: bool,
+    },
     #[command(hide = true)]
     CountProcesses,
     #[command(hide = true)]
@@ -184,6 +190,7 @@ fn dispatch(command: Command) -> u8 {
         Command::Rm(named) => engine::rm(&named),
         Command::In(arguments) => engine::enter(&arguments),
         Command::EngineInner(inner) => engine::inner::run(&inner),
+        Command::Tour { shell } => crate::tour::run(shell),
         Command::CountProcesses => match processes::in_use() {
             Some(count) => print(&count.to_string()),
             None => exit::INTERNAL,

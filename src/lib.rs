@@ -43,6 +43,8 @@ pub mod init;
 #[cfg(target_os = "linux")]
 pub mod innkeeper;
 #[cfg(target_os = "linux")]
+pub mod kernel;
+#[cfg(target_os = "linux")]
 pub mod namespace;
 #[cfg(target_os = "linux")]
 pub mod policy;
@@ -65,6 +67,8 @@ pub mod status;
 pub mod supervisor;
 #[cfg(target_os = "linux")]
 pub mod time_share;
+#[cfg(target_os = "linux")]
+pub mod tour;
 #[cfg(target_os = "linux")]
 pub mod watch;
 #[cfg(target_os = "linux")]

@@ -7,7 +7,7 @@ mod rig;
 #[cfg(test)]
 mod engines {
     use std::io::Write;
-    use std::path::{Path, PathBuf};
+    use std::path::PathBuf;
 
     use serde_json::{Value, json};
 
@@ -63,6 +63,25 @@ mod engines {
         let Some(rig) = Rig::new().filter(|_| podman_is_here()) else { return };
         let guest = rig.boot(&least(BoxOptions::new().podman()));
         keeps_the_promise(&rig, &guest);
+        assert_eq!(guest.stop(), 143);
+    }
+
+    /// What a rootless engine gives: root of a user namespace, which is nobody on the host, in a network that belongs to
+    /// it; the network comes while the box runs.
+    #[test]
+    fn podman_in_a_user_namespace_gives_the_same_box() {
+        let Some(rig) = Rig::new().filter(|_| podman_is_here()) else { return };
+        let mapped = ["--uidmap", "0:200000:65536", "--gidmap", "0:200000:65536"];
+        let guest = rig.boot(&BoxOptions::new().podman().docker(&mapped).network("none"));
+        let map = std::fs::read_to_string(format!("/proc/{}/uid_map", guest.pid())).unwrap();
+        assert_eq!(map.split_whitespace().collect::<Vec<_>>(), ["0", "200000", "65536"]);
+        rig.plug_into(&guest);
+        guest.await_status("an address", |status| {
+            status["firewall"]["addresses"].to_string().contains("ok.test")
+        });
+        keeps_the_promise(&rig, &guest);
+        // Refused packets are listed there too.
+        guest.await_status("a denial", |status| status["denials"].to_string().contains(&host("evil")));
         assert_eq!(guest.stop(), 143);
     }
 
@@ -164,8 +183,9 @@ mod engines {
                 mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
                 mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777"]),
                 mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-                place("/run", "mode=755"), place("/tmp", "mode=1777"), place("/workspace", "mode=755"),
-                place("/home/claude", "mode=755"),
+                // As a kubelet makes an emptyDir: everybody may write.
+                place("/run", "mode=777"), place("/tmp", "mode=777"), place("/workspace", "mode=777"),
+                place("/home/claude", "mode=777"),
             ],
             "linux": {
                 "namespaces": [
@@ -195,7 +215,8 @@ mod engines {
         let status: Value = serde_json::from_str(&status).unwrap();
         let held = status["protections"].as_array().unwrap();
         assert!(held.len() == 7 && held.iter().all(|protection| protection["held"] == true), "{status}");
-        assert!(!Path::new(&bundle.dir.join("upper/workspace")).join("x").exists());
+        let modes = bundle.exec("0", "stat -c '%a %U %n' /run /tmp /workspace /home/claude").expect("stat");
+        assert_eq!(modes, "755 root /run\n1777 root /tmp\n755 claude /workspace\n700 claude /home/claude\n");
         must("runc", &["kill", &bundle.id, "TERM"]);
         bundle.await_line("(exit status 143)");
     }

@@ -304,6 +304,14 @@ impl Rig {
         run("ip", &["netns", "exec", &self.name, "bash", "-c", command])
     }
 
+    /// Gives the link to the world to a box that has a network of its own, while it runs.
+    pub(crate) fn plug_into(&self, guest: &RunningBox) {
+        let pid = guest.pid().to_string();
+        self.inside(&format!("ip link set eth0 netns {pid}")).expect("the link into the box's own network");
+        address(&pid);
+        route(&pid);
+    }
+
     /// A program that runs in the world with pipes of its own.
     pub(crate) fn spawn_in_world(&self, program: &[&str]) -> Talking {
         Talking::with("ip", &[&["netns", "exec", &self.name], program].concat())
