@@ -5,6 +5,7 @@
     reason = "none of this runs in PID 1 of a box: children are waited for where they start"
 )]
 
+mod demo;
 #[cfg(target_os = "linux")]
 pub mod embedded;
 #[cfg(target_os = "linux")]
@@ -62,6 +63,9 @@ pub struct Run {
     /// embedded: the box's innkeeper.toml
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// A guided tour in place of Claude Code: needs no credentials, shows what is refused and by whom
+    #[arg(long)]
+    pub demo: bool,
     /// docker and podman: options of theirs
     #[arg(last = true)]
     pub options: Vec<String>,
@@ -116,6 +120,9 @@ fn unfit(what: &str, next: &str) -> u8 {
 
 /// Starts a box and stays with it.
 pub fn run(options: &Run) -> u8 {
+    if options.demo {
+        return demo::run(options);
+    }
     let engine = options.engine.or_else(|| vessel::answering().map(Engine::from));
     match engine {
         Some(Engine::Docker) => vessel::run(vessel::Vessel::Docker, options),
