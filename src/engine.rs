@@ -51,9 +51,9 @@ pub struct Run {
     /// The box's name, also its host name
     #[arg(long, default_value = "innkeeper", value_parser = name)]
     pub name: String,
-    /// The image, for docker and podman
-    #[arg(long, default_value = "innkeeper")]
-    pub image: String,
+    /// docker and podman: the image (INNKEEPER_IMAGE, else innkeeper)
+    #[arg(long)]
+    pub image: Option<String>,
     /// embedded: where tmux and Claude Code are (scripts/programs fills it)
     #[arg(long, value_name = "DIR")]
     pub programs: Option<PathBuf>,

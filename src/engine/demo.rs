@@ -91,7 +91,7 @@ fn words(options: &Run) -> Vec<String> {
         };
         words.extend(["--engine".to_owned(), name.to_owned()]);
     }
-    words.extend(["--image".to_owned(), options.image.clone()]);
+    words.extend(options.image.iter().flat_map(|image| ["--image".to_owned(), image.clone()]));
     for (flag, path) in
         [("--programs", &options.programs), ("--network", &options.network), ("--config", &options.config)]
     {

@@ -26,7 +26,7 @@ const HANDED_OVER: &[&str] = &[
 ];
 
 /// About the start itself, not for the box.
-const OURS: &[&str] = &["INNKEEPER_IMAGE", "INNKEEPER_ENGINE", "INNKEEPER_PROGRAMS"];
+const OURS: &[&str] = &["INNKEEPER_BINARY", "INNKEEPER_ENGINE", "INNKEEPER_IMAGE", "INNKEEPER_PROGRAMS"];
 
 /// Whether a variable of this name goes into the box.
 #[must_use]

@@ -79,7 +79,11 @@ fn command_line(options: &Run, environment: &[String], terminal: bool, apparmor:
         add(&["--env", name]);
     }
     words.extend(options.options.iter().cloned());
-    words.push(options.image.clone());
+    let image = options
+        .image
+        .clone()
+        .or_else(|| std::env::var("INNKEEPER_IMAGE").ok().filter(|image| !image.is_empty()));
+    words.push(image.unwrap_or_else(|| "innkeeper".to_owned()));
     words
 }
 
