@@ -27,6 +27,8 @@ pub mod programs;
 pub mod root;
 #[cfg(target_os = "linux")]
 pub mod state;
+#[cfg(target_os = "linux")]
+pub mod terminal;
 mod vessel;
 
 use std::path::PathBuf;

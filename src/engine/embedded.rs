@@ -7,10 +7,10 @@
 
 mod leftovers;
 mod preparation;
-mod signals;
+pub(super) mod signals;
 
 use std::fs;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, Read, Write};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::CommandExt;
@@ -29,6 +29,7 @@ use super::network::{self, LinkError};
 use super::plan::Plan;
 use super::programs::ProgramError;
 use super::state::{Desk, Process, Record, StateError};
+use super::terminal::Terminal;
 use crate::firewall::nftables::NftablesError;
 use crate::firewall::nftables::passage::Passage;
 use crate::report::{self, exit};
@@ -159,9 +160,13 @@ fn keep(options: &Run) -> Result<i32, EmbeddedError> {
     };
     report::last_words("run", EXPERIMENTAL);
     desk.write(&record)?;
-    let started = start(&desk, &plan, record.clone(), &resolvers);
+    let terminal =
+        Terminal::open().map_err(|source| EmbeddedError::Start { what: "make a terminal", source });
+    let started = terminal.and_then(|terminal| {
+        start(&desk, &plan, record.clone(), &resolvers, terminal.as_ref()).map(|child| (child, terminal))
+    });
     drop(desk);
-    let status = started.and_then(|mut child| signals.wait(&mut child));
+    let status = started.and_then(|(mut child, terminal)| signals.wait(&mut child, terminal));
     let desk = Desk::open()?;
     let left = take_back(&desk, &record);
     let status = status?;
@@ -181,11 +186,17 @@ pub(super) fn close_inherited() {
 }
 
 /// Starts the first process of the box and gives it what only the host can give.
-fn start(desk: &Desk, plan: &Plan, mut record: Record, resolvers: &[IpAddr]) -> Result<Child, EmbeddedError> {
+fn start(
+    desk: &Desk,
+    plan: &Plan,
+    mut record: Record,
+    resolvers: &[IpAddr],
+    terminal: Option<&Terminal>,
+) -> Result<Child, EmbeddedError> {
     let failed = |what| move |source| EmbeddedError::Start { what, source };
     let (mut told, tell) = io::pipe().map_err(failed("make a pipe"))?;
     let (hear, mut say) = io::pipe().map_err(failed("make a pipe"))?;
-    let mut child = spawn(plan, &tell, &hear)?;
+    let mut child = spawn(plan, &tell, &hear, terminal)?;
     // Its ends are its alone: theirs is how each side learns of the other's death.
     drop((tell, hear));
     let pid = child.id();
@@ -244,7 +255,12 @@ fn end(child: &mut Child) -> Option<i32> {
     ended.then(|| super::status_of(status))
 }
 
-fn spawn(plan: &Plan, tell: &io::PipeWriter, hear: &io::PipeReader) -> Result<Child, EmbeddedError> {
+fn spawn(
+    plan: &Plan,
+    tell: &io::PipeWriter,
+    hear: &io::PipeReader,
+    terminal: Option<&Terminal>,
+) -> Result<Child, EmbeddedError> {
     let failed = |what| move |source| EmbeddedError::Start { what, source };
     let text = serde_json::to_vec(plan).map(zeroize::Zeroizing::new);
     let text = text.map_err(|error| EmbeddedError::Start { what: "write the plan", source: error.into() })?;
@@ -258,9 +274,10 @@ fn spawn(plan: &Plan, tell: &io::PipeWriter, hear: &io::PipeReader) -> Result<Ch
     unshare(CloneFlags::CLONE_NEWPID)
         .map_err(|error| EmbeddedError::Start { what: "make a pid namespace", source: error.into() })?;
     let mut first = Command::new("/proc/self/exe");
-    if !io::stdin().is_terminal() {
+    match terminal {
+        Some(terminal) => terminal.give(first.arg0("innkeeper")).map_err(failed("hand the terminal over"))?,
         // Whoever signals our process group would reach the box twice: its own signal and the one that we pass on.
-        first.process_group(0);
+        None => drop(first.process_group(0)),
     }
     let child = first
         .arg0("innkeeper")
@@ -268,6 +285,7 @@ fn spawn(plan: &Plan, tell: &io::PipeWriter, hear: &io::PipeReader) -> Result<Ch
         .args(["--plan-fd", &plan.as_raw_fd().to_string()])
         .args(["--tell-fd", &tell.as_raw_fd().to_string()])
         .args(["--hear-fd", &hear.as_raw_fd().to_string()])
+        .args(terminal.map(|_| "--terminal"))
         .env_clear()
         .current_dir("/")
         .spawn();

@@ -79,6 +79,8 @@ pub(super) fn prepare(
 fn complete(mut environment: Vec<(String, String)>) -> Vec<(String, String)> {
     environment.push(("PATH".to_owned(), environment::PATH.to_owned()));
     environment.push(("LANG".to_owned(), "C.UTF-8".to_owned()));
+    // How engines say who they are (systemd.io/CONTAINER_INTERFACE).
+    environment.push(("container".to_owned(), "innkeeper".to_owned()));
     if let (true, Ok(terminal)) = (io::stdin().is_terminal(), std::env::var("TERM")) {
         environment.push(("TERM".to_owned(), terminal));
     }
