@@ -18,6 +18,8 @@ pub mod ids;
 #[cfg(target_os = "linux")]
 pub mod inner;
 #[cfg(target_os = "linux")]
+pub mod legacy;
+#[cfg(target_os = "linux")]
 pub mod network;
 #[cfg(target_os = "linux")]
 pub mod plan;

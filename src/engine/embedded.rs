@@ -24,12 +24,12 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use preparation::prepare;
 use signals::Signals;
 
-use super::Run;
 use super::network::{self, LinkError};
 use super::plan::Plan;
 use super::programs::ProgramError;
 use super::state::{Desk, Process, Record, StateError};
 use super::terminal::Terminal;
+use super::{Run, legacy};
 use crate::firewall::nftables::NftablesError;
 use crate::firewall::nftables::passage::Passage;
 use crate::report::{self, exit};
@@ -53,6 +53,10 @@ pub enum EmbeddedError {
     Resolvers(String),
     #[error("cannot keep the record of the box")]
     State(#[from] StateError),
+    #[error(
+        "this kernel makes no user namespaces (user.max_user_namespaces is 0, or CONFIG_USER_NS is missing)"
+    )]
+    NoUserNamespaces,
     #[error("no block of 65536 ids is free on this host")]
     NoIds,
     #[error("cannot link the box to the host's network")]
@@ -81,6 +85,7 @@ impl EmbeddedError {
             | Self::Resolvers(_)
             | Self::State(_)
             | Self::NoIds
+            | Self::NoUserNamespaces
             | Self::Link(_)
             | Self::Rules(_)
             | Self::Sysctl { .. } => exit::CONFIG,
@@ -98,6 +103,7 @@ impl EmbeddedError {
             Self::Resolvers(_) => {
                 Some("name resolvers that the box can reach: INNKEEPER_NETWORK_UPSTREAMS=192.0.2.53")
             }
+            Self::NoUserNamespaces => Some("sysctl user.max_user_namespaces=1024"),
             Self::Rules(NftablesError::NoNfTables { .. }) => {
                 Some("the embedded engine needs a kernel with nf_tables; Docker and Podman do without")
             }
@@ -219,6 +225,9 @@ fn start(
         };
         // The rules before the link: there is no moment in which the box is connected and the host open.
         passage.open()?;
+        for problem in legacy::open(&record.interface, &record.table) {
+            report::last_words("run", &problem);
+        }
         network::make(&record.interface, &plan.link, pid)?;
         say.write_all(b"g").map_err(failed("speak to the box's first process"))?;
         told.read_exact(&mut byte).map_err(failed("hear from the box's first process"))?;

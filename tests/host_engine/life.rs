@@ -166,3 +166,25 @@ fn on_a_terminal_run_lands_in_the_session() {
     assert_eq!(operator.status(), Some(130));
     assert_eq!(host.snapshot(), before);
 }
+
+#[test]
+fn a_host_with_the_old_iptables_that_forwards_nothing() {
+    let Some(host) = BareHost::new() else { return };
+    let closed =
+        host.shell("iptables-legacy -P FORWARD DROP && iptables-legacy -A FORWARD -s 192.0.2.1 -j ACCEPT");
+    if !closed.ok() {
+        assert!(std::env::var_os("CI").is_none(), "CI must have it: {closed:?}");
+        return;
+    }
+    let filter = || host.shell("iptables-legacy -S").expect("the old filter");
+    let (before, rules) = (host.snapshot(), filter());
+    let mut guest = host.boot("one", &Options::new());
+    assert_eq!(filter().matches("innkeeper-box-0").count(), 2, "{}", filter());
+    let page = guest.agent("curl -sS -m 10 http://ok.test/");
+    assert!(page.out.contains("token-"), "{page:?}");
+    guest.signal_keeper(Signal::KILL);
+    drop(guest.end());
+    host.innkeeper(&["ls"]).expect("ls");
+    assert_eq!(filter(), rules);
+    assert_eq!(host.snapshot(), before);
+}

@@ -123,7 +123,7 @@ impl BareHost {
     pub(crate) fn snapshot(&self) -> String {
         let look = "ip -o addr | grep -v fe80 | sed 's/ valid_lft.*//'; ip -o link | cut -d: -f2; ip -4 route; ip -6 route | grep -v '^fe80'; \
              nft -s list ruleset; cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding; \
-             cut -d' ' -f5- /proc/self/mountinfo | grep -v -e netns -e /var/lib/containers; ls -A /run/innkeeper-engine 2>/dev/null | grep -v '^.lock$'; cat /etc/passwd";
+             cut -d' ' -f5- /proc/self/mountinfo | grep -v -e netns -e /var/lib/containers -e /var/lib/docker; ls -A /run/innkeeper-engine 2>/dev/null | grep -v '^.lock$'; cat /etc/passwd";
         self.shell(look).out
     }
 

@@ -25,6 +25,11 @@ pub(super) fn prepare(
     options: &Run,
     others: &[Record],
 ) -> Result<(Plan, Record, Vec<IpAddr>), EmbeddedError> {
+    // The sysctl is there where the kernel has them (namespaces(7)).
+    let most = fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
+    if most.trim().is_empty() || most.trim() == "0" {
+        return Err(EmbeddedError::NoUserNamespaces);
+    }
     let environment: Vec<(String, String)> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| handed_over(name))
