@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use crate::audit::command::LogArgs;
 use crate::control::client;
 use crate::control::protocol::{Request, Response};
+use crate::doctor::DoctorArgs;
 use crate::identity::{credential, home};
 use crate::init::Init;
 use crate::readiness;
@@ -78,6 +79,8 @@ enum Command {
     Log(LogArgs),
     /// Every setting: key, default, variable
     Settings,
+    /// What this host can and can't give, before a boot: run it with the flags that a boot would get
+    Doctor(DoctorArgs),
     /// The firewall's rules in the syntax of nft, each with its purpose
     Rules,
     #[command(hide = true)]
@@ -166,6 +169,7 @@ fn dispatch(command: Command) -> u8 {
         }
         Command::Revoke { rules } => ask(&Request::Revoke { rules }),
         Command::Log(args) => crate::audit::command::run(&args),
+        Command::Doctor(args) => crate::doctor::run(&args),
         Command::Settings => print(&crate::config::settings::help()),
         Command::Rules => ask(&Request::Rules),
         Command::CountProcesses => match processes::in_use() {

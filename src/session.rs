@@ -24,7 +24,7 @@ use crate::supervisor::run_as::Identity;
 use crate::supervisor::{Exit, Spawner};
 
 pub const TMUX: &str = "/usr/bin/tmux";
-const TMUX_CONF: &str = "/opt/innkeeper/tmux.conf";
+pub const TMUX_CONF: &str = "/opt/innkeeper/tmux.conf";
 /// The session's name in tmux.
 pub const NAME: &str = "claude";
 

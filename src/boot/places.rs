@@ -13,8 +13,11 @@ use crate::control;
 use crate::filesystem::layout::{self, Mount};
 use crate::filesystem::seal::Writable;
 use crate::filesystem::{self, Sealed};
-use crate::identity::{self, home};
+use crate::identity;
 use crate::innkeeper::{CREDENTIAL_HOSTS, Innkeeper};
+use crate::prerequisites::places::seal_lack;
+use crate::prerequisites::privileges::Privileges;
+use crate::prerequisites::{self, limits};
 use crate::report::{chain, event};
 use crate::supervisor::Launch;
 use crate::supervisor::run_as::Identity;
@@ -36,25 +39,25 @@ const HOME_LIMIT: Duration = Duration::from_secs(15);
 
 pub(super) fn mounts(innkeeper: &Arc<Innkeeper>, steps: &Steps) -> Result<Vec<Mount>, Failure> {
     let agent = &innkeeper.accounts.agent;
-    let memory = host::memory();
-    let sizes = &innkeeper.config.filesystem;
-    let sizes = layout::Sizes {
-        workspace: sizes.workspace_size.resolve(memory),
-        tmp: sizes.tmp_size.resolve(memory),
-        home: sizes.home_size.resolve(memory),
-    }
-    .within(memory);
-    if let Some(warning) = layout::memory_warning(sizes, memory) {
+    let config = &innkeeper.config;
+    if let Some(warning) = layout::memory_warning(prerequisites::places::sizes(config), limits::memory()) {
         innkeeper.board().warn(warning);
     }
+    let may_mount = Privileges::look().may_mount();
     let places = steps.run(
         MOUNTS,
-        || Ok(layout::plan(agent.owner(), &agent.home, sizes)),
-        |places| filesystem::apply(places).map_err(|error| host::mount_trouble(&error)),
+        || Ok(prerequisites::places::layout(config, agent)),
         |places| {
-            let detail =
-                filesystem::verify(places).map_err(|found| Trouble::unfit(found, host::NEXT_MOUNTS))?;
-            Ok(Verified::new(places.clone(), detail))
+            let made = filesystem::apply(places);
+            made.map_err(|error| prerequisites::places::lack(&error, places, may_mount).into())
+        },
+        |places| {
+            let next = "let the runtime make it as README.md says, or chown the volume to the agent's uid";
+            let found = filesystem::verify(places).map_err(|found| Trouble::unfit(found, next))?;
+            for weaker in found.weaker {
+                innkeeper.board().warn(weaker);
+            }
+            Ok(Verified::new(places.clone(), found.detail))
         },
     )?;
     open_control(innkeeper)?;
@@ -113,14 +116,7 @@ pub(super) fn as_agent(
 
 pub(super) fn furnish(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failure> {
     let agent = &innkeeper.accounts.agent;
-    let plan = || {
-        if Path::new(home::SKELETON).is_dir() {
-            Ok(home_arguments(innkeeper))
-        } else {
-            let what = format!("the image has no {}", home::SKELETON);
-            Err(Trouble::unfit(what, "build the image from innkeeper's Dockerfile"))
-        }
-    };
+    let plan = || Ok(home_arguments(innkeeper));
     let mut problems = String::new();
     let apply = |args: &Vec<String>| {
         problems = as_agent(innkeeper, "home", args.clone())?;
@@ -205,7 +201,7 @@ pub(super) fn seal(innkeeper: &Innkeeper, steps: &Steps, places: &[Mount]) -> Re
                 let detail = format!("given up by boot.accept=rootfs: {found}");
                 Ok(Verified::degraded(Sealed::new(writable.clone(), doors.clone()), detail))
             }
-            Err(found) => Err(Trouble::unfit(found, host::NEXT_SEAL)),
+            Err(found) => Err(seal_lack(found, Privileges::look().may_mount()).into()),
         },
     )
 }

@@ -107,6 +107,14 @@ pub(super) fn register(innkeeper: &Arc<Innkeeper>, attack: &Attack, sealed: &Sea
     Ok(())
 }
 
+/// Others are routed through this network namespace: known and given up, so it stays in `status`.
+pub(super) fn give_up_network(innkeeper: &Innkeeper, why: String) {
+    let name = "shared-network";
+    innkeeper.board().warn(format!("{why}: accepted by boot.accept={name}"));
+    // An accepted one stops nothing.
+    drop(innkeeper.board().protect(name, true, Arc::new(move || Err(why.clone()))));
+}
+
 fn egress(firewall: &Firewall, attack: &Attack, name: &'static str) -> Verify {
     let (firewall, attack) = (firewall.clone(), attack.clone());
     Arc::new(move || {

@@ -103,7 +103,15 @@ const MAX_LOOKED_AT: usize = 20_000;
 /// A place in a writable mount where the agent may write: what counts is not the mount's flag but whether there is one.
 /// Devices and sockets decide for themselves; their mount's flag never mattered to them.
 fn place_for(mount: &Path, agent: Owner) -> Option<String> {
-    let device = std::fs::symlink_metadata(mount).ok()?.dev();
+    // A FUSE mount of somebody's may be closed to root and open to its owner.
+    let hidden = |path: &Path, error: &std::io::Error| {
+        let gone = error.kind() == std::io::ErrorKind::NotFound;
+        (!gone).then(|| format!("{} (can't be looked at: {error})", path.display()))
+    };
+    let device = match std::fs::symlink_metadata(mount) {
+        Ok(metadata) => metadata.dev(),
+        Err(error) => return hidden(mount, &error),
+    };
     let mut pending = vec![mount.to_owned()];
     let mut seen = 0;
     while let Some(path) = pending.pop() {
@@ -111,7 +119,13 @@ fn place_for(mount: &Path, agent: Owner) -> Option<String> {
         if seen > MAX_LOOKED_AT {
             return Some(format!("{} (too large to look through)", mount.display()));
         }
-        let Ok(metadata) = std::fs::symlink_metadata(&path) else { continue };
+        let metadata = match std::fs::symlink_metadata(&path) {
+            Ok(metadata) => metadata,
+            Err(error) => match hidden(&path, &error) {
+                None => continue,
+                found => return found,
+            },
+        };
         if metadata.dev() != device {
             continue;
         }
@@ -119,8 +133,13 @@ fn place_for(mount: &Path, agent: Owner) -> Option<String> {
             return Some(path.display().to_string());
         }
         if metadata.is_dir() {
-            pending
-                .extend(std::fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
+            match std::fs::read_dir(&path) {
+                Ok(entries) => pending.extend(entries.flatten().map(|entry| entry.path())),
+                Err(error) => match hidden(&path, &error) {
+                    None => {}
+                    found => return found,
+                },
+            }
         }
     }
     None

@@ -73,6 +73,12 @@ pub fn cover(doors: &[PathBuf]) -> Result<(), SurfaceError> {
     failed.map_or(Ok(()), Err)
 }
 
+/// Whether something can be bound over this door; in a mount namespace that is thrown away.
+pub fn rehearse(door: &Path) -> Result<(), SurfaceError> {
+    let bound = mount(Some(door), door, None::<&str>, MsFlags::MS_BIND, None::<&str>);
+    bound.map_err(|source| SurfaceError::Cover { path: door.to_owned(), source })
+}
+
 /// Reads the mount table and finds the doors.
 pub fn find() -> Result<Vec<PathBuf>, SurfaceError> {
     Ok(found(&MountTable::read().map_err(SurfaceError::Table)?))

@@ -36,12 +36,12 @@ fn f14_a_program_that_ends_at_once_is_started_again_ever_more_slowly() {
 }
 
 #[test]
-fn f14_without_claude_in_the_image_the_reason_is_said_and_the_shell_is_there() {
+fn f14_without_its_program_the_session_says_why_and_the_shell_is_there() {
     let Some(rig) = Rig::new() else { return };
-    let guest = rig.boot(&BoxOptions::new().claude().docker(&["--tmpfs", "/opt/claude:ro"]));
+    let guest = rig.boot(&BoxOptions::new().env("INNKEEPER_SESSION_COMMAND", "/workspace/not-there"));
     let status = guest.await_status("back-off", |status| status["session"]["state"] == "backoff");
     let detail = status["session"]["detail"].as_str().unwrap();
-    assert!(detail.contains("/usr/local/bin/claude is missing in the image"), "{detail}");
+    assert!(detail.contains("/workspace/not-there"), "{detail}");
     let mut terminal = attach(&guest, 120, 40);
     terminal.keys("\x02\x1b[B");
     terminal.keys("echo mine-$((40+2))\r");
