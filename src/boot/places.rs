@@ -1,5 +1,6 @@
 //! The steps that decide where the agent may write and who it is there: mounts, home, identity, seal.
 
+use std::cell::Cell;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -175,13 +176,17 @@ pub(super) fn seal(innkeeper: &Innkeeper, steps: &Steps, places: &[Mount]) -> Re
         let doors = filesystem::surfaces::find().map_err(|error| Trouble::internal(&error))?;
         Ok((Writable::new(places, innkeeper.accounts.agent.owner()), doors))
     };
+    let uncovered = Cell::new(0);
     steps.run(
         SEAL,
         plan,
         |(writable, doors)| {
-            // Both go on after a failure; what counts is what the verification finds.
-            if let Err(error) = filesystem::surfaces::cover(doors) {
-                event("seal", &chain(&error));
+            // Both go on after a failure; what counts is what the verification, and then the self-attack, finds.
+            let failed = filesystem::surfaces::cover(doors).map_err(|error| Trouble::internal(&error))?;
+            uncovered.set(failed.len());
+            for error in failed {
+                let what = "only its own modes keep the agent out, until --cap-add SYS_ADMIN lets innkeeper cover it";
+                innkeeper.board().warn(format!("{}: {what}", chain(&error)));
             }
             if let Err(error) = filesystem::seal::apply(writable) {
                 event("seal", &chain(&error));
@@ -189,12 +194,8 @@ pub(super) fn seal(innkeeper: &Innkeeper, steps: &Steps, places: &[Mount]) -> Re
             Ok(())
         },
         |(writable, doors)| match filesystem::seal::verify(writable) {
-            Ok(()) => {
-                let detail = if doors.is_empty() {
-                    "read-only but for the agent's places".to_owned()
-                } else {
-                    format!("read-only but for the agent's places; {} host doors covered", doors.len())
-                };
+            Ok(left) => {
+                let detail = sealed_detail(innkeeper, &left, doors.len(), uncovered.get());
                 Ok(Verified::new(Sealed::new(writable.clone(), doors.clone()), detail))
             }
             Err(found) if accepted("rootfs") => {
@@ -204,6 +205,22 @@ pub(super) fn seal(innkeeper: &Innkeeper, steps: &Steps, places: &[Mount]) -> Re
             Err(found) => Err(seal_lack(found, Privileges::look().may_mount()).into()),
         },
     )
+}
+
+/// The line of the boot log; what is less than it could be becomes a warning.
+fn sealed_detail(innkeeper: &Innkeeper, left: &[PathBuf], doors: usize, uncovered: usize) -> String {
+    let mut detail = match filesystem::seal::left_to_root(left) {
+        None => "read-only but for the agent's places".to_owned(),
+        Some(left) => {
+            innkeeper.board().warn(format!("{left}: --read-only, or --cap-add SYS_ADMIN, closes it"));
+            "nothing is writable for the agent but its places".to_owned()
+        }
+    };
+    if doors > 0 {
+        let how = if uncovered == 0 { "covered" } else { "not all covered" };
+        detail.push_str(&format!("; {doors} host doors {how}"));
+    }
+    detail
 }
 
 /// For the attack's plan: directories where nobody but root may make a file.

@@ -29,10 +29,7 @@ pub(super) fn findings(
         }
     };
     let mut findings: Vec<Finding> = layout.iter().map(|place| of_place(place, &table, given)).collect();
-    let root = table.at(Path::new("/"));
-    let read_only = root.is_some_and(MountEntry::read_only);
-    let found = if read_only { "read-only by the runtime" } else { "writable: the boot remounts it" };
-    findings.push(Finding::ok("root file system", found, MOUNTINFO));
+    findings.push(root(&table, given));
     let (lacks, tried) = if given.may_mount() {
         (trial::run(Trial::Mounts), "the boot's mounts in a mount namespace of its own")
     } else {
@@ -55,6 +52,19 @@ pub(super) fn findings(
     }
     findings.extend(doors());
     findings
+}
+
+fn root(table: &MountTable, given: &Privileges) -> Finding {
+    let mechanism = "root file system";
+    let read_only = table.at(Path::new("/")).is_some_and(MountEntry::read_only);
+    match (read_only, given.may_mount()) {
+        (true, _) => Finding::ok(mechanism, "read-only by the runtime", MOUNTINFO),
+        (false, true) => Finding::ok(mechanism, "writable: the boot remounts it", MOUNTINFO),
+        (false, false) => {
+            Finding::weaker(mechanism, "writable for root, file modes keep the agent out", MOUNTINFO)
+                .next("--read-only")
+        }
+    }
 }
 
 /// What is there now; whether it will do is the trial's to say.

@@ -89,12 +89,27 @@ pub fn apply(writable: &Writable) -> Result<(), SealError> {
     failed.map_or(Ok(()), Err)
 }
 
-/// Looks at the mount table: what is still writable beside the list, by name.
-pub fn verify(writable: &Writable) -> Result<(), String> {
+/// Looks at the mount table: what is still writable for the agent beside the list, by name. Without such: the mounts that
+/// are writable for root alone.
+pub fn verify(writable: &Writable) -> Result<Vec<PathBuf>, String> {
     let table = MountTable::read().map_err(|error| crate::report::chain(&error))?;
+    let others = writable.others(&table);
     let open: Vec<String> =
-        writable.others(&table).iter().filter_map(|entry| place_for(&entry.path, writable.agent)).collect();
-    if open.is_empty() { Ok(()) } else { Err(format!("still writable: {}", open.join(", "))) }
+        others.iter().filter_map(|entry| place_for(&entry.path, writable.agent)).collect();
+    if !open.is_empty() {
+        return Err(format!("still writable: {}", open.join(", ")));
+    }
+    // Runtimes make /dev and the directory of cgroups of these.
+    Ok(others.into_iter().filter(|entry| !entry.is_tmpfs()).map(|entry| entry.path).collect())
+}
+
+/// What stays writable for root, in words; `None` if nothing does.
+#[must_use]
+pub fn left_to_root(paths: &[PathBuf]) -> Option<String> {
+    let list: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    let what = "stays writable for root";
+    (!list.is_empty())
+        .then(|| format!("{what}: {} (the agent finds no place to write there)", list.join(", ")))
 }
 
 /// Files of a mount that is looked through when it can't be made read-only; /dev has a few dozen.
