@@ -62,17 +62,19 @@ impl Sealed {
     }
 }
 
-/// Makes every place of the layout that is not there yet.
-pub fn apply(layout: &[Mount]) -> Result<(), FilesystemError> {
-    close_run()?;
-    for place in layout {
-        let table = MountTable::read().map_err(FilesystemError::Table)?;
-        match table.at(&place.path) {
-            Some(entry) => keep(place, entry)?,
-            None => provide(place, &table)?,
-        }
+/// Makes every place of the layout that is not there yet. Goes on after a failure, so that all of them are told at once.
+pub fn apply(layout: &[Mount]) -> Result<(), Vec<FilesystemError>> {
+    let mut failed: Vec<FilesystemError> = close_run().err().into_iter().collect();
+    failed.extend(layout.iter().filter_map(|place| make(place).err()));
+    if failed.is_empty() { Ok(()) } else { Err(failed) }
+}
+
+fn make(place: &Mount) -> Result<(), FilesystemError> {
+    let table = MountTable::read().map_err(FilesystemError::Table)?;
+    match table.at(&place.path) {
+        Some(entry) => keep(place, entry),
+        None => provide(place, &table),
     }
-    Ok(())
 }
 
 /// What [`apply`] will come to for this place where nothing can be mounted or remounted.

@@ -18,7 +18,7 @@ use crate::identity;
 use crate::innkeeper::{CREDENTIAL_HOSTS, Innkeeper};
 use crate::prerequisites::places::seal_lack;
 use crate::prerequisites::privileges::Privileges;
-use crate::prerequisites::{self, limits};
+use crate::prerequisites::{self, limits, together};
 use crate::report::{chain, event};
 use crate::supervisor::Launch;
 use crate::supervisor::run_as::Identity;
@@ -49,8 +49,10 @@ pub(super) fn mounts(innkeeper: &Arc<Innkeeper>, steps: &Steps) -> Result<Vec<Mo
         MOUNTS,
         || Ok(prerequisites::places::layout(config, agent)),
         |places| {
-            let made = filesystem::apply(places);
-            made.map_err(|error| prerequisites::places::lack(&error, places, may_mount).into())
+            filesystem::apply(places).map_err(|errors| {
+                let lacks = prerequisites::places::lacks(errors, places, may_mount);
+                together(&lacks).map_or_else(|| Trouble::fault("no place failed".to_owned()), Trouble::from)
+            })
         },
         |places| {
             let next = "let the runtime make it as README.md says, or chown the volume to the agent's uid";

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use crate::filesystem::seal;
 use crate::innkeeper::{Innkeeper, kill_all};
 use crate::prerequisites::network::RESOLV_CONF;
 use crate::report::{chain, event};
@@ -21,10 +22,13 @@ pub(crate) fn undo(innkeeper: &Innkeeper) {
     if innkeeper.board().update(|report| report.boot.ready_ms.is_some()) {
         return;
     }
-    if let Some(former) = innkeeper.resolv_conf.get()
-        && let Err(error) = super::host::overwrite(Path::new(RESOLV_CONF), former)
-    {
-        event("boot", &format!("{RESOLV_CONF} can't be put back: {error}"));
+    if let Some(former) = innkeeper.resolv_conf.get() {
+        let path = Path::new(RESOLV_CONF);
+        // The seal may have come after; what it can't undo the writing says.
+        drop(seal::open(path));
+        if let Err(error) = super::host::overwrite(path, former) {
+            event("boot", &format!("{RESOLV_CONF} can't be put back: {error}"));
+        }
     }
     let Some(firewall) = innkeeper.firewall.get() else { return };
     if !all_ended(&innkeeper.accounts.uids()) {

@@ -16,7 +16,7 @@ use super::mountinfo::{self, MountEntry, MountTable};
 pub enum SealError {
     #[error("cannot read the mount table")]
     Table(#[source] mountinfo::MountTableError),
-    #[error("cannot make {path} read-only")]
+    #[error("cannot change the mount {path}")]
     Remount { path: PathBuf, source: Errno },
 }
 
@@ -110,6 +110,15 @@ pub fn left_to_root(paths: &[PathBuf]) -> Option<String> {
     let what = "stays writable for root";
     (!list.is_empty())
         .then(|| format!("{what}: {} (the agent finds no place to write there)", list.join(", ")))
+}
+
+/// Undoes the seal of one mount, for a boot that failed and puts back what it wrote there.
+pub fn open(path: &Path) -> Result<(), SealError> {
+    let table = MountTable::read().map_err(SealError::Table)?;
+    let Some(entry) = table.at(path).filter(|entry| entry.has("ro")) else { return Ok(()) };
+    let flags = (entry.flags() - MsFlags::MS_RDONLY) | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
+    let opened = mount(None::<&str>, path, None::<&str>, flags, None::<&str>);
+    opened.map_err(|source| SealError::Remount { path: path.to_owned(), source })
 }
 
 /// Files of a mount that is looked through when it can't be made read-only; /dev has a few dozen.
