@@ -59,6 +59,11 @@ pub fn run(innkeeper: &Arc<Innkeeper>) -> Result<(), Failure> {
     attend(innkeeper);
     let locked = firewall(innkeeper, &steps, resolver)?;
     identity(innkeeper, &steps)?;
+    if network.initial && network.initial_pids {
+        for wrong in crate::kernel::harden() {
+            innkeeper.board().warn(format!("a setting of this machine's kernel: {wrong}"));
+        }
+    }
     let sealed = seal(innkeeper, &steps, &places)?;
     readiness(innkeeper, &steps, &sealed, &locked)?;
     ready(innkeeper);

@@ -83,6 +83,12 @@ enum Command {
     Doctor(DoctorArgs),
     /// The firewall's rules in the syntax of nft, each with its purpose
     Rules,
+    /// What the box lets its agent do and what not, tried on the spot; the demo's program
+    Tour {
+        /// A shell afterwards, on a terminal
+        #[arg(long)]
+        shell: bool,
+    },
     #[command(hide = true)]
     CountProcesses,
     #[command(hide = true)]
@@ -172,6 +178,7 @@ fn dispatch(command: Command) -> u8 {
         Command::Doctor(args) => crate::doctor::run(&args),
         Command::Settings => print(&crate::config::settings::help()),
         Command::Rules => ask(&Request::Rules),
+        Command::Tour { shell } => crate::tour::run(shell),
         Command::CountProcesses => match processes::in_use() {
             Some(count) => print(&count.to_string()),
             None => exit::INTERNAL,

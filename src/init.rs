@@ -77,7 +77,7 @@ pub fn run(init: &Init) -> u8 {
         None => Err(first_run(monotonic())),
         Some(fd) => second_run(fd, init.began.unwrap_or_else(monotonic)),
     };
-    match outcome {
+    let status = match outcome {
         Ok(ending) => {
             say_why(&ending);
             report::flush();
@@ -87,7 +87,9 @@ pub fn run(init: &Init) -> u8 {
             report::last_words("init", &report::chain(&error));
             exit::INTERNAL
         }
-    }
+    };
+    crate::kernel::power_off();
+    status
 }
 
 /// The whole reason, where it has several lines, and then the last line: the reason in one, and the exit status.

@@ -134,8 +134,6 @@ pub fn older_listeners() -> Listeners {
     Ok(tcp.chain(udp).collect())
 }
 
-/// /proc/self/ns/pid of the first pid namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO).
-const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 /// A sysctl that is registered for the first network namespace only (net/core/sysctl_net_core.c).
 const INITIAL_NET_ONLY: &str = "/proc/sys/net/core/netdev_budget";
 
@@ -144,8 +142,7 @@ impl Network {
     pub fn inspect() -> Result<Self, NamespaceError> {
         let mut network = asked(ask)?;
         network.initial = Path::new(INITIAL_NET_ONLY).exists();
-        let pids = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-        network.initial_pids = pids == Path::new(INITIAL_PID_NAMESPACE);
+        network.initial_pids = crate::kernel::initial_pids();
         Ok(network)
     }
 

@@ -30,6 +30,11 @@ use crate::supervisor::{Launch, processes};
 pub(super) const NEXT_FIREWALL: &str =
     "somebody else changed the table inet innkeeper during the boot: find out who";
 
+/// Whether this is a Fly Machine: a machine of our own in which the platform's init is pid 1.
+pub(super) fn fly_machine(innkeeper: &Innkeeper) -> bool {
+    innkeeper.given("FLY_MACHINE_ID").is_some() && Path::new("/.fly").exists()
+}
+
 /// The remedy by the cause.
 pub(super) fn firewall_trouble(error: &firewall::FirewallError) -> Trouble {
     let source = match error {

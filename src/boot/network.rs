@@ -1,8 +1,10 @@
 //! The steps that close the network and open what the policy allows: lockdown, dns, firewall.
 
-use std::net::SocketAddrV6;
+use std::net::{Ipv6Addr, SocketAddrV6};
 use std::path::Path;
 use std::sync::Arc;
+
+use ipnet::Ipv6Net;
 
 use super::step::{Failure, Steps, Trouble, Verified};
 use super::{DNS, FIREWALL, LOCKDOWN};
@@ -33,7 +35,7 @@ pub(super) fn lockdown(innkeeper: &Innkeeper, steps: &Steps) -> Result<Network, 
     let config = &innkeeper.config;
     let plan = || {
         let network = innkeeper.surroundings.network().map_err(|error| Trouble::internal(&error))?;
-        let machine = innkeeper.given("FLY_MACHINE_ID").is_some() && Path::new("/.fly").exists();
+        let machine = host::fly_machine(innkeeper);
         if let Some(why) = needs::shared(&network, machine, config.boot.accepts("shared-network"))? {
             protections::give_up_network(innkeeper, why);
         }
@@ -96,6 +98,13 @@ fn notices(innkeeper: &Innkeeper) -> Notices {
     Notices { refused: Box::new(refused), repaired: Box::new(repaired) }
 }
 
+/// Where `fly ssh` comes from: the organization's private network, and the platform's public one. On these machines
+/// connection tracking has been seen not to work for IPv6.
+const FLY_SSH: [Ipv6Net; 2] = [
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfdaa, 0, 0, 0, 0, 0, 0, 0), 16),
+    Ipv6Net::new_assert(Ipv6Addr::new(0x2605, 0x4c40, 0, 0, 0, 0, 0, 0), 32),
+];
+
 /// What the firewall step needs of this one.
 pub(super) struct Resolver {
     sockets: Sockets,
@@ -121,8 +130,7 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
             ));
         }
         // Looked at before our own listeners exist: whatever listened then is not the agent's.
-        let listeners =
-            innkeeper.surroundings.listeners().map_err(|error| needs::unseen_listeners(&error))?;
+        let listeners = innkeeper.surroundings.listeners().map_err(needs::unseen_listeners)?;
         Ok((upstreams, host::closed_listeners(&listeners, &innkeeper.config.network.loopback)))
     };
     let mut sockets = None;
@@ -150,7 +158,7 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
         let trouble = Trouble::unfit("no socket was opened", "please report this");
         return Err(Failure { step: DNS.name, trouble });
     };
-    let dns_v6 = sockets.v6.then(|| SocketAddrV6::new(std::net::Ipv6Addr::LOCALHOST, keeper::PORT, 0, 0));
+    let dns_v6 = sockets.v6.then(|| SocketAddrV6::new(Ipv6Addr::LOCALHOST, keeper::PORT, 0, 0));
     let plan = FirewallPlan {
         dns_uid: innkeeper.accounts.dns.uid,
         dns_v4: std::net::SocketAddrV4::new(keeper::LISTEN_V4, keeper::PORT),
@@ -158,6 +166,7 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
         upstreams: upstreams.servers.clone(),
         engine_dns: engine(&upstreams),
         inbound: innkeeper.config.network.inbound.iter().map(inbound).collect(),
+        ssh_from: if host::fly_machine(innkeeper) { FLY_SSH.to_vec() } else { Vec::new() },
         closed_loopback: closed,
         nflog_group: NFLOG_GROUP,
         uses_group: USES_GROUP,

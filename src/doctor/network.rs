@@ -125,7 +125,7 @@ fn addresses(network: &Network) -> [Finding; 2] {
 fn listeners() -> Finding {
     let (mechanism, tried) = ("listeners of others", "/proc/net");
     match namespace::older_listeners() {
-        Err(error) => Finding::missing(mechanism, &needs::unseen_listeners(&error), tried),
+        Err(error) => Finding::missing(mechanism, &needs::unseen_listeners(error), tried),
         Ok(listeners) => {
             let mut others: Vec<String> = listeners
                 .iter()

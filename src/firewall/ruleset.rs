@@ -9,6 +9,7 @@ mod text;
 
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::Ipv6Net;
 pub use plan::{EngineDns, FirewallPlan, lockdown, skeleton};
 
 /// The only table that Innkeeper touches; Docker's, Kubernetes' and the operator's own stay as they are.
@@ -126,6 +127,8 @@ pub enum Match {
     Destination(IpAddr),
     /// 127.0.0.0/8: no single address can name it.
     DestinationLoopback4,
+    SourceNet(Ipv6Net),
+    DestinationNet(Ipv6Net),
     SourcePort(Transport, u16),
     DestinationPort(Transport, u16),
     /// `ip daddr . tcp dport @set`

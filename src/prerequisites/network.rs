@@ -34,7 +34,7 @@ pub fn occupied(how: impl std::fmt::Display) -> Lack {
 
 /// Who listened before us is closed to the agent, so it must be seen.
 #[must_use]
-pub fn unseen_listeners(error: &dyn std::fmt::Display) -> Lack {
+pub fn unseen_listeners(error: impl std::fmt::Display) -> Lack {
     Lack::new(
         format!("cannot see who else listens in this network: {error}"),
         "let the runtime show /proc/net: leave out what masks /proc",
