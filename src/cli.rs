@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use crate::audit::command::LogArgs;
 use crate::control::client;
 use crate::control::protocol::{Request, Response};
+use crate::doctor::DoctorArgs;
 use crate::engine;
 use crate::identity::{credential, home};
 use crate::init::Init;
@@ -79,6 +80,8 @@ enum Command {
     Log(LogArgs),
     /// Every setting: key, default, variable
     Settings,
+    /// What this host can and can't give, before a boot: run it with the flags that a boot would get
+    Doctor(DoctorArgs),
     /// The firewall's rules in the syntax of nft, each with its purpose
     Rules,
     /// Start a box on this host: by Docker or Podman where one answers, else by namespaces alone (root, Linux)
@@ -188,6 +191,7 @@ fn dispatch(command: Command) -> u8 {
         }
         Command::Revoke { rules } => ask(&Request::Revoke { rules }),
         Command::Log(args) => crate::audit::command::run(&args),
+        Command::Doctor(args) => crate::doctor::run(&args),
         Command::Settings => print(&crate::config::settings::help()),
         Command::Rules => ask(&Request::Rules),
         Command::Run(options) => engine::run(&options),

@@ -184,7 +184,7 @@ fn second_run(fd: i32, began: u64) -> Result<Ending, InitError> {
     ));
     let console = std::io::stdin().is_terminal().then(|| attach_console(&supervisor.spawner(), terminal));
     start_boot(&innkeeper, supervisor.spawner());
-    let conduct: Arc<dyn Conduct> = innkeeper;
+    let conduct: Arc<dyn Conduct> = Arc::<Innkeeper>::clone(&innkeeper);
     let ending = supervisor.run(&conduct);
     board.update(|report| {
         if report.phase != Phase::Failed {
@@ -192,6 +192,7 @@ fn second_run(fd: i32, began: u64) -> Result<Ending, InitError> {
         }
     });
     end_everything(&uids);
+    boot::undo::undo(&innkeeper);
     if console.is_some() {
         restore_console();
     }

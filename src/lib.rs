@@ -29,6 +29,8 @@ pub mod config;
 pub mod control;
 #[cfg(target_os = "linux")]
 pub mod dns;
+#[cfg(target_os = "linux")]
+pub mod doctor;
 pub mod engine;
 #[cfg(target_os = "linux")]
 pub mod filesystem;
@@ -48,6 +50,8 @@ pub mod kernel;
 pub mod namespace;
 #[cfg(target_os = "linux")]
 pub mod policy;
+#[cfg(target_os = "linux")]
+pub mod prerequisites;
 #[cfg(target_os = "linux")]
 pub mod readiness;
 #[cfg(target_os = "linux")]

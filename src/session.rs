@@ -25,7 +25,7 @@ use crate::supervisor::{Exit, Spawner};
 
 /// The distribution's tmux; one in /usr/local/bin comes before it, as it does in PATH.
 const TMUX: [&str; 2] = ["/usr/local/bin/tmux", "/usr/bin/tmux"];
-const TMUX_CONF: &str = "/opt/innkeeper/tmux.conf";
+pub const TMUX_CONF: &str = "/opt/innkeeper/tmux.conf";
 /// The session's name in tmux.
 pub const NAME: &str = "claude";
 

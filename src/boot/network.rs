@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use ipnet::Ipv6Net;
 
-use super::host;
 use super::step::{Failure, Steps, Trouble, Verified};
 use super::{DNS, FIREWALL, LOCKDOWN};
+use super::{host, protections};
 use crate::config::{self, ListenPort};
 use crate::dns::keeper::{self, Keeper, Sockets};
 use crate::dns::name_server::NameServer;
@@ -18,6 +18,7 @@ use crate::firewall::ruleset::{EngineDns, FirewallPlan, Transport};
 use crate::firewall::{EgressLocked, Firewall, Notices};
 use crate::innkeeper::Innkeeper;
 use crate::namespace::Network;
+use crate::prerequisites::network::{self as needs, RESOLV_CONF};
 use crate::report::{chain, event};
 use crate::status::milliseconds;
 use crate::status::report::Denial;
@@ -34,27 +35,17 @@ pub(super) fn lockdown(innkeeper: &Innkeeper, steps: &Steps) -> Result<Network, 
     let config = &innkeeper.config;
     let plan = || {
         let network = innkeeper.surroundings.network().map_err(|error| Trouble::internal(&error))?;
-        match network.shared(std::process::id() == 1, host::fly_machine(innkeeper)) {
-            Some(why) if !network.initial && config.boot.accepts("shared-network") => {
-                innkeeper.board().warn(format!("{why}: accepted by boot.accept=shared-network"));
-            }
-            Some(why) => {
-                return Err(Trouble::unfit(
-                    why,
-                    "give the box a network of its own: leave out --network host",
-                ));
-            }
-            None => {}
+        let machine = host::fly_machine(innkeeper);
+        if let Some(why) = needs::shared(&network, machine, config.boot.accepts("shared-network"))? {
+            protections::give_up_network(innkeeper, why);
         }
-        innkeeper.surroundings.take().map_err(|error| {
-            let what =
-                "another box runs in this network (two containers with one network, two boxes in a pod)";
-            Trouble::unfit(format!("{what}: {error}"), "give each box a network of its own")
-        })?;
+        innkeeper.surroundings.take().map_err(needs::occupied)?;
         Ok(network)
     };
     let firewall = Firewall::start(notices(innkeeper))
         .map_err(|error| Failure { step: LOCKDOWN.name, trouble: Trouble::internal(&error) })?;
+    // Nobody else sets it: the boot is one thread.
+    drop(innkeeper.firewall.set(firewall.clone()));
     let network = steps.run(
         LOCKDOWN,
         plan,
@@ -72,8 +63,6 @@ pub(super) fn lockdown(innkeeper: &Innkeeper, steps: &Steps) -> Result<Network, 
     )?;
     // Where it can't begin now, the step that needs it looks itself.
     innkeeper.surroundings.look_for_listeners().ok();
-    // Nobody else sets it: the boot is one thread.
-    drop(innkeeper.firewall.set(firewall));
     Ok(network)
 }
 
@@ -127,8 +116,6 @@ pub(super) struct Resolver {
 /// A pod has a handful of sidecars; more listeners are closed all the same.
 const MAX_NAMED_LISTENERS: usize = 16;
 
-const RESOLV_CONF: &str = "/etc/resolv.conf";
-
 pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Result<Resolver, Failure> {
     let configured = &innkeeper.config.network.upstreams;
     let plan = || {
@@ -143,7 +130,7 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
             ));
         }
         // Looked at before our own listeners exist: whatever listened then is not the agent's.
-        let listeners = innkeeper.surroundings.listeners();
+        let listeners = innkeeper.surroundings.listeners().map_err(needs::unseen_listeners)?;
         Ok((upstreams, host::closed_listeners(&listeners, &innkeeper.config.network.loopback)))
     };
     let mut sockets = None;
@@ -154,7 +141,7 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
             sockets = Some(Sockets::open().map_err(|error| {
                 Trouble::unfit(chain(&error), "something else listens on port 53 of this network: stop it")
             })?);
-            host::write_resolv_conf(Path::new(RESOLV_CONF), upstreams, innkeeper.board());
+            host::write_resolv_conf(Path::new(RESOLV_CONF), upstreams, innkeeper);
             Ok(())
         },
         |(upstreams, closed)| {

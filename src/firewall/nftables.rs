@@ -163,6 +163,15 @@ impl Nftables {
         })
     }
 
+    /// Removes our table and nothing else.
+    pub fn remove(&mut self) -> Result<(), NftablesError> {
+        self.batch.begin(&self.channel);
+        for step in table::removal() {
+            self.batch.push(step.message, step.flags);
+        }
+        self.commit()?.map_err(|refusal| NftablesError::refused("the table".to_owned(), refusal.source))
+    }
+
     /// Opens addresses and holds them, or renews them.
     pub fn admit(&mut self, elements: &[Element]) -> Result<(), NftablesError> {
         let open = longest(elements);

@@ -32,14 +32,18 @@ pub(super) struct Step {
     pub(super) flags: u16,
 }
 
-/// Removes what an earlier life left under our name and builds everything anew. Deleting asks for existence, which
-/// the first message sees to.
-pub(super) fn steps(ruleset: &Ruleset) -> Vec<Step> {
-    let mut steps = vec![
+/// Removes our table, if it is there: deleting asks for existence, which the first message sees to.
+pub(super) fn removal() -> Vec<Step> {
+    vec![
         step("table".into(), NfTablesMessage::NewTable(table()), NLM_F_CREATE),
         step("old table".into(), NfTablesMessage::DeleteTable(table()), 0),
-        step("table".into(), NfTablesMessage::NewTable(table()), NLM_F_CREATE),
-    ];
+    ]
+}
+
+/// Removes what an earlier life left under our name and builds everything anew.
+pub(super) fn steps(ruleset: &Ruleset) -> Vec<Step> {
+    let mut steps = removal();
+    steps.push(step("table".into(), NfTablesMessage::NewTable(table()), NLM_F_CREATE));
     for name in &ruleset.counters {
         steps.push(step(format!("counter {name}"), counter(name), NLM_F_CREATE));
     }
