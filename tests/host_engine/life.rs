@@ -220,3 +220,18 @@ fn a_box_has_ipv6_where_the_host_forwards_it() {
     assert_eq!(with.end().0, Some(143));
     assert_eq!(host.snapshot(), before);
 }
+
+#[test]
+fn a_signal_that_comes_while_the_box_is_made_is_obeyed() {
+    let Some(host) = BareHost::new() else { return };
+    let before = host.snapshot();
+    for after in ["experimental", "boot: config", "boot: home"] {
+        let mut guest = host.start("one", &Options::new());
+        assert!(guest.await_line(after).is_some(), "{}", guest.said);
+        guest.signal_keeper(Signal::TERM);
+        let (status, said) = guest.end();
+        assert_eq!(status, Some(143), "{after}: {said}");
+        assert!(!said.contains("again"), "once is enough: {said}");
+        assert_eq!(host.snapshot(), before);
+    }
+}
