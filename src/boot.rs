@@ -41,6 +41,8 @@ const SEAL: Step = Step { name: "seal", limit: Duration::from_secs(20) };
 const READINESS: Step = Step { name: "readiness", limit: Duration::from_secs(30) };
 const STEPS: [Step; 9] = [CONFIG, LOCKDOWN, MOUNTS, HOME, DNS, FIREWALL, IDENTITY, SEAL, READINESS];
 
+pub use protections::remedy;
+
 /// The remedy of a packet filter that can't be had, for `doctor` too.
 #[must_use]
 pub fn firewall_lack(error: &crate::firewall::FirewallError) -> Lack {

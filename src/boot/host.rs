@@ -128,8 +128,17 @@ pub(super) fn foreign_rules(innkeeper: &Innkeeper) {
     let path = ("PATH".to_owned(), "/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
     let launch = Launch::own("foreign-rules", None).env(vec![path]);
     let said = innkeeper.spawner.listen(launch, FOREIGN_LIMIT, 64 << 10);
-    let Ok(said) = said else { return };
-    let found: foreign::Foreign = serde_json::from_str(&said.text).unwrap_or_default();
+    let said = said.map_err(|error| chain(&error)).and_then(|said| {
+        serde_json::from_str::<foreign::Foreign>(&said.text)
+            .map_err(|_| format!("{}: {}", said.exit, said.text))
+    });
+    let found = match said {
+        Ok(found) => found,
+        Err(error) => {
+            let what = "whether rules of others stop allowed packets could not be looked at";
+            return innkeeper.board().warn(format!("{what}: {}", crate::report::inert(error.trim())));
+        }
+    };
     for rule in found.conflicts {
         innkeeper
             .board()
