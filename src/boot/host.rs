@@ -104,6 +104,10 @@ pub(super) fn listener_warning(listener: SocketAddr) -> String {
 /// Where it can't be written every packet to port 53 comes to us all the same.
 pub(super) fn write_resolv_conf(path: &Path, former: &Upstreams, innkeeper: &Innkeeper) {
     let text = resolv_conf::render(IpAddr::V4(keeper::LISTEN_V4), former);
+    // The embedded engine has written it, below a root that is read-only.
+    if std::fs::read_to_string(path).is_ok_and(|written| written == text) {
+        return;
+    }
     let before = std::fs::read(path);
     match (overwrite(path, text.as_bytes()), before) {
         // For a boot that fails later.

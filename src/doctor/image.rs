@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::prerequisites::Lack;
 use crate::prerequisites::programs::{self, Needed};
 use crate::report::chain;
-use crate::session::TMUX;
+use crate::session;
 
 pub(super) fn users(accounts: &Result<Accounts, AccountError>) -> Finding {
     let (mechanism, tried) = ("users of the image", "/etc/passwd");
@@ -27,7 +27,7 @@ pub(super) fn users(accounts: &Result<Accounts, AccountError>) -> Finding {
 pub(super) fn programs(config: Option<&Config>, home: &str) -> Vec<Finding> {
     let needed = config.map(|config| programs::needed(config, home)).unwrap_or_default();
     let mut findings: Vec<Finding> = needed.iter().map(program).collect();
-    if std::path::Path::new(TMUX).exists() {
+    if std::path::Path::new(session::tmux()).exists() {
         findings.push(tmux());
     }
     for (name, purpose) in
@@ -57,7 +57,7 @@ fn program(needed: &Needed) -> Finding {
 
 fn tmux() -> Finding {
     let (mechanism, tried) = ("tmux 3.6 or newer", "tmux -V");
-    let said = trial::said(TMUX, &["-V"]);
+    let said = trial::said(session::tmux(), &["-V"]);
     match programs::tmux_lack(&said) {
         None => Finding::ok(mechanism, said.trim(), tried),
         Some(lack) => Finding::missing(mechanism, &lack, tried),

@@ -7,6 +7,7 @@ mod attribute;
 mod channel;
 mod element;
 mod fingerprint;
+pub mod passage;
 mod rule;
 mod table;
 

@@ -6,7 +6,7 @@ use super::Lack;
 use crate::config::Config;
 use crate::filesystem::layout::{TMP, WORKSPACE};
 use crate::identity::home::SKELETON;
-use crate::session::{TMUX, TMUX_CONF};
+use crate::session::{self, TMUX_CONF};
 
 /// What runs in the session unless the operator said otherwise.
 pub const CLAUDE: &str = "/usr/local/bin/claude";
@@ -43,7 +43,7 @@ pub fn found(name: &str) -> PathBuf {
 pub fn needed(config: &Config, home: &str) -> Vec<Needed> {
     let need = |path: PathBuf, purpose, next: &str| Needed { path, purpose, next: next.to_owned() };
     let mut needs = vec![
-        need(TMUX.into(), "the session runs in it", IMAGE),
+        need(session::tmux().into(), "the session runs in it", IMAGE),
         need(TMUX_CONF.into(), "tmux is configured by it", IMAGE),
         need(SKELETON.into(), "the agent's home is made from it", IMAGE),
     ];

@@ -57,7 +57,7 @@ pub(super) fn message(chain: &Chain, rule: &Rule) -> RuleMessage {
 }
 
 /// Type, length, text with its final zero byte. `nft(8)` shows at most 127 characters.
-fn comment(text: &str) -> Vec<u8> {
+pub(super) fn comment(text: &str) -> Vec<u8> {
     let text = text.as_bytes().get(..text.len().min(127)).unwrap_or_default();
     let length = u8::try_from(text.len().saturating_add(1)).unwrap_or(u8::MAX);
     [&[UDATA_COMMENT, length], text, &[0]].concat()
