@@ -175,6 +175,7 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
         nflog_group: NFLOG_GROUP,
         uses_group: USES_GROUP,
         vm: network.initial && network.initial_pids,
+        closed: Vec::new(),
     };
     let servers = if configured.is_empty() {
         upstreams.servers.into_iter().map(NameServer::plain).collect()

@@ -35,6 +35,16 @@ pub enum Storage {
     Rules,
 }
 
+impl fmt::Display for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sets => "sets",
+            Self::Ipset => "ipset",
+            Self::Rules => "plain rules",
+        })
+    }
+}
+
 /// What one address family gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Offer {
@@ -60,6 +70,20 @@ impl Offer {
     pub fn fit(&self) -> bool {
         !matches!(self, Self::Unfit(_))
     }
+
+    #[must_use]
+    pub fn absent(&self) -> bool {
+        matches!(self, Self::Absent(_))
+    }
+
+    /// Why it is not whole.
+    #[must_use]
+    pub fn lack(&self) -> Option<&str> {
+        match self {
+            Self::Whole => None,
+            Self::Closed(why) | Self::Absent(why) | Self::Unfit(why) => Some(why),
+        }
+    }
 }
 
 /// One way to program the kernel, and what it would give here.
@@ -71,6 +95,8 @@ pub struct Candidate {
     pub ipv6: Offer,
     /// Why packets are counted but not listed; `None` where NFLOG works.
     pub no_log: Option<String>,
+    /// Whether rules can say what they are for.
+    pub comments: bool,
 }
 
 impl Candidate {

@@ -46,6 +46,8 @@ pub struct FirewallPlan {
     pub uses_group: u16,
     /// Innkeeper owns the kernel, so nobody else renews the DHCP lease.
     pub vm: bool,
+    /// Families that this host lets us close but not open safely: loopback and what the link needs, nothing else.
+    pub closed: Vec<Family>,
 }
 
 /// Docker's resolver forwards from a uid-0 socket inside the box's namespace.
