@@ -273,13 +273,17 @@ impl Owner {
         let kernel = self.kernel()?;
         kernel.expire(now).map_err(FirewallError::Load)?;
         let change = kernel.change(now, rules || doubt).map_err(FirewallError::ReadBack)?;
+        let elements = filled && (change.elements || doubt);
+        if !change.rules && !elements {
+            return Ok(None);
+        }
         if change.rules {
             let live = kernel.fingerprint().map_err(FirewallError::ReadBack)?;
             if let Some(difference) = loaded.difference(&live) {
                 return leaking(difference);
             }
         }
-        if filled && (change.elements || doubt) {
+        if elements {
             let open = kernel.elements().map_err(FirewallError::ReadBack)?;
             let held = kernel.held().map_err(FirewallError::ReadBack)?;
             let found = drift::difference(&self.book, &open, &held, now);

@@ -294,6 +294,10 @@ impl World {
             Some((_, set)) => set.to_owned(),
             None => word.to_owned(),
         };
+        if self.kind != Kind::Nftables {
+            let ours = |line: &&str| line.contains("INNKEEPER") || line.starts_with("add ");
+            text = text.lines().filter(ours).collect::<Vec<_>>().join("\n");
+        }
         // Elements with a lifetime differ in it, and pairs in their order.
         let stable = text.lines().filter(|line| !line.contains(" timeout ") && !line.starts_with("create "));
         let mut lines: Vec<String> =

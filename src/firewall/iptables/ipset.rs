@@ -98,8 +98,8 @@ impl Ipset {
         let mut request = header(number(family));
         string(&mut request, ATTR_SETNAME, name);
         string(&mut request, ATTR_TYPENAME, TYPE);
-        // The oldest one does what is needed, and every kernel has it.
-        attribute(&mut request, ATTR_REVISION, &[0]);
+        // The oldest that today's ipset(8) still lists; every kernel has it.
+        attribute(&mut request, ATTR_REVISION, &[1]);
         attribute(&mut request, ATTR_FAMILY, &[number(family)]);
         nested(&mut request, ATTR_DATA, |request| {
             if timed {
