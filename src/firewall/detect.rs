@@ -76,6 +76,19 @@ pub fn choose(wanted: config::Backend, candidates: &[Candidate]) -> Result<Candi
     })
 }
 
+/// What closes a box on a kernel without nf_tables before anything was tried: plain rules of the legacy variant.
+#[must_use]
+pub fn plainest() -> Candidate {
+    Candidate {
+        backend: Backend::IptablesLegacy,
+        storage: Storage::Rules,
+        ipv4: Offer::Whole,
+        ipv6: no_ipv6().or_else(switched_off).map_or(Offer::Whole, Offer::Absent),
+        no_log: None,
+        comments: false,
+    }
+}
+
 // --- nf_tables ---
 
 /// A plan that needs everything that any box's may need.
@@ -187,100 +200,61 @@ struct Feature {
     cost: Cost,
 }
 
-fn feature(table: &'static str, rule: &str, option: &'static str, cost: Cost) -> Feature {
-    Feature { table, rule: rule.to_owned(), option, cost }
-}
+type Row = (&'static str, &'static str, &'static str, Cost);
+
+const BOTH: &[Row] = &[
+    ("filter", "-j DROP", "CONFIG_IP_NF_FILTER, CONFIG_IP6_NF_FILTER", Cost::Unfit),
+    ("filter", "-p tcp -j REJECT --reject-with tcp-reset", "CONFIG_IP_NF_TARGET_REJECT", Cost::Unfit),
+    ("filter", "-m conntrack --ctstate ESTABLISHED -j RETURN", CONNTRACK, Cost::Closed),
+    ("filter", "-m conntrack --ctdir REPLY -j RETURN", CONNTRACK, Cost::Closed),
+    ("filter", "-m conntrack --ctstate DNAT -j RETURN", CONNTRACK, Cost::Closed),
+    ("filter", "-m owner --uid-owner 1 -j RETURN", "CONFIG_NETFILTER_XT_MATCH_OWNER", Cost::Unfit),
+    ("filter", "-m connmark --mark 0x1 -j RETURN", "CONFIG_NETFILTER_XT_CONNMARK", Cost::Closed),
+    ("filter", "-j CONNMARK --set-xmark 0x1/0xffffffff", "CONFIG_NETFILTER_XT_CONNMARK", Cost::Closed),
+    ("mangle", "! -o lo -j DROP", "CONFIG_IP_NF_MANGLE, CONFIG_IP6_NF_MANGLE", Cost::Closed),
+    ("filter", "-j NFLOG --nflog-group 1 --nflog-size 128 --nflog-threshold 1", NFLOG, Cost::Log),
+    ("filter", "-m comment --comment \"a try\" -j RETURN", COMMENT, Cost::Comments),
+];
+const ONLY4: &[Row] = &[
+    ("filter", "-j REJECT --reject-with icmp-admin-prohibited", "CONFIG_IP_NF_TARGET_REJECT", Cost::Unfit),
+    (
+        "filter",
+        "-m u32 --u32 \"0x0>>0x18&0xf=0x6:0xf\" -j DROP",
+        "CONFIG_NETFILTER_XT_MATCH_U32",
+        Cost::Unfit,
+    ),
+    (
+        "nat",
+        "-p udp -m udp --dport 53 -j DNAT --to-destination 127.0.0.53:53",
+        "CONFIG_IP_NF_NAT",
+        Cost::Closed,
+    ),
+];
+const ONLY6: &[Row] = &[
+    ("filter", "-j REJECT --reject-with icmp6-adm-prohibited", "CONFIG_IP6_NF_TARGET_REJECT", Cost::Unfit),
+    ("filter", "-m rt -j DROP", "CONFIG_IP6_NF_MATCH_RT", Cost::Unfit),
+    ("filter", "-p ipv6-icmp -m hl --hl-eq 255 -m icmp6 --icmpv6-type 135 -j RETURN", HOP_LIMIT, Cost::Unfit),
+    ("nat", "-p udp -m udp --dport 53 -j DNAT --to-destination [::1]:53", "CONFIG_IP6_NF_NAT", Cost::Closed),
+];
+const CONNTRACK: &str = "CONFIG_NETFILTER_XT_MATCH_CONNTRACK";
+const NFLOG: &str = "CONFIG_NETFILTER_XT_TARGET_NFLOG";
+const COMMENT: &str = "CONFIG_NETFILTER_XT_MATCH_COMMENT";
+const HOP_LIMIT: &str = "CONFIG_NETFILTER_XT_MATCH_HL";
 
 fn features(family: Family, set: Option<&str>) -> Vec<Feature> {
-    let state = "-m conntrack --ctstate ESTABLISHED -m conntrack --ctdir REPLY -j RETURN";
-    let mut all = vec![
-        feature("filter", "-j DROP", "CONFIG_IP_NF_FILTER, CONFIG_IP6_NF_FILTER", Cost::Unfit),
-        feature(
-            "filter",
-            "-p tcp -j REJECT --reject-with tcp-reset",
-            "CONFIG_IP_NF_TARGET_REJECT",
-            Cost::Unfit,
-        ),
-        feature("filter", state, "CONFIG_NETFILTER_XT_MATCH_CONNTRACK", Cost::Closed),
-        feature(
-            "filter",
-            "-m conntrack --ctstate DNAT -j RETURN",
-            "CONFIG_NETFILTER_XT_MATCH_CONNTRACK",
-            Cost::Closed,
-        ),
-        feature(
-            "filter",
-            "-m owner --uid-owner 1 -j RETURN",
-            "CONFIG_NETFILTER_XT_MATCH_OWNER",
-            Cost::Closed,
-        ),
-        feature("filter", "-m connmark --mark 0x1 -j RETURN", "CONFIG_NETFILTER_XT_CONNMARK", Cost::Closed),
-        feature(
-            "filter",
-            "-j CONNMARK --set-xmark 0x1/0xffffffff",
-            "CONFIG_NETFILTER_XT_CONNMARK",
-            Cost::Closed,
-        ),
-        feature("mangle", "! -o lo -j DROP", "CONFIG_IP_NF_MANGLE, CONFIG_IP6_NF_MANGLE", Cost::Closed),
-        feature(
-            "filter",
-            "-j NFLOG --nflog-group 1 --nflog-size 128 --nflog-threshold 1",
-            "CONFIG_NETFILTER_XT_TARGET_NFLOG",
-            Cost::Log,
-        ),
-        feature(
-            "filter",
-            "-m comment --comment \"a try\" -j RETURN",
-            "CONFIG_NETFILTER_XT_MATCH_COMMENT",
-            Cost::Comments,
-        ),
-    ];
-    match family {
-        Family::V4 => all.extend([
-            feature(
-                "filter",
-                "-j REJECT --reject-with icmp-admin-prohibited",
-                "CONFIG_IP_NF_TARGET_REJECT",
-                Cost::Unfit,
-            ),
-            feature(
-                "filter",
-                "-m u32 --u32 \"0x0>>0x18&0xf=0x6:0xf\" -j DROP",
-                "CONFIG_NETFILTER_XT_MATCH_U32",
-                Cost::Closed,
-            ),
-            feature(
-                "nat",
-                "-p udp -m udp --dport 53 -j DNAT --to-destination 127.0.0.53:53",
-                "CONFIG_IP_NF_NAT",
-                Cost::Closed,
-            ),
-        ]),
-        Family::V6 => all.extend([
-            feature(
-                "filter",
-                "-j REJECT --reject-with icmp6-adm-prohibited",
-                "CONFIG_IP6_NF_TARGET_REJECT",
-                Cost::Unfit,
-            ),
-            feature("filter", "-m rt -j DROP", "CONFIG_IP6_NF_MATCH_RT", Cost::Closed),
-            feature(
-                "filter",
-                "-p ipv6-icmp -m hl --hl-eq 255 -m icmp6 --icmpv6-type 135 -j RETURN",
-                "CONFIG_NETFILTER_XT_MATCH_HL",
-                Cost::Unfit,
-            ),
-            feature(
-                "nat",
-                "-p udp -m udp --dport 53 -j DNAT --to-destination [::1]:53",
-                "CONFIG_IP6_NF_NAT",
-                Cost::Closed,
-            ),
-        ]),
-    }
-    all.extend(set.map(|name| {
-        let rule = format!("-p tcp -m set --match-set {name} dst,dst -j RETURN");
-        feature("filter", &rule, "CONFIG_NETFILTER_XT_SET", Cost::Sets)
+    let own = match family {
+        Family::V4 => ONLY4,
+        Family::V6 => ONLY6,
+    };
+    let rows = BOTH.iter().chain(own);
+    let mut all: Vec<Feature> = rows
+        .map(|(table, rule, option, cost)| Feature { table, rule: (*rule).to_owned(), option, cost: *cost })
+        .collect();
+    all.extend(set.map(|name| Feature {
+        table: "filter",
+        rule: format!("-p tcp -m set --match-set {name} dst,dst -j RETURN"),
+        option: "CONFIG_NETFILTER_XT_SET",
+        cost: Cost::Sets,
     }));
     all
 }

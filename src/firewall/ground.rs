@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use super::ruleset::Family;
+
 /// Who programs the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {
@@ -100,6 +102,14 @@ pub struct Candidate {
 }
 
 impl Candidate {
+    /// The families that are there and may not be opened.
+    #[must_use]
+    pub fn closed(&self) -> Vec<Family> {
+        let offers = [(Family::V4, &self.ipv4), (Family::V6, &self.ipv6)];
+        let closed = offers.into_iter().filter(|(_, offer)| matches!(offer, Offer::Closed(_)));
+        closed.map(|(family, _)| family).collect()
+    }
+
     /// Whether a box could be built on it: both families can at least be closed, and one can be opened.
     #[must_use]
     pub fn fit(&self) -> bool {

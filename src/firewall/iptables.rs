@@ -53,6 +53,9 @@ const READ_BACK: Duration = Duration::from_secs(4);
 /// A listing is still the present after this.
 const FRESH: Duration = Duration::from_millis(100);
 
+/// The tables of each family, as they are listed.
+type Tables = Vec<(Family, Vec<Listing>)>;
+
 #[derive(Debug)]
 pub struct Iptables {
     programs: Arc<dyn Programs>,
@@ -73,7 +76,7 @@ pub struct Iptables {
     changes: Option<Box<Nftables>>,
     known: Option<u32>,
     looked: Option<Instant>,
-    seen: Option<(Instant, Vec<(Family, Vec<Listing>)>)>,
+    seen: Option<(Instant, Tables)>,
 }
 
 impl Iptables {
@@ -370,7 +373,7 @@ impl Iptables {
         Ok(())
     }
 
-    fn listed(&self, job: &Job) -> Result<Vec<(Family, Vec<Listing>)>, IptablesError> {
+    fn listed(&self, job: &Job) -> Result<Tables, IptablesError> {
         let answers = answers(self.programs.perform(job))?;
         let tables = |answer: Answer| -> Vec<Listing> {
             answer.tables.iter().map(|(table, text)| Listing::read(table, text)).collect()

@@ -107,13 +107,13 @@ impl Ipset {
             }
             attribute(request, ATTR_MAXELEM | NET_ORDER, &MOST.to_be_bytes());
         });
-        self.order(vec![(CREATE, request)], name)
+        self.order(&[(CREATE, request)], name)
     }
 
     pub(super) fn destroy(&mut self, name: &str) -> Result<(), IptablesError> {
         let mut request = header(AF_INET);
         string(&mut request, ATTR_SETNAME, name);
-        self.order(vec![(DESTROY, request)], name)
+        self.order(&[(DESTROY, request)], name)
     }
 
     /// Adds elements, or gives those that are there their lifetime anew.
@@ -156,12 +156,12 @@ impl Ipset {
             });
             (kind, request)
         });
-        self.order(requests.collect(), name)
+        self.order(&requests.collect::<Vec<_>>(), name)
     }
 
-    fn order(&mut self, requests: Vec<(u16, Vec<u8>)>, name: &str) -> Result<(), IptablesError> {
+    fn order(&mut self, requests: &[(u16, Vec<u8>)], name: &str) -> Result<(), IptablesError> {
         let answer =
-            self.channel.each_raw(&requests).map_err(|source| IptablesError::IpsetChannel { source })?;
+            self.channel.each_raw(requests).map_err(|source| IptablesError::IpsetChannel { source })?;
         answer.map_err(|refusal| refused(&format!("the set {name}"), refusal))
     }
 
