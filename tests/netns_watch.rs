@@ -223,7 +223,7 @@ fn a_group_that_is_taken_is_an_error_and_not_an_end() {
     // PID 1's way from there: a table without the rules that would need the logger.
     let plan =
         innkeeper::firewall::ruleset::FirewallPlan { nflog_group: 0, uses_group: 0, ..box_side::plan() };
-    let mut kernel = world.nftables();
+    let mut kernel = world.kernel();
     kernel.load(&skeleton(&plan), &Edit::default()).unwrap();
     assert!(!world.inside.nft("list table inet innkeeper").contains("log"));
     world.inside.connect(AGENT, &format!("{OUTSIDE4}:{}", next_port())).unwrap_err();

@@ -21,7 +21,7 @@ use crate::prerequisites::places::seal_lack;
 use crate::prerequisites::privileges::Privileges;
 use crate::prerequisites::{self, limits, programs, together};
 use crate::report::{chain, event};
-use crate::session::TMUX;
+use crate::session;
 use crate::supervisor::Launch;
 use crate::supervisor::run_as::Identity;
 
@@ -123,7 +123,7 @@ pub(super) fn as_agent(
 
 /// The session's tmux is there already; whether it is new enough, only it can say.
 fn tmux(innkeeper: &Innkeeper) -> Result<(), Trouble> {
-    let launch = Launch::program(TMUX, agent_identity(innkeeper, "/")).args(["-V"]);
+    let launch = Launch::program(session::tmux(), agent_identity(innkeeper, "/")).args(["-V"]);
     let said =
         innkeeper.spawner.listen(launch, TMUX_LIMIT, 256).map_err(|error| Trouble::internal(&error))?;
     programs::tmux_lack(&said.text).map_or(Ok(()), |lack| Err(lack.into()))

@@ -137,7 +137,7 @@ fn egress(firewall: &Firewall, attack: &Attack, name: &'static str) -> Verify {
     Arc::new(move || {
         let live = firewall.verify()?;
         let tried = attack.judge(name)?;
-        Ok(Held::by("nftables").detail(format!("{tried}, {live}")))
+        Ok(Held::by(firewall.backend()).detail(format!("{tried}, {live}")))
     })
 }
 

@@ -40,6 +40,7 @@ pub(crate) fn plan() -> FirewallPlan {
         nflog_group: REFUSED,
         uses_group: USED,
         vm: false,
+        closed: vec![],
     }
 }
 
