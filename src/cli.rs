@@ -94,6 +94,11 @@ enum Command {
     In(engine::In),
     #[command(hide = true)]
     EngineInner(engine::inner::Inner),
+    #[command(hide = true)]
+    EngineConsole {
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
     /// What the box lets its agent do and what not, tried on the spot; the demo's program
     Tour {
         /// A shell afterwards, on a terminal
@@ -197,6 +202,7 @@ fn dispatch(command: Command) -> u8 {
         Command::Rm(named) => engine::rm(&named),
         Command::In(arguments) => engine::enter(&arguments),
         Command::EngineInner(inner) => engine::inner::run(&inner),
+        Command::EngineConsole { command } => failed("in", &engine::terminal::console(&command)),
         Command::Tour { shell } => crate::tour::run(shell),
         Command::CountProcesses => match processes::in_use() {
             Some(count) => print(&count.to_string()),

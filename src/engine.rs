@@ -18,6 +18,8 @@ pub mod ids;
 #[cfg(target_os = "linux")]
 pub mod inner;
 #[cfg(target_os = "linux")]
+pub mod legacy;
+#[cfg(target_os = "linux")]
 pub mod network;
 #[cfg(target_os = "linux")]
 pub mod plan;
@@ -27,6 +29,8 @@ pub mod programs;
 pub mod root;
 #[cfg(target_os = "linux")]
 pub mod state;
+#[cfg(target_os = "linux")]
+pub mod terminal;
 mod vessel;
 
 use std::path::PathBuf;

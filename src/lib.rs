@@ -50,6 +50,7 @@ pub mod kernel;
 pub mod namespace;
 #[cfg(target_os = "linux")]
 pub mod policy;
+#[cfg(target_os = "linux")]
 pub mod prerequisites;
 #[cfg(target_os = "linux")]
 pub mod readiness;

@@ -7,10 +7,10 @@
 
 mod leftovers;
 mod preparation;
-mod signals;
+pub(super) mod signals;
 
 use std::fs;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, Read, Write};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::CommandExt;
@@ -24,11 +24,12 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use preparation::prepare;
 use signals::Signals;
 
-use super::Run;
 use super::network::{self, LinkError};
 use super::plan::Plan;
 use super::programs::ProgramError;
 use super::state::{Desk, Process, Record, StateError};
+use super::terminal::Terminal;
+use super::{Run, legacy};
 use crate::firewall::nftables::NftablesError;
 use crate::firewall::nftables::passage::Passage;
 use crate::report::{self, exit};
@@ -52,6 +53,10 @@ pub enum EmbeddedError {
     Resolvers(String),
     #[error("cannot keep the record of the box")]
     State(#[from] StateError),
+    #[error(
+        "this kernel makes no user namespaces (user.max_user_namespaces is 0, or CONFIG_USER_NS is missing)"
+    )]
+    NoUserNamespaces,
     #[error("no block of 65536 ids is free on this host")]
     NoIds,
     #[error("cannot link the box to the host's network")]
@@ -80,6 +85,7 @@ impl EmbeddedError {
             | Self::Resolvers(_)
             | Self::State(_)
             | Self::NoIds
+            | Self::NoUserNamespaces
             | Self::Link(_)
             | Self::Rules(_)
             | Self::Sysctl { .. } => exit::CONFIG,
@@ -97,6 +103,7 @@ impl EmbeddedError {
             Self::Resolvers(_) => {
                 Some("name resolvers that the box can reach: INNKEEPER_NETWORK_UPSTREAMS=192.0.2.53")
             }
+            Self::NoUserNamespaces => Some("sysctl user.max_user_namespaces=1024"),
             Self::Rules(NftablesError::NoNfTables { .. }) => {
                 Some("the embedded engine needs a kernel with nf_tables; Docker and Podman do without")
             }
@@ -159,9 +166,13 @@ fn keep(options: &Run) -> Result<i32, EmbeddedError> {
     };
     report::last_words("run", EXPERIMENTAL);
     desk.write(&record)?;
-    let started = start(&desk, &plan, record.clone(), &resolvers);
+    let terminal =
+        Terminal::open().map_err(|source| EmbeddedError::Start { what: "make a terminal", source });
+    let started = terminal.and_then(|terminal| {
+        start(&desk, &plan, record.clone(), &resolvers, terminal.as_ref()).map(|child| (child, terminal))
+    });
     drop(desk);
-    let status = started.and_then(|mut child| signals.wait(&mut child));
+    let status = started.and_then(|(mut child, terminal)| signals.wait(&mut child, terminal));
     let desk = Desk::open()?;
     let left = take_back(&desk, &record);
     let status = status?;
@@ -181,11 +192,17 @@ pub(super) fn close_inherited() {
 }
 
 /// Starts the first process of the box and gives it what only the host can give.
-fn start(desk: &Desk, plan: &Plan, mut record: Record, resolvers: &[IpAddr]) -> Result<Child, EmbeddedError> {
+fn start(
+    desk: &Desk,
+    plan: &Plan,
+    mut record: Record,
+    resolvers: &[IpAddr],
+    terminal: Option<&Terminal>,
+) -> Result<Child, EmbeddedError> {
     let failed = |what| move |source| EmbeddedError::Start { what, source };
     let (mut told, tell) = io::pipe().map_err(failed("make a pipe"))?;
     let (hear, mut say) = io::pipe().map_err(failed("make a pipe"))?;
-    let mut child = spawn(plan, &tell, &hear)?;
+    let mut child = spawn(plan, &tell, &hear, terminal)?;
     // Its ends are its alone: theirs is how each side learns of the other's death.
     drop((tell, hear));
     let pid = child.id();
@@ -208,6 +225,9 @@ fn start(desk: &Desk, plan: &Plan, mut record: Record, resolvers: &[IpAddr]) -> 
         };
         // The rules before the link: there is no moment in which the box is connected and the host open.
         passage.open()?;
+        for problem in legacy::open(&record.interface, &record.table) {
+            report::last_words("run", &problem);
+        }
         network::make(&record.interface, &plan.link, pid)?;
         say.write_all(b"g").map_err(failed("speak to the box's first process"))?;
         told.read_exact(&mut byte).map_err(failed("hear from the box's first process"))?;
@@ -244,7 +264,12 @@ fn end(child: &mut Child) -> Option<i32> {
     ended.then(|| super::status_of(status))
 }
 
-fn spawn(plan: &Plan, tell: &io::PipeWriter, hear: &io::PipeReader) -> Result<Child, EmbeddedError> {
+fn spawn(
+    plan: &Plan,
+    tell: &io::PipeWriter,
+    hear: &io::PipeReader,
+    terminal: Option<&Terminal>,
+) -> Result<Child, EmbeddedError> {
     let failed = |what| move |source| EmbeddedError::Start { what, source };
     let text = serde_json::to_vec(plan).map(zeroize::Zeroizing::new);
     let text = text.map_err(|error| EmbeddedError::Start { what: "write the plan", source: error.into() })?;
@@ -258,9 +283,10 @@ fn spawn(plan: &Plan, tell: &io::PipeWriter, hear: &io::PipeReader) -> Result<Ch
     unshare(CloneFlags::CLONE_NEWPID)
         .map_err(|error| EmbeddedError::Start { what: "make a pid namespace", source: error.into() })?;
     let mut first = Command::new("/proc/self/exe");
-    if !io::stdin().is_terminal() {
+    match terminal {
+        Some(terminal) => terminal.give(first.arg0("innkeeper")).map_err(failed("hand the terminal over"))?,
         // Whoever signals our process group would reach the box twice: its own signal and the one that we pass on.
-        first.process_group(0);
+        None => drop(first.process_group(0)),
     }
     let child = first
         .arg0("innkeeper")
@@ -268,6 +294,7 @@ fn spawn(plan: &Plan, tell: &io::PipeWriter, hear: &io::PipeReader) -> Result<Ch
         .args(["--plan-fd", &plan.as_raw_fd().to_string()])
         .args(["--tell-fd", &tell.as_raw_fd().to_string()])
         .args(["--hear-fd", &hear.as_raw_fd().to_string()])
+        .args(terminal.map(|_| "--terminal"))
         .env_clear()
         .current_dir("/")
         .spawn();

@@ -10,9 +10,12 @@ use nix::unistd::{Gid, Uid};
 use rustix::process::DumpableBehavior;
 
 use super::SHORT;
+use super::embedded::EmbeddedError;
+use super::embedded::signals::Signals;
 use super::environment::PATH;
 use super::inner;
 use super::state::Process;
+use super::terminal::Terminal;
 
 #[derive(Debug, thiserror::Error)]
 pub enum EnterError {
@@ -26,6 +29,8 @@ pub enum EnterError {
     Become(&'static str, #[source] nix::errno::Errno),
     #[error("cannot give up capabilities")]
     GiveUp(#[from] inner::InnerError),
+    #[error("cannot stay with the command")]
+    Wait(#[source] EmbeddedError),
     #[error("cannot execute {program} in the box")]
     Exec { program: String, source: io::Error },
 }
@@ -77,25 +82,37 @@ fn become_root() -> Result<(), EnterError> {
 }
 
 fn execute(command: &[String]) -> Result<i32, EnterError> {
-    let (first, rest) = command.split_first().map_or(("attach", &[][..]), |(first, rest)| (first, rest));
-    let own = SHORT.contains(&first);
-    let program = if own { "/usr/local/bin/innkeeper" } else { first };
+    let (first, rest) =
+        command.split_first().map_or(("attach", &[][..]), |(first, rest)| (first.as_str(), rest));
+    let mut words: Vec<&str> = if SHORT.contains(&first) { vec![OWN, first] } else { vec![first] };
+    words.extend(rest.iter().map(String::as_str));
+    let failed = |source| EnterError::Exec { program: first.to_owned(), source };
+    let mut signals = Signals::register().map_err(EnterError::Wait)?;
+    let terminal = Terminal::open().map_err(failed)?;
+    if terminal.is_some() {
+        words.splice(0..0, [OWN, "engine-console", "--"]);
+    }
+    let Some((program, arguments)) = words.split_first() else { return Err(EnterError::Ended) };
+    // The path is looked up with the box's PATH, not with the operator's.
     let mut child = Command::new(program);
-    if own {
-        child.arg0("innkeeper").arg(first);
+    if *program == OWN {
+        child.arg0("innkeeper");
     }
     child
-        .args(rest)
+        .args(arguments)
         .env_clear()
         .env("PATH", PATH)
         .env("LANG", "C.UTF-8")
         .env("HOME", "/root")
         .current_dir("/");
-    if let Ok(terminal) = std::env::var("TERM") {
-        child.env("TERM", terminal);
+    if let Ok(kind) = std::env::var("TERM") {
+        child.env("TERM", kind);
     }
-    let failed = |source| EnterError::Exec { program: program.to_owned(), source };
-    // The path is looked up with the box's PATH, not with the operator's.
-    let status = child.status().map_err(failed)?;
-    Ok(super::status_of(status))
+    if let Some(terminal) = &terminal {
+        terminal.give(&mut child).map_err(failed)?;
+    }
+    let mut child = child.spawn().map_err(failed)?;
+    signals.wait(&mut child, terminal).map_err(EnterError::Wait)
 }
+
+const OWN: &str = "/usr/local/bin/innkeeper";

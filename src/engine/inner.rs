@@ -30,6 +30,9 @@ pub struct Inner {
     /// Read from before anything is executed; its end is the keeper's.
     #[arg(long)]
     pub hear_fd: i32,
+    /// Standard input is a terminal of the box's own.
+    #[arg(long)]
+    pub terminal: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +51,8 @@ pub enum InnerError {
     Become(&'static str, #[source] nix::errno::Errno),
     #[error("cannot {0}")]
     Capabilities(&'static str, #[source] caps::errors::CapsError),
+    #[error("cannot take the box's terminal")]
+    Terminal(#[source] io::Error),
     #[error("cannot set {path}")]
     Sysctl { path: &'static str, source: io::Error },
     #[error("cannot set up the box's end of the link")]
@@ -97,6 +102,9 @@ fn become_box(inner: &Inner) -> Result<std::convert::Infallible, InnerError> {
     let plan = take_plan(inner.plan_fd)?;
     let mut tell = open(inner.tell_fd, false).map_err(InnerError::Keeper)?;
     let mut hear = open(inner.hear_fd, true).map_err(InnerError::Keeper)?;
+    if inner.terminal {
+        super::terminal::take().map_err(InnerError::Terminal)?;
+    }
     // The root while the host's rights are still there: its mounts then belong to a mount namespace above the box's own,
     // so that the box can neither uncover nor loosen them.
     unshare(CloneFlags::CLONE_NEWNS).map_err(|error| InnerError::Unshare("mount", error))?;

@@ -1,10 +1,6 @@
 //! What of the host and of other boxes can't be reached: files, sockets, processes, services.
 
-#![allow(clippy::disallowed_methods, reason = "no reaper runs beside a test")]
-
-use std::process::Stdio;
-
-use crate::bare_host::{BareHost, HostBox, Options};
+use crate::bare_host::{BareHost, HostBox, Options, Service};
 use crate::rig::host as address;
 
 const CANARY: &str = "canary-of-the-host";
@@ -137,14 +133,15 @@ print('up', flush=True)";
         let shown = one.in_its_network("ip -4 route show default").out;
         shown.split_whitespace().nth(2).unwrap().to_owned()
     });
-    let mut neighbour = std::process::Command::new("nsenter")
-        .args(["-t", &two.pid(), "-n", "/usr/bin/python3", "-c", &serve.replace("(8080, 22)", "(8080,)")])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut up = String::new();
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(neighbour.stdout.as_mut().unwrap()), &mut up)
-        .unwrap();
+    let mut neighbour = Service::start(std::process::Command::new("nsenter").args([
+        "-t",
+        &two.pid(),
+        "-n",
+        "/usr/bin/python3",
+        "-c",
+        &serve.replace("(8080, 22)", "(8080,)"),
+    ]));
+    neighbour.await_line("up");
     let targets =
         [(gateway.as_str(), 8080), (gateway.as_str(), 22), ("172.31.77.2", 8080), (other.as_str(), 8080)];
     let knock =
@@ -171,6 +168,4 @@ print('up', flush=True)";
         HostBox::client(&format!("tcp {} 80 hello", address("evil")))
     ));
     assert!(way_out.ok(), "the first lock was really out: {way_out:?}");
-    drop(neighbour.kill());
-    drop(neighbour.wait());
 }

@@ -132,3 +132,59 @@ fn a_host_that_forwards_nothing_forwards_for_the_box_alone() {
     assert_eq!(second.end().0, Some(143));
     assert_eq!(host.snapshot(), before);
 }
+
+/// Like `docker run -it`: the keys are the session's, and the operator's own terminal is nobody's in the box.
+#[test]
+fn on_a_terminal_run_lands_in_the_session() {
+    let Some(host) = BareHost::new() else { return };
+    let before = host.snapshot();
+    let mut operator = host.start_on_terminal("one", &Options::new());
+    operator.await_text("readiness");
+    operator.await_text("Leave with Ctrl-b d");
+    operator.say("\u{2}oecho typed-$((40 + 2)) > /tmp/typed\r");
+    await_that("what was typed", || {
+        host.innkeeper(&["in", "one", "cat", "/tmp/typed"]).out.contains("typed-42")
+    });
+    let listed = host.innkeeper(&["ls"]).expect("ls");
+    let pid = listed
+        .lines()
+        .find(|line| line.starts_with("one "))
+        .unwrap()
+        .split_whitespace()
+        .nth(2)
+        .unwrap()
+        .to_owned();
+    let parent = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let keeper = parent.rsplit_once(')').unwrap().1.split_whitespace().nth(1).unwrap().to_owned();
+    let terminal = |pid: &str| {
+        std::fs::metadata(format!("/proc/{pid}/fd/0")).map(|m| std::os::unix::fs::MetadataExt::rdev(&m))
+    };
+    assert_ne!(terminal(&pid).unwrap(), terminal(&keeper).unwrap(), "the operator's terminal is in the box");
+    operator.say("\u{2}d");
+    operator.await_text("Ctrl-C: stop the box");
+    operator.say("\u{3}");
+    assert_eq!(operator.status(), Some(130));
+    assert_eq!(host.snapshot(), before);
+}
+
+#[test]
+fn a_host_with_the_old_iptables_that_forwards_nothing() {
+    let Some(host) = BareHost::new() else { return };
+    let closed =
+        host.shell("iptables-legacy -P FORWARD DROP && iptables-legacy -A FORWARD -s 192.0.2.1 -j ACCEPT");
+    if !closed.ok() {
+        assert!(std::env::var_os("CI").is_none(), "CI must have it: {closed:?}");
+        return;
+    }
+    let filter = || host.shell("iptables-legacy -S").expect("the old filter");
+    let (before, rules) = (host.snapshot(), filter());
+    let mut guest = host.boot("one", &Options::new());
+    assert_eq!(filter().matches("innkeeper-box-0").count(), 2, "{}", filter());
+    let page = guest.agent("curl -sS -m 10 http://ok.test/");
+    assert!(page.out.contains("token-"), "{page:?}");
+    guest.signal_keeper(Signal::KILL);
+    drop(guest.end());
+    host.innkeeper(&["ls"]).expect("ls");
+    assert_eq!(filter(), rules);
+    assert_eq!(host.snapshot(), before);
+}

@@ -88,9 +88,11 @@ fn a_kernel_without_user_namespaces_is_refused_with_the_switch() {
     // Of a user namespace of the test's own, so that nothing of the machine's changes.
     let before = host.snapshot();
     let script = format!(
-        "unshare --user --map-root-user sh -c 'echo 0 > /proc/sys/user/max_user_namespaces && {INNKEEPER} run --engine embedded'"
+        "unshare --user --map-root-user --mount --net sh -c 'mount -t tmpfs tmpfs /run && \
+         echo 0 > /proc/sys/user/max_user_namespaces && exec {INNKEEPER} run --engine embedded'"
     );
     let done = host.shell(&script);
-    assert_ne!(done.code, Some(0), "{done:?}");
+    assert_eq!(done.code, Some(78), "{done:?}");
+    assert!(done.err.contains("max_user_namespaces") && done.err.contains("next: "), "{done:?}");
     assert_eq!(host.snapshot(), before);
 }

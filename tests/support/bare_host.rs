@@ -5,7 +5,7 @@
 #![allow(dead_code, reason = "every test file takes the part that it needs")]
 #![allow(clippy::disallowed_methods, reason = "no reaper runs beside a test")]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -123,7 +123,7 @@ impl BareHost {
     pub(crate) fn snapshot(&self) -> String {
         let look = "ip -o addr | grep -v fe80 | sed 's/ valid_lft.*//'; ip -o link | cut -d: -f2; ip -4 route; ip -6 route | grep -v '^fe80'; \
              nft -s list ruleset; cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding; \
-             cut -d' ' -f5- /proc/self/mountinfo | grep -v -e netns -e /var/lib/containers; ls -A /run/innkeeper-engine 2>/dev/null | grep -v '^.lock$'; cat /etc/passwd";
+             cut -d' ' -f5- /proc/self/mountinfo | grep -v -e netns -e /var/lib/containers -e /var/lib/docker; ls -A /run/innkeeper-engine 2>/dev/null | grep -v '^.lock$'; cat /etc/passwd";
         self.shell(look).out
     }
 
@@ -147,6 +147,20 @@ impl BareHost {
         HostBox { host: self, name: name.to_owned(), keeper, lines, said: String::new() }
     }
 
+    /// Starts a box on a terminal of the operator's, which script(1) makes: what is shown there can be read.
+    pub(crate) fn start_on_terminal(&self, name: &str, options: &Options) -> Service {
+        let mut words = vec!["exec nsenter".to_owned()];
+        words.extend(self.enter());
+        words.push(format!("{INNKEEPER} run --engine embedded --name {name}"));
+        let mut command = Command::new("script");
+        command
+            .args(["-qfec", &words.join(" "), "/dev/null"])
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap());
+        command.env("TERM", "xterm-256color").envs(options.env.iter().map(|(name, value)| (name, value)));
+        Service::start(&mut command)
+    }
+
     /// Starts a box and waits until it is ready.
     #[track_caller]
     pub(crate) fn boot(&self, name: &str, options: &Options) -> HostBox<'_> {
@@ -167,7 +181,7 @@ impl BareHost {
     pub(crate) fn spawn(&self, program: &str, args: &[&str]) -> Service {
         let mut command = Command::new("nsenter");
         command.args(self.enter()).arg(program).args(args);
-        Service(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap())
+        Service::start(&mut command)
     }
 
     /// Whether such a process of the host's lives.
@@ -193,6 +207,32 @@ impl Drop for BareHost {
 pub(crate) struct Service(Child);
 
 impl Service {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        Self(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// Reads until this was shown.
+    #[track_caller]
+    pub(crate) fn await_text(&mut self, wanted: &str) {
+        let (mut shown, mut byte) = (Vec::new(), [0]);
+        while !String::from_utf8_lossy(&shown).contains(wanted) {
+            let read = self.0.stdout.as_mut().unwrap().read(&mut byte).unwrap();
+            assert_eq!(read, 1, "it ended after: {}", String::from_utf8_lossy(&shown));
+            shown.extend(byte);
+        }
+    }
+
+    pub(crate) fn say(&mut self, text: &str) {
+        let input = self.0.stdin.as_mut().unwrap();
+        input.write_all(text.as_bytes()).and_then(|()| input.flush()).unwrap();
+    }
+
+    /// The exit status, once it has ended by itself.
+    pub(crate) fn status(mut self) -> Option<i32> {
+        drop(self.0.stdin.take());
+        self.0.wait().unwrap().code()
+    }
+
     #[track_caller]
     pub(crate) fn await_line(&mut self, wanted: &str) {
         let mut line = String::new();

@@ -6,8 +6,8 @@ use std::fs;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::EmbeddedError;
-use crate::engine::network;
 use crate::engine::state::{Desk, Process, Record};
+use crate::engine::{legacy, network};
 use crate::firewall::nftables::passage;
 use crate::report;
 
@@ -28,6 +28,7 @@ pub(super) fn forward(desk: &Desk) -> Result<(), EmbeddedError> {
 pub(in crate::engine) fn take_back(desk: &Desk, record: &Record) -> Result<(), EmbeddedError> {
     // The kernel removed it with the box's network namespace, or is about to.
     let link = network::remove(&record.interface).map_err(EmbeddedError::from);
+    legacy::close(&record.interface, &record.table);
     let rules = passage::close(&record.table).map_err(EmbeddedError::from);
     let forgotten = link.and(rules).and_then(|()| desk.remove(&record.name).map_err(EmbeddedError::from));
     let last = desk.records()?.iter().all(|other| other.name == record.name);

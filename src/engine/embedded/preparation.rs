@@ -25,6 +25,11 @@ pub(super) fn prepare(
     options: &Run,
     others: &[Record],
 ) -> Result<(Plan, Record, Vec<IpAddr>), EmbeddedError> {
+    // The sysctl is there where the kernel has them (namespaces(7)).
+    let most = fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
+    if most.trim().is_empty() || most.trim() == "0" {
+        return Err(EmbeddedError::NoUserNamespaces);
+    }
     let environment: Vec<(String, String)> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| handed_over(name))
@@ -79,6 +84,8 @@ pub(super) fn prepare(
 fn complete(mut environment: Vec<(String, String)>) -> Vec<(String, String)> {
     environment.push(("PATH".to_owned(), environment::PATH.to_owned()));
     environment.push(("LANG".to_owned(), "C.UTF-8".to_owned()));
+    // How engines say who they are (systemd.io/CONTAINER_INTERFACE).
+    environment.push(("container".to_owned(), "innkeeper".to_owned()));
     if let (true, Ok(terminal)) = (io::stdin().is_terminal(), std::env::var("TERM")) {
         environment.push(("TERM".to_owned(), terminal));
     }

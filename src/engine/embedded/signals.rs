@@ -1,6 +1,6 @@
 //! What the keeper hears while the box runs: the end of the box, and requests to end it.
 
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::process::Child;
 
@@ -11,17 +11,18 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 
 use super::EmbeddedError;
 use crate::engine::status_of;
+use crate::engine::terminal::Terminal;
 
 /// Signals as something to poll.
 #[derive(Debug)]
-pub(super) struct Signals {
+pub(in crate::engine) struct Signals {
     ended: UnixStream,
     stop: Vec<(Signal, UnixStream)>,
     hangup: UnixStream,
 }
 
 impl Signals {
-    pub(super) fn register() -> Result<Self, EmbeddedError> {
+    pub(in crate::engine) fn register() -> Result<Self, EmbeddedError> {
         let pipe = |signal| {
             let (reader, writer) = UnixStream::pair()?;
             reader.set_nonblocking(true)?;
@@ -34,36 +35,50 @@ impl Signals {
         Ok(Self {
             ended: pipe(SIGCHLD).map_err(failed)?,
             stop: stop.into_iter().collect::<io::Result<_>>().map_err(failed)?,
-            // A terminal that is gone ends the operator's view, not the box.
             hangup: pipe(SIGHUP).map_err(failed)?,
         })
     }
 
-    /// Waits for the end of the box, and passes on what asks for it.
-    pub(super) fn wait(&mut self, child: &mut Child) -> Result<i32, EmbeddedError> {
+    /// Waits for the end of what was started, passes on what asks for it, and copies between the terminals.
+    pub(in crate::engine) fn wait(
+        &mut self,
+        child: &mut Child,
+        mut terminal: Option<Terminal>,
+    ) -> Result<i32, EmbeddedError> {
         let failed = |source| EmbeddedError::Start { what: "wait for the box", source };
-        // The terminal gives Ctrl-C to the box as well: it is in the same process group.
-        let both = io::stdin().is_terminal();
+        if let Some(terminal) = &mut terminal {
+            terminal.begin().map_err(failed)?;
+        }
         loop {
             if let Some(status) = child.try_wait().map_err(failed)? {
                 return Ok(status_of(status));
             }
             let pid = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
             for (signal, pipe) in &mut self.stop {
-                if drained(pipe) && !(both && *signal == Signal::SIGINT) {
+                if drained(pipe) {
                     // Not reaped yet, so the number is still its own.
                     nix::sys::signal::kill(pid, *signal).ok();
                 }
             }
-            drained(&mut self.hangup);
-            let pipes = self.stop.iter().map(|(_, pipe)| pipe).chain([&self.ended, &self.hangup]);
-            let mut polled: Vec<PollFd> = pipes.map(|pipe| PollFd::new(pipe, PollFlags::IN)).collect();
-            match poll(&mut polled, None) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(failed(error.into())),
+            // A terminal that is gone ends the operator's view, not the box.
+            let gone =
+                drained(&mut self.hangup) || terminal.as_mut().is_some_and(|terminal| !terminal.copy());
+            if gone {
+                terminal = None;
             }
-            drop(polled);
+            self.listen(terminal.as_ref()).map_err(|error| failed(error.into()))?;
             drained(&mut self.ended);
+        }
+    }
+
+    /// Until something comes from anywhere.
+    fn listen(&self, terminal: Option<&Terminal>) -> Result<(), rustix::io::Errno> {
+        let pipes = self.stop.iter().map(|(_, pipe)| pipe).chain([&self.ended, &self.hangup]);
+        let mut polled: Vec<PollFd<'_>> = pipes.map(|pipe| PollFd::new(pipe, PollFlags::IN)).collect();
+        polled.extend(terminal.into_iter().flat_map(Terminal::polled));
+        match poll(&mut polled, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 }
