@@ -109,6 +109,9 @@ enum Command {
     CountProcesses,
     #[command(hide = true)]
     ForeignRules,
+    /// A job for the image's iptables, from standard input
+    #[command(hide = true)]
+    Tables,
     #[command(hide = true)]
     Dns,
     #[command(hide = true)]
@@ -208,6 +211,10 @@ fn dispatch(command: Command) -> u8 {
         Command::ForeignRules => {
             print(&serde_json::to_string(&crate::firewall::foreign::look()).unwrap_or_default())
         }
+        Command::Tables => match crate::firewall::programs::run() {
+            Ok(answer) => print(&answer),
+            Err(error) => failed("tables", &error),
+        },
         Command::Dns => {
             call_ourselves(c"innkeeper-dns");
             done("dns", crate::dns::run())

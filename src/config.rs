@@ -116,6 +116,7 @@ pub struct Network {
 pub enum Backend {
     Auto,
     Nftables,
+    Iptables,
 }
 
 /// A port and its transport.

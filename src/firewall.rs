@@ -3,20 +3,27 @@
 //! Everybody else holds a [`Firewall`], which sends orders and waits for the kernel's acknowledgement.
 
 pub mod admission;
+pub mod backend;
 pub mod book;
+pub mod detect;
 mod drift;
 pub mod foreign;
 pub mod ground;
+pub mod iptables;
 pub mod nftables;
 mod owner;
+pub mod programs;
 pub mod ruleset;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 
+use backend::BackendError;
 use book::Pair;
-use nftables::NftablesError;
+use ground::Candidate;
 use owner::Owner;
+use programs::Programs;
 use ruleset::FirewallPlan;
 
 use crate::allowlist::{Allowlist, DomainName};
@@ -26,11 +33,11 @@ use crate::status::report::Firewall as Report;
 #[derive(Debug, thiserror::Error)]
 pub enum FirewallError {
     #[error("cannot reach the kernel's packet filter")]
-    Open(#[source] NftablesError),
+    Open(#[source] BackendError),
     #[error("cannot load the rule set")]
-    Load(#[source] NftablesError),
+    Load(#[source] BackendError),
     #[error("cannot read the rule set back")]
-    ReadBack(#[source] NftablesError),
+    ReadBack(#[source] BackendError),
     #[error("somebody else changes the rules of this namespace all the time")]
     Disturbed,
     #[error("the firewall's thread has ended")]
@@ -56,6 +63,8 @@ impl std::fmt::Debug for Notices {
 }
 
 enum Order {
+    Choose(Arc<dyn Programs>, Box<Candidate>, Sender<()>),
+    Backend(Sender<String>),
     Lockdown(Sender<Result<(), FirewallError>>),
     Withdraw(Sender<Result<bool, FirewallError>>),
     Load(Box<FirewallPlan>, Allowlist, Sender<Result<(), FirewallError>>),
@@ -102,6 +111,18 @@ impl Firewall {
         let (reply, answer) = mpsc::channel();
         self.orders.send(order(reply)).map_err(|_| FirewallError::Gone)?;
         answer.recv().map_err(|_| FirewallError::Gone)
+    }
+
+    /// Says how the kernel is to be programmed from the next [`Firewall::lockdown`] or [`Firewall::load`] on; nf_tables
+    /// unless said otherwise. What the former way put there is taken away once the new rules are in.
+    pub fn choose(&self, programs: Arc<dyn Programs>, candidate: Candidate) -> Result<(), FirewallError> {
+        self.ask(|reply| Order::Choose(programs, Box::new(candidate), reply))
+    }
+
+    /// What programs the kernel now, as `status` shows it.
+    #[must_use]
+    pub fn backend(&self) -> String {
+        self.ask(Order::Backend).unwrap_or_default()
     }
 
     /// Drops everything, both families, in and out: the first act of the boot.

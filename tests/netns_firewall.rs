@@ -11,12 +11,14 @@
     reason = "a test ends by panicking; clippy.toml exempts test functions but not what they share"
 )]
 
+#[macro_use]
+#[path = "netns_firewall/place.rs"]
+mod place;
+
 #[path = "netns_firewall/drift.rs"]
 mod drift;
 #[path = "netns_firewall/flows.rs"]
 mod flows;
-#[path = "netns_firewall/place.rs"]
-mod place;
 #[path = "netns_firewall/platform.rs"]
 mod platform;
 
@@ -24,12 +26,14 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
-use innkeeper::firewall::nftables::{Edit, Element, Nftables, NftablesError};
+use innkeeper::firewall::backend::{Edit, Element};
+use innkeeper::firewall::ground::Storage;
+use innkeeper::firewall::nftables::{Nftables, NftablesError};
 use innkeeper::firewall::ruleset::{Action, EngineDns, FirewallPlan, Transport, lockdown, skeleton};
 
 use place::{
-    AGENT, BOX4, BOX6, DNS, OUTSIDE4, OUTSIDE6, RESOLVER4, RESOLVER6, ROOT, UPSTREAM4, World, allow_ping,
-    next_port, open, ping,
+    AGENT, BOX4, BOX6, DNS, Kind, OUTSIDE4, OUTSIDE6, RESOLVER4, RESOLVER6, ROOT, UPSTREAM4, World,
+    allow_ping, next_port, open, ping,
 };
 
 fn plan() -> FirewallPlan {
@@ -45,6 +49,7 @@ fn plan() -> FirewallPlan {
         nflog_group: 5,
         uses_group: 6,
         vm: false,
+        closed: vec![],
     }
 }
 
@@ -61,7 +66,7 @@ fn nothing_waits(listener: &TcpListener) -> bool {
 
 #[test]
 fn the_text_is_what_the_kernel_lists() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::on(Kind::Nftables) else { return };
     let mut kernel = world.nftables();
     let full = FirewallPlan {
         engine_dns: Some(EngineDns { forwards_to: vec!["192.0.2.1:53".parse().unwrap()] }),
@@ -83,9 +88,8 @@ fn the_text_is_what_the_kernel_lists() {
     }
 }
 
-#[test]
-fn lockdown_lets_nothing_out_in_or_around() {
-    let Some(world) = World::new() else { return };
+fn lockdown_lets_nothing_out_in_or_around(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
     let tries = [format!("{RESOLVER4}:53"), format!("[{RESOLVER6}]:53"), format!("{OUTSIDE4}:443")];
     for to in &tries {
         world.inside.send(AGENT, to, "arrives while open").unwrap();
@@ -103,7 +107,7 @@ fn lockdown_lets_nothing_out_in_or_around() {
         assert_eq!(received(socket).0, "open");
     }
 
-    world.nftables().load(&lockdown(), &Edit::default()).unwrap();
+    world.kernel().load(&lockdown(), &Edit::default()).unwrap();
     for uid in [AGENT, DNS, ROOT] {
         for to in &tries {
             world.inside.send(uid, to, "must not arrive").unwrap_err();
@@ -113,7 +117,7 @@ fn lockdown_lets_nothing_out_in_or_around() {
     world.outside.send(ROOT, &format!("{BOX4}:7000"), "must not come in").unwrap();
     world.outside.send(ROOT, &format!("[{BOX6}]:7000"), "must not come in").unwrap();
 
-    world.inside.nft("delete table inet innkeeper");
+    world.tear_down();
     for (socket, to, from) in [
         (&inside4, format!("{BOX4}:7000"), &world.outside),
         (&inside6, format!("[{BOX6}]:7000"), &world.outside),
@@ -122,20 +126,19 @@ fn lockdown_lets_nothing_out_in_or_around() {
         from.send(AGENT, &to, "open again").unwrap();
         assert_eq!(received(socket).0, "open again");
     }
-    let mut kernel = world.nftables();
+    let mut kernel = world.kernel();
     kernel.load(&skeleton(&plan()), &Edit::default()).unwrap();
     assert!(!world.leaked(&mut kernel, b"must not arrive"));
 }
 
 /// T03, T04, T25: hard-coded resolvers, both families and transports, and the answer seems to come from them.
-#[test]
-fn every_question_goes_to_the_worker() {
-    let Some(world) = World::new() else { return };
+fn every_question_goes_to_the_worker(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
     for to in [format!("{RESOLVER4}:53"), format!("[{RESOLVER6}]:53")] {
         world.inside.send(AGENT, &to, "arrives while open").unwrap();
         world.wire.wait_for(b"arrives while open");
     }
-    let mut kernel = world.nftables();
+    let mut kernel = world.kernel();
     kernel.load(&skeleton(&plan()), &Edit::default()).unwrap();
     let direct = [("127.0.0.53:53", "127.0.0.53:53", "127.0.0.1:0"), ("[::1]:53", "[::1]:53", "[::]:0")];
     let (four, six) = (format!("{RESOLVER4}:53"), format!("[{RESOLVER6}]:53"));
@@ -164,10 +167,9 @@ fn every_question_goes_to_the_worker() {
 }
 
 /// A host without ::1: questions over IPv6 are refused, not let out.
-#[test]
-fn without_a_worker_on_ipv6_its_questions_are_refused() {
-    let Some(world) = World::new() else { return };
-    let mut kernel = world.nftables();
+fn without_a_worker_on_ipv6_its_questions_are_refused(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
+    let mut kernel = world.kernel();
     kernel.load(&skeleton(&FirewallPlan { dns_v6: None, ..plan() }), &Edit::default()).unwrap();
     world.inside.send(AGENT, &format!("[{RESOLVER6}]:53"), "must not arrive").unwrap_err();
     let refused = world.inside.connect(AGENT, &format!("[{RESOLVER6}]:53")).unwrap_err();
@@ -176,10 +178,9 @@ fn without_a_worker_on_ipv6_its_questions_are_refused() {
 }
 
 /// `SO_BINDTODEVICE` needs no privilege, and makes a redirected packet leave over the device that it names.
-#[test]
-fn a_socket_bound_to_a_device_carries_nothing_out() {
-    let Some(world) = World::new() else { return };
-    let mut kernel = world.nftables();
+fn a_socket_bound_to_a_device_carries_nothing_out(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
+    let mut kernel = world.kernel();
     kernel.load(&skeleton(&plan()), &Edit::default()).unwrap();
     let bound = |any: &str| {
         let socket = world.inside.udp(AGENT, any);
@@ -195,15 +196,14 @@ fn a_socket_bound_to_a_device_carries_nothing_out() {
     }
     assert!(!world.leaked(&mut kernel, b"must not arrive"));
     // Without the guard it leaves: the test sees what it is for.
-    world.inside.nft("flush chain inet innkeeper postrouting");
+    world.empty("postrouting");
     bound("0.0.0.0:0").send_to(b"guard is out", format!("{RESOLVER4}:53")).unwrap();
     assert!(world.leaked(&mut kernel, b"guard is out"));
 }
 
-#[test]
-fn upstreams_serve_the_worker_alone() {
-    let Some(world) = World::new() else { return };
-    let mut kernel = world.nftables();
+fn upstreams_serve_the_worker_alone(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
+    let mut kernel = world.kernel();
     kernel.load(&skeleton(&plan()), &Edit::default()).unwrap();
     let upstream = world.outside.udp(ROOT, &format!("{UPSTREAM4}:53"));
     let question = world.inside.udp(DNS, "0.0.0.0:0");
@@ -234,14 +234,13 @@ fn upstreams_serve_the_worker_alone() {
 }
 
 /// T200, T202: Docker's resolver on any port, and its own forwarding as uid 0.
-#[test]
-fn the_engines_resolver_belongs_to_the_worker() {
-    let Some(world) = World::new() else { return };
+fn the_engines_resolver_belongs_to_the_worker(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
     let engine = world.inside.udp(ROOT, "127.0.0.11:41234");
     world.inside.send(AGENT, "127.0.0.11:41234", "open").unwrap();
     assert_eq!(received(&engine).0, "open");
 
-    let mut kernel = world.nftables();
+    let mut kernel = world.kernel();
     let forwards_to = vec![format!("{UPSTREAM4}:53").parse().unwrap()];
     let engine_dns = Some(EngineDns { forwards_to });
     let upstreams = vec!["127.0.0.11:53".parse().unwrap()];
@@ -268,9 +267,8 @@ fn the_engines_resolver_belongs_to_the_worker() {
 }
 
 /// T25, T27, T29, T34: only TCP, only the listed port, both families; the rest fails at once.
-#[test]
-fn open_addresses_pass_on_their_port_alone() {
-    let Some(world) = World::new() else { return };
+fn open_addresses_pass_on_their_port_alone(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
     world.inside.run(ROOT, allow_ping);
     let listeners: Vec<_> = [OUTSIDE4.to_owned(), format!("[{OUTSIDE6}]")]
         .iter()
@@ -284,7 +282,7 @@ fn open_addresses_pass_on_their_port_alone() {
         world.inside.run(AGENT, || ping(to, "echo while open")).unwrap();
         world.wire.wait_for(b"echo while open");
     }
-    let mut kernel = world.nftables();
+    let mut kernel = world.kernel();
     kernel.load(&skeleton(&plan()), &Edit::default()).unwrap();
     for listener in &listeners {
         let to = listener.local_addr().unwrap().to_string();
@@ -314,10 +312,9 @@ fn open_addresses_pass_on_their_port_alone() {
 }
 
 /// Nobody knows a neighbour yet: the first packet needs discovery in both directions.
-#[test]
-fn ipv6_finds_its_neighbours() {
-    let Some(world) = World::new() else { return };
-    let mut kernel = world.nftables();
+fn ipv6_finds_its_neighbours(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
+    let mut kernel = world.kernel();
     kernel
         .load(&skeleton(&FirewallPlan { inbound: vec![(Transport::Tcp, 2222)], ..plan() }), &Edit::default())
         .unwrap();
@@ -326,9 +323,9 @@ fn ipv6_finds_its_neighbours() {
     world.inside.connect(AGENT, &format!("[{OUTSIDE6}]:443")).unwrap();
     listener.accept().unwrap();
 
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::on(kind) else { return };
     world
-        .nftables()
+        .kernel()
         .load(&skeleton(&FirewallPlan { inbound: vec![(Transport::Tcp, 2222)], ..plan() }), &Edit::default())
         .unwrap();
     let opened = world.inside.listen(&format!("[{BOX6}]:2222"));
@@ -337,10 +334,9 @@ fn ipv6_finds_its_neighbours() {
 }
 
 /// Where Innkeeper owns the kernel, root renews the lease, and the agent can't from the client's port.
-#[test]
-fn a_lease_is_renewed_by_root_alone() {
-    let Some(world) = World::new() else { return };
-    let mut kernel = world.nftables();
+fn a_lease_is_renewed_by_root_alone(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
+    let mut kernel = world.kernel();
     let server = world.outside.udp(ROOT, &format!("{OUTSIDE4}:67"));
     kernel.load(&skeleton(&plan()), &Edit::default()).unwrap();
     let client = world.inside.udp(ROOT, "0.0.0.0:68");
@@ -359,10 +355,9 @@ fn a_lease_is_renewed_by_root_alone() {
 }
 
 /// The refusal of a datagram is the ICMP error that says so: `EHOSTUNREACH` in IPv4, `EACCES` in IPv6.
-#[test]
-fn refused_datagrams_are_told_why() {
-    let Some(world) = World::new() else { return };
-    let mut kernel = world.nftables();
+fn refused_datagrams_are_told_why(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
+    let mut kernel = world.kernel();
     kernel.load(&skeleton(&plan()), &Edit::default()).unwrap();
     for (any, to, error) in [
         ("0.0.0.0:0", format!("{OUTSIDE4}:443"), nix::errno::Errno::EHOSTUNREACH),
@@ -376,14 +371,13 @@ fn refused_datagrams_are_told_why() {
     }
 }
 
-#[test]
-fn inbound_is_closed_but_for_what_the_operator_opened() {
-    let Some(world) = World::new() else { return };
+fn inbound_is_closed_but_for_what_the_operator_opened(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
     let closed = world.inside.listen(&format!("{BOX4}:8080"));
     world.outside.connect(AGENT, &format!("{BOX4}:8080")).unwrap();
     closed.accept().unwrap();
     world
-        .nftables()
+        .kernel()
         .load(
             &skeleton(&FirewallPlan {
                 inbound: vec![(Transport::Tcp, 2222), (Transport::Udp, 2223)],
@@ -421,9 +415,8 @@ fn inbound_is_closed_but_for_what_the_operator_opened() {
 }
 
 /// T201: what listened before the box was closed, by address and by wildcard.
-#[test]
-fn older_listeners_are_closed_and_the_rest_of_loopback_is_open() {
-    let Some(world) = World::new() else { return };
+fn older_listeners_are_closed_and_the_rest_of_loopback_is_open(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
     let own = world.inside.listen("127.0.0.1:8000");
     let sidecars = [world.inside.listen("127.0.0.1:15001"), world.inside.listen("0.0.0.0:9000")];
     let ways = ["127.0.0.1:15001".to_owned(), "127.0.0.1:9000".into(), format!("{BOX4}:9000")];
@@ -431,7 +424,7 @@ fn older_listeners_are_closed_and_the_rest_of_loopback_is_open() {
         world.inside.connect(AGENT, way).unwrap();
     }
     let closed_loopback = sidecars.iter().map(|s| s.local_addr().unwrap()).collect();
-    world.nftables().load(&skeleton(&FirewallPlan { closed_loopback, ..plan() }), &Edit::default()).unwrap();
+    world.kernel().load(&skeleton(&FirewallPlan { closed_loopback, ..plan() }), &Edit::default()).unwrap();
     for way in &ways {
         assert_eq!(
             world.inside.connect(AGENT, way).unwrap_err().kind(),
@@ -447,10 +440,9 @@ fn older_listeners_are_closed_and_the_rest_of_loopback_is_open() {
 }
 
 /// Mere expiry ends nothing; taking the pair out of the held ones ends it (T36).
-#[test]
-fn flows_outlive_their_element_and_new_ones_do_not() {
-    let Some(world) = World::new() else { return };
-    let mut kernel = world.nftables();
+fn flows_outlive_their_element_and_new_ones_do_not(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
+    let mut kernel = world.kernel();
     kernel.load(&skeleton(&plan()), &Edit::default()).unwrap();
     kernel.admit(&[open(OUTSIDE4, 443)]).unwrap();
     let listener = world.outside.listen(&format!("{OUTSIDE4}:443"));
@@ -473,10 +465,9 @@ fn flows_outlive_their_element_and_new_ones_do_not() {
 }
 
 /// F31: renewal must change the expiry, longer and shorter, on every kernel.
-#[test]
-fn renewal_changes_the_expiry() {
-    let Some(world) = World::new() else { return };
-    let mut kernel = world.nftables();
+fn renewal_changes_the_expiry(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
+    let mut kernel = world.kernel();
     kernel.load(&skeleton(&plan()), &Edit::default()).unwrap();
     for address in [OUTSIDE4, OUTSIDE6] {
         for seconds in [60, 600, 30] {
@@ -491,10 +482,9 @@ fn renewal_changes_the_expiry() {
     assert_eq!(kernel.elements().unwrap().len(), 2);
 }
 
-#[test]
-fn elements_come_and_go_in_any_number() {
-    let Some(world) = World::new() else { return };
-    let mut kernel = world.nftables();
+fn elements_come_and_go_in_any_number(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
+    let mut kernel = world.kernel();
     kernel.load(&skeleton(&plan()), &Edit::default()).unwrap();
     kernel.admit(&[]).unwrap();
     kernel.withdraw(&[(OUTSIDE4.parse().unwrap(), 443)]).unwrap();
@@ -503,9 +493,10 @@ fn elements_come_and_go_in_any_number() {
     let found = kernel.elements().unwrap();
     assert_eq!(found.len(), 2);
     assert!(found.iter().all(|e| e.timeout > Duration::from_secs(30)), "{found:?}");
-    let many: Vec<_> = (0..10_000_u32)
+    let (four, six) = if kind.storage() == Storage::Rules { (200_u32, 50_u128) } else { (10_000, 1_000) };
+    let many: Vec<_> = (0..four)
         .map(|i| open(&std::net::Ipv4Addr::from(0x0b00_0000 + i).to_string(), 443))
-        .chain((0..1_000_u128).map(|i| open(&std::net::Ipv6Addr::from((0x2600 << 112) + i).to_string(), 443)))
+        .chain((0..six).map(|i| open(&std::net::Ipv6Addr::from((0x2600 << 112) + i).to_string(), 443)))
         .collect();
     kernel.admit(&many).unwrap();
     kernel.admit(&many).unwrap();
@@ -517,7 +508,7 @@ fn elements_come_and_go_in_any_number() {
 
 #[test]
 fn a_load_replaces_our_table_and_no_other() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::on(Kind::Nftables) else { return };
     world.inside.nft("add table inet foreign");
     world.inside.nft("add chain inet foreign output { type filter hook output priority 10 ; }");
     world.inside.nft("add table inet innkeeper");
@@ -527,7 +518,7 @@ fn a_load_replaces_our_table_and_no_other() {
     kernel.load(&lockdown(), &Edit::default()).unwrap();
     assert!(!world.inside.nft("list table inet innkeeper").contains("leftover"));
     kernel.load(&skeleton(&plan()), &Edit::default()).unwrap();
-    kernel.admit(&[open(OUTSIDE4, 443)]).unwrap();
+    kernel.apply(&Edit { open: vec![open(OUTSIDE4, 443)], ..Edit::default() }).unwrap();
     // A rule set that the kernel refuses changes nothing, and the error says which rule it was.
     let mut broken = skeleton(&plan());
     broken.chains[2].rules[0].actions = vec![Action::Goto("nowhere")];
@@ -542,19 +533,9 @@ fn a_load_replaces_our_table_and_no_other() {
     assert_eq!(world.inside.nft("list table inet foreign"), foreign);
 }
 
-#[test]
-fn a_fingerprint_shows_drift_and_nothing_else() {
-    let Some(world) = World::new() else { return };
-    let mut kernel = world.nftables();
-    assert!(kernel.fingerprint().unwrap().is_absent());
-    let ruleset = skeleton(&plan());
-    kernel.load(&ruleset, &Edit::default()).unwrap();
-    let loaded = kernel.fingerprint().unwrap();
-    kernel.admit(&[open(OUTSIDE4, 443)]).unwrap();
-    assert!(world.inside.connect(AGENT, &format!("{OUTSIDE4}:{}", next_port())).is_err());
-    assert!(kernel.denied().unwrap() > 0);
-    assert_eq!(loaded.difference(&kernel.fingerprint().unwrap()), None);
-    for tamper in [
+/// What somebody who is root may do to our rules, each of which lets something pass.
+fn tampers(kind: Kind) -> Vec<(&'static str, &'static str)> {
+    let nft = [
         "insert rule inet innkeeper output accept",
         "add rule inet innkeeper forward accept",
         "flush chain inet innkeeper input",
@@ -563,12 +544,42 @@ fn a_fingerprint_shows_drift_and_nothing_else() {
         "add set inet innkeeper extra { type ipv4_addr ; }",
         "add table inet innkeeper { flags dormant ; }",
         "delete table inet innkeeper",
-    ] {
+    ];
+    let iptables = [
+        "-I INNKEEPER-OUTPUT -j ACCEPT",
+        "-A INNKEEPER-FORWARD -j ACCEPT",
+        "-F INNKEEPER-INPUT",
+        "-N INNKEEPER-MORE",
+        "-D OUTPUT -j INNKEEPER-OUTPUT",
+        "-I OUTPUT -j ACCEPT",
+        "-A OUTPUT -j INNKEEPER-OUTPUT",
+        "-t nat -F",
+        "-t nat -I OUTPUT -j ACCEPT",
+        "-t mangle -F INNKEEPER-POSTROUTING",
+        "-F",
+    ];
+    let Some(program) = kind.program() else { return nft.map(|line| ("nft", line)).into() };
+    let six = if program == "iptables-nft" { "ip6tables-nft" } else { "ip6tables-legacy" };
+    iptables.into_iter().flat_map(|line| [(program, line), (six, line)]).collect()
+}
+
+fn a_fingerprint_shows_drift_and_nothing_else(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
+    let mut kernel = world.kernel();
+    assert!(kernel.fingerprint().unwrap().is_absent());
+    let ruleset = skeleton(&plan());
+    kernel.load(&ruleset, &Edit::default()).unwrap();
+    let loaded = kernel.fingerprint().unwrap();
+    kernel.admit(&[open(OUTSIDE4, 443)]).unwrap();
+    assert!(world.inside.connect(AGENT, &format!("{OUTSIDE4}:{}", next_port())).is_err());
+    assert!(kernel.denied().unwrap() > 0);
+    assert_eq!(loaded.difference(&kernel.fingerprint().unwrap()), None);
+    for (program, line) in tampers(kind) {
         kernel.load(&ruleset, &Edit::default()).unwrap();
         assert_eq!(loaded.difference(&kernel.fingerprint().unwrap()), None);
-        world.inside.nft(tamper);
+        world.inside.program(program, line);
         let now = kernel.fingerprint().unwrap();
-        assert!(loaded.difference(&now).is_some(), "{tamper} was not noticed");
+        assert!(loaded.difference(&now).is_some(), "{program} {line} was not noticed");
         assert_ne!(loaded, now);
     }
 }
@@ -576,7 +587,26 @@ fn a_fingerprint_shows_drift_and_nothing_else() {
 /// F08: without the capability it says so, before anything is tried.
 #[test]
 fn without_the_capability_it_says_so() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::on(Kind::Nftables) else { return };
     let refused = world.inside.run(AGENT, || Nftables::open().unwrap_err());
     assert!(matches!(refused, NftablesError::NotPermitted { .. }), "{refused}");
+}
+
+on_every_backend! {
+    lockdown_lets_nothing_out_in_or_around,
+    every_question_goes_to_the_worker,
+    without_a_worker_on_ipv6_its_questions_are_refused,
+    a_socket_bound_to_a_device_carries_nothing_out,
+    upstreams_serve_the_worker_alone,
+    the_engines_resolver_belongs_to_the_worker,
+    open_addresses_pass_on_their_port_alone,
+    ipv6_finds_its_neighbours,
+    a_lease_is_renewed_by_root_alone,
+    refused_datagrams_are_told_why,
+    inbound_is_closed_but_for_what_the_operator_opened,
+    older_listeners_are_closed_and_the_rest_of_loopback_is_open,
+    flows_outlive_their_element_and_new_ones_do_not,
+    renewal_changes_the_expiry,
+    elements_come_and_go_in_any_number,
+    a_fingerprint_shows_drift_and_nothing_else,
 }

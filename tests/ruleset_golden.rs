@@ -35,6 +35,7 @@ fn plan() -> FirewallPlan {
         nflog_group: 5,
         uses_group: 6,
         vm: false,
+        closed: vec![],
     }
 }
 
@@ -82,4 +83,43 @@ fn every_rule_says_what_it_is_for() {
             assert!(!rule.comment.contains('"'), "{rule}");
         }
     }
+}
+
+/// The same values as text for iptables-restore, as it is loaded where nothing of ours is yet.
+fn compare_iptables(name: &str, ruleset: &Ruleset, sets: Option<u32>) {
+    use innkeeper::firewall::backend::{Edit, Element};
+    use innkeeper::firewall::iptables::listing::compose;
+    use innkeeper::firewall::iptables::render::{Form, render};
+    use innkeeper::firewall::ruleset::Family;
+    let pairs = [("192.0.2.1".parse().unwrap(), 443), ("2001:db8::1".parse().unwrap(), 22)];
+    let timeout = std::time::Duration::from_secs(60);
+    let open = pairs.iter().map(|&(address, port)| Element { address, port, timeout }).collect();
+    let content = Edit { open, hold: pairs.into(), ..Edit::default() };
+    let mut text = String::new();
+    for family in [Family::V4, Family::V6] {
+        let rendered = render(ruleset, family, Form { sets, comments: true }, &content);
+        text.push_str(&format!("# {family}\n{}", compose(&rendered.bodies, &[])));
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(golden, text, "{name} differs; BLESS=1 writes it anew");
+}
+
+#[test]
+fn iptables_texts() {
+    compare_iptables("lockdown.iptables", &lockdown(), None);
+    compare_iptables("skeleton-ipset.iptables", &skeleton(&plan()), Some(1));
+    compare_iptables("skeleton-rules.iptables", &skeleton(&plan()), None);
+    let known = EngineDns { forwards_to: vec!["192.0.2.1:53".parse().unwrap()] };
+    let full = FirewallPlan {
+        engine_dns: Some(known),
+        inbound: vec![(Transport::Tcp, 22)],
+        closed_loopback: vec!["127.0.0.1:15001".parse().unwrap(), "[::]:9000".parse().unwrap()],
+        vm: true,
+        ..plan()
+    };
+    compare_iptables("skeleton-full.iptables", &skeleton(&full), Some(1));
 }

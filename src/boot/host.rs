@@ -17,7 +17,7 @@ use crate::dns::resolv_conf::{self, Upstreams};
 use crate::filesystem::layout;
 use crate::firewall::foreign;
 use crate::firewall::ruleset::EngineDns;
-use crate::firewall::{self, nftables::NftablesError};
+use crate::firewall::{self, backend::BackendError, iptables::IptablesError, nftables::NftablesError};
 use crate::innkeeper::Innkeeper;
 use crate::namespace::Listener;
 use crate::prerequisites::limits;
@@ -45,20 +45,28 @@ pub(super) fn firewall_trouble(error: &firewall::FirewallError) -> Trouble {
         | firewall::FirewallError::Gone
         | firewall::FirewallError::Thread(_) => None,
     };
-    match source {
-        Some(NftablesError::NotPermitted { .. }) => {
-            Trouble::unfit(chain(error), "add the capability: docker run --cap-add NET_ADMIN …")
+    let next = match source {
+        Some(
+            BackendError::Nftables(NftablesError::NotPermitted { .. })
+            | BackendError::Iptables(IptablesError::NotPermitted { .. }),
+        ) => "add the capability: docker run --cap-add NET_ADMIN …",
+        Some(BackendError::Nftables(NftablesError::NoNfTables { .. })) => {
+            "run on a kernel with nf_tables (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET), or leave network.backend to \
+             auto and put iptables into the image"
         }
-        Some(NftablesError::NoNfTables { .. }) => Trouble::unfit(
-            chain(error),
-            "run on a kernel with nf_tables (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET); the iptables backend is \
-             not in this version",
-        ),
-        Some(_) | None => Trouble::unfit(
-            chain(error),
-            "the kernel lacks a part of nf_tables: CONFIG_NFT_CT, NFT_NAT, NFT_REJECT_INET, NFT_LOG are needed",
-        ),
-    }
+        Some(BackendError::Iptables(IptablesError::Missing { .. })) => {
+            "put iptables and ip6tables into the image (Debian: apt-get install iptables), or run on a kernel with \
+             nf_tables"
+        }
+        Some(BackendError::Iptables(_)) => {
+            "the kernel lacks a part of iptables that the line above names: load its module on the host, or run on a \
+             kernel with nf_tables"
+        }
+        Some(BackendError::Nftables(_)) | None => {
+            "the kernel lacks a part of nf_tables: CONFIG_NFT_CT, NFT_NAT, NFT_REJECT_INET, NFT_LOG are needed"
+        }
+    };
+    Trouble::unfit(chain(error), next)
 }
 
 /// How many processes the agent may have: the box's own bound less a reserve, beside what its uid has elsewhere.
@@ -132,8 +140,17 @@ pub(super) fn foreign_rules(innkeeper: &Innkeeper) {
     let path = ("PATH".to_owned(), "/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
     let launch = Launch::own("foreign-rules", None).env(vec![path]);
     let said = innkeeper.spawner.listen(launch, FOREIGN_LIMIT, 64 << 10);
-    let Ok(said) = said else { return };
-    let found: foreign::Foreign = serde_json::from_str(&said.text).unwrap_or_default();
+    let said = said.map_err(|error| chain(&error)).and_then(|said| {
+        serde_json::from_str::<foreign::Foreign>(&said.text)
+            .map_err(|_| format!("{}: {}", said.exit, said.text))
+    });
+    let found = match said {
+        Ok(found) => found,
+        Err(error) => {
+            let what = "whether rules of others stop allowed packets could not be looked at";
+            return innkeeper.board().warn(format!("{what}: {}", crate::report::inert(error.trim())));
+        }
+    };
     for rule in found.conflicts {
         innkeeper
             .board()

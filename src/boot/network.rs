@@ -1,6 +1,6 @@
 //! The steps that close the network and open what the policy allows: lockdown, dns, firewall.
 
-use std::net::{Ipv6Addr, SocketAddrV6};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,8 +14,13 @@ use crate::dns::keeper::{self, Keeper, Sockets};
 use crate::dns::name_server::NameServer;
 use crate::dns::resolv_conf::{self, EngineForwarding, Upstreams};
 use crate::firewall::admission::NEVER;
-use crate::firewall::ruleset::{EngineDns, FirewallPlan, Transport};
-use crate::firewall::{EgressLocked, Firewall, Notices};
+use crate::firewall::backend::BackendError;
+use crate::firewall::detect::{self, Scope};
+use crate::firewall::ground::{Candidate, Offer};
+use crate::firewall::nftables::NftablesError;
+use crate::firewall::programs::{Programs, Supervised};
+use crate::firewall::ruleset::{EngineDns, Family, FirewallPlan, Transport};
+use crate::firewall::{EgressLocked, Firewall, FirewallError, Notices};
 use crate::innkeeper::Innkeeper;
 use crate::namespace::Network;
 use crate::prerequisites::network::{self as needs, RESOLV_CONF};
@@ -50,7 +55,7 @@ pub(super) fn lockdown(innkeeper: &Innkeeper, steps: &Steps) -> Result<Network, 
         LOCKDOWN,
         plan,
         |_| {
-            firewall.lockdown().map_err(|error| host::firewall_trouble(&error))?;
+            close(innkeeper, &firewall)?;
             // The kernel has acknowledged: from here on nothing passes. Looking at it comes after.
             let took = milliseconds(crate::init::since(innkeeper.began));
             innkeeper.board().update(|report| report.boot.lockdown_ms = Some(took));
@@ -64,6 +69,45 @@ pub(super) fn lockdown(innkeeper: &Innkeeper, steps: &Steps) -> Result<Network, 
     // Where it can't begin now, the step that needs it looks itself.
     innkeeper.surroundings.look_for_listeners().ok();
     Ok(network)
+}
+
+/// By netlink wherever the kernel has nf_tables, whichever backend follows; else by the legacy iptables, which is what
+/// such a kernel can have.
+fn close(innkeeper: &Innkeeper, firewall: &Firewall) -> Result<(), Trouble> {
+    let trouble = |error: &FirewallError| host::firewall_trouble(error);
+    let error = match firewall.lockdown() {
+        Ok(()) => return Ok(()),
+        Err(error) => error,
+    };
+    let lacking = matches!(
+        error,
+        FirewallError::Open(BackendError::Nftables(NftablesError::NoNfTables { .. }))
+            | FirewallError::Load(BackendError::Nftables(NftablesError::Refused { .. }))
+    );
+    if !lacking || innkeeper.config.network.backend == config::Backend::Nftables {
+        return Err(trouble(&error));
+    }
+    event("firewall", &format!("{}; closing by iptables", chain(&error)));
+    firewall.choose(programs(innkeeper), detect::plainest()).map_err(|error| trouble(&error))?;
+    firewall.lockdown().map_err(|error| trouble(&error))
+}
+
+/// Who runs the image's iptables, where it is needed.
+fn programs(innkeeper: &Innkeeper) -> Arc<dyn Programs> {
+    Arc::new(Supervised::new(innkeeper.spawner.clone()))
+}
+
+/// How the kernel is to be programmed: by trying, in a box that is closed already.
+fn ground(innkeeper: &Innkeeper) -> Result<Candidate, Trouble> {
+    let wanted = innkeeper.config.network.backend;
+    let found = detect::candidates(programs(innkeeper).as_ref(), Scope::First(wanted));
+    let candidate = detect::choose(wanted, &found).map_err(|why| needs::no_filter(&why))?;
+    for (family, offer) in [(Family::V4, &candidate.ipv4), (Family::V6, &candidate.ipv6)] {
+        if let Offer::Closed(why) = offer {
+            innkeeper.board().warn(format!("{family} is closed, and no name has an address of it: {why}"));
+        }
+    }
+    Ok(candidate)
 }
 
 /// Where the firewall's thread says what it has to say.
@@ -111,6 +155,7 @@ pub(super) struct Resolver {
     servers: Vec<NameServer>,
     plan: FirewallPlan,
     ipv6: bool,
+    ground: Candidate,
 }
 
 /// A pod has a handful of sidecars; more listeners are closed all the same.
@@ -118,6 +163,7 @@ const MAX_NAMED_LISTENERS: usize = 16;
 
 pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Result<Resolver, Failure> {
     let configured = &innkeeper.config.network.upstreams;
+    let mut ground = None;
     let plan = || {
         let text = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
         let mut upstreams = resolv_conf::parse(&text);
@@ -131,6 +177,7 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
         }
         // Looked at before our own listeners exist: whatever listened then is not the agent's.
         let listeners = innkeeper.surroundings.listeners().map_err(needs::unseen_listeners)?;
+        ground = Some(self::ground(innkeeper)?);
         Ok((upstreams, host::closed_listeners(&listeners, &innkeeper.config.network.loopback)))
     };
     let mut sockets = None;
@@ -154,30 +201,43 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
         },
     )?;
     let (upstreams, closed) = resolver;
-    let Some(sockets) = sockets else {
+    let (Some(sockets), Some(ground)) = (sockets, ground) else {
         let trouble = Trouble::unfit("no socket was opened", "please report this");
         return Err(Failure { step: DNS.name, trouble });
     };
+    let plan = rules(innkeeper, network, &sockets, (&upstreams, closed), &ground);
+    let servers = if configured.is_empty() {
+        upstreams.servers.into_iter().map(NameServer::plain).collect()
+    } else {
+        configured.clone()
+    };
+    let ipv6 = network.ipv6_route && ground.ipv6.opens();
+    Ok(Resolver { sockets, servers, plan, ipv6, ground })
+}
+
+/// The facts that the rules depend on.
+fn rules(
+    innkeeper: &Innkeeper,
+    network: &Network,
+    sockets: &Sockets,
+    (upstreams, closed): (&Upstreams, Vec<SocketAddr>),
+    ground: &Candidate,
+) -> FirewallPlan {
     let dns_v6 = sockets.v6.then(|| SocketAddrV6::new(Ipv6Addr::LOCALHOST, keeper::PORT, 0, 0));
-    let plan = FirewallPlan {
+    FirewallPlan {
         dns_uid: innkeeper.accounts.dns.uid,
         dns_v4: std::net::SocketAddrV4::new(keeper::LISTEN_V4, keeper::PORT),
         dns_v6,
         upstreams: upstreams.servers.clone(),
-        engine_dns: engine(&upstreams),
+        engine_dns: engine(upstreams),
         inbound: innkeeper.config.network.inbound.iter().map(inbound).collect(),
         ssh_from: if host::fly_machine(innkeeper) { FLY_SSH.to_vec() } else { Vec::new() },
         closed_loopback: closed,
         nflog_group: NFLOG_GROUP,
         uses_group: USES_GROUP,
         vm: network.initial && network.initial_pids,
-    };
-    let servers = if configured.is_empty() {
-        upstreams.servers.into_iter().map(NameServer::plain).collect()
-    } else {
-        configured.clone()
-    };
-    Ok(Resolver { sockets, servers, plan, ipv6: network.ipv6_route })
+        closed: ground.closed(),
+    }
 }
 
 /// The certificates by which upstreams are judged that are asked by TLS, if there are such.
@@ -216,11 +276,18 @@ pub(super) fn engine(upstreams: &Upstreams) -> Option<EngineDns> {
 }
 
 /// Logged packets are for the operator's eyes, no protection: without them the box counts what it refuses.
-fn queues(innkeeper: &Innkeeper, plan: FirewallPlan) -> (FirewallPlan, Option<Queues>) {
-    match Queues::open(plan.nflog_group, plan.uses_group) {
+fn queues(
+    innkeeper: &Innkeeper,
+    plan: FirewallPlan,
+    no_log: Option<&String>,
+) -> (FirewallPlan, Option<Queues>) {
+    let opened = match no_log {
+        Some(why) => Err(why.clone()),
+        None => Queues::open(plan.nflog_group, plan.uses_group).map_err(|error| chain(&error)),
+    };
+    match opened {
         Ok(queues) => (plan, Some(queues)),
-        Err(error) => {
-            let why = chain(&error);
+        Err(why) => {
             innkeeper.board().warn(format!("refused packets are counted, not listed: {why}"));
             (FirewallPlan { nflog_group: 0, uses_group: 0, ..plan }, None)
         }
@@ -248,8 +315,8 @@ pub(super) fn firewall(
         let trouble = Trouble::unfit("the lockdown is gone", "please report this");
         return Err(Failure { step: FIREWALL.name, trouble });
     };
-    let Resolver { sockets, servers, plan, ipv6 } = resolver;
-    let (plan, queues) = queues(innkeeper, plan);
+    let Resolver { sockets, servers, plan, ipv6, ground } = resolver;
+    let (plan, queues) = queues(innkeeper, plan, ground.no_log.as_ref());
     if let Some(engine) = &plan.engine_dns {
         innkeeper.board().warn(host::engine_warning(engine));
     }
@@ -259,7 +326,8 @@ pub(super) fn firewall(
         || Ok(plan),
         |plan| {
             let allowlist = innkeeper.allowlist();
-            let loaded = firewall.load(plan.clone(), allowlist);
+            let chosen = firewall.choose(programs(innkeeper), ground.clone());
+            let loaded = chosen.and_then(|()| firewall.load(plan.clone(), allowlist));
             loaded.map_err(|error| host::firewall_trouble(&error))?;
             if let Some(queues) = queues {
                 watch(innkeeper, firewall, queues);
@@ -270,6 +338,7 @@ pub(super) fn firewall(
                 roots: roots(innkeeper, &servers),
                 refresh: innkeeper.config.network.refresh,
                 ipv6,
+                closed: plan.closed.clone(),
                 attributor: innkeeper.attributor.clone(),
             };
             let policy = innkeeper.standing();
@@ -293,7 +362,8 @@ pub(super) fn firewall(
                 let detail = "no name was answered yet; all are asked again in the background";
                 return Ok(Verified::degraded(locked, detail));
             }
-            Ok(Verified::new(locked, format!("{open} addresses open; the rest is refused")))
+            let by = firewall.backend();
+            Ok(Verified::new(locked, format!("{open} addresses open; the rest is refused ({by})")))
         },
     )
 }

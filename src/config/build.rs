@@ -295,7 +295,8 @@ fn network(
     warnings: &mut Vec<String>,
 ) -> Network {
     values.choice("network.requests", (), &[("deny", ())]);
-    let backends = [("auto", Backend::Auto), ("nftables", Backend::Nftables)];
+    let backends =
+        [("auto", Backend::Auto), ("nftables", Backend::Nftables), ("iptables", Backend::Iptables)];
     let backend = values.choice("network.backend", Backend::Auto, &backends);
     let (policy, profiles) = policy::gather(sources, values, repositories, model, warnings);
     Network {

@@ -20,6 +20,7 @@ use super::protocol::{
 use crate::allowlist::Allowlist;
 use crate::attribution::Attributor;
 use crate::channel::{self, ChannelError};
+use crate::firewall::ruleset::Family;
 use crate::firewall::{Admission, Firewall};
 use crate::report::{bounded, inert};
 use crate::status::Board;
@@ -104,6 +105,8 @@ pub struct Plan {
     pub refresh: Duration,
     /// Whether names may have IPv6 addresses here.
     pub ipv6: bool,
+    /// Families that this host lets nobody open: names have no addresses of them, whatever the network brings.
+    pub closed: Vec<Family>,
     /// Who looks whose a refused client is.
     pub attributor: Attributor,
 }
@@ -141,6 +144,7 @@ struct Shared {
     link: Mutex<Option<UnixStream>>,
     serving: Mutex<Option<Instant>>,
     ipv6: AtomicBool,
+    closed: Vec<Family>,
     /// For the next worker, should this one die while the upstreams are down.
     answers: Mutex<LastAnswers>,
     /// Refusals whose client waits until somebody has looked who it is.
@@ -169,6 +173,7 @@ impl Keeper {
         let (waiting, waiters) = mpsc::sync_channel(MAX_WAITING);
         let shared = Arc::new(Shared {
             ipv6: AtomicBool::new(plan.ipv6),
+            closed: plan.closed.clone(),
             plan,
             sockets,
             spawner,
@@ -208,7 +213,7 @@ impl Keeper {
         if let Some(ipv6) = ipv6 {
             self.shared.ipv6.store(ipv6, Ordering::Relaxed);
         }
-        let ipv6 = self.shared.ipv6.load(Ordering::Relaxed);
+        let ipv6 = self.shared.ipv6();
         self.shared.send(&ToWorker::Refresh { ipv6 });
     }
 
@@ -226,6 +231,11 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Shared {
+    /// Whether names may have IPv6 addresses now.
+    fn ipv6(&self) -> bool {
+        self.ipv6.load(Ordering::Relaxed) && !self.closed.contains(&Family::V6)
+    }
+
     fn begin(&self) -> Result<(Child, UnixStream), KeeperError> {
         let (ours, theirs) = UnixStream::pair().map_err(KeeperError::Channel)?;
         let mut launch = Launch::own("dns", Some(self.plan.identity.clone()));
@@ -241,7 +251,8 @@ impl Shared {
             roots: self.plan.roots.clone(),
             policy: lock(&self.policy).for_worker(),
             refresh_s: self.plan.refresh.as_secs().max(1),
-            ipv6: self.ipv6.load(Ordering::Relaxed),
+            ipv4: !self.closed.contains(&Family::V4),
+            ipv6: self.ipv6(),
             known: lock(&self.answers).list(Instant::now()),
         };
         let fds: Vec<BorrowedFd<'_>> = self.sockets.fds.iter().map(AsFd::as_fd).collect();

@@ -56,6 +56,8 @@ pub struct Setup {
     pub policy: Policy,
     /// How often every exact name is asked again at the latest, in seconds.
     pub refresh_s: u64,
+    /// False where the host can't open IPv4 safely: then A is answered empty.
+    pub ipv4: bool,
     /// Whether the host has a route for IPv6: without one AAAA is answered empty, so that no client waits on it.
     pub ipv6: bool,
     /// What a former worker had learned last.

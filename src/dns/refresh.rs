@@ -153,6 +153,7 @@ pub struct Fresh {
     /// No name waits longer for its next look.
     pub longest: Duration,
     /// Whether names may have IPv6 addresses here; a network may come late.
+    pub ipv4: bool,
     pub ipv6: Arc<AtomicBool>,
     pub at_once: usize,
 }
@@ -208,7 +209,12 @@ impl Fresh {
     }
 
     fn families(&self) -> &'static [Family] {
-        if self.ipv6.load(Ordering::Relaxed) { &[Family::V4, Family::V6] } else { &[Family::V4] }
+        match (self.ipv4, self.ipv6.load(Ordering::Relaxed)) {
+            (true, true) => &[Family::V4, Family::V6],
+            (true, false) => &[Family::V4],
+            (false, true) => &[Family::V6],
+            (false, false) => &[],
+        }
     }
 
     fn replace(&self, schedule: &mut Schedule) {

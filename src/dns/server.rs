@@ -14,11 +14,12 @@ use hickory_server::server::Request;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout;
 
+use super::answer::Family;
 use super::cache::Key;
 use super::denials::Denials;
 use super::link::Link;
 use super::lookup::{Lookups, Outcome};
-use super::policy::{Cause, Decision, Query, Question, Why, decide};
+use super::policy::{Cause, Decision, Local, Query, Question, Why, decide};
 use super::protocol::DnsDenial;
 use super::reply::{Parsed, Reply, parse};
 use crate::allowlist::Allowlist;
@@ -46,6 +47,7 @@ pub struct Responder {
     pub(super) denials: Mutex<Denials>,
     pub(super) denied: Notify,
     tables: SocketTables,
+    ipv4: bool,
     ipv6: Arc<AtomicBool>,
     waiting: Arc<Semaphore>,
 }
@@ -76,7 +78,13 @@ enum Wait {
 
 impl Responder {
     #[must_use]
-    pub fn new(lookups: Arc<Lookups>, link: Arc<Link>, tables: SocketTables, ipv6: Arc<AtomicBool>) -> Self {
+    pub fn new(
+        lookups: Arc<Lookups>,
+        link: Arc<Link>,
+        tables: SocketTables,
+        ipv4: bool,
+        ipv6: Arc<AtomicBool>,
+    ) -> Self {
         Self {
             lookups,
             link,
@@ -84,6 +92,7 @@ impl Responder {
             denials: Mutex::new(Denials::new(Instant::now())),
             denied: Notify::new(),
             tables,
+            ipv4,
             ipv6,
             waiting: Arc::new(Semaphore::new(WAITING_CLIENTS)),
         }
@@ -120,6 +129,11 @@ impl Responder {
                 }
                 None => Begun::Done(reply),
             },
+            // A family that this host can't open safely has no names, as IPv6 has none where it leads nowhere.
+            Judged::Resolve { owner, key } if key.family == Family::V4 && !self.ipv4 => {
+                self.counters.allowed.fetch_add(1, Ordering::Relaxed);
+                Begun::Done(Reply::local(owner, Local::Empty))
+            }
             Judged::Resolve { owner, key } => {
                 self.counters.allowed.fetch_add(1, Ordering::Relaxed);
                 if let Some(outcome) = self.lookups.find_now(&key) {

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use super::backend::Element;
 use super::book::{Book, Pair};
-use super::nftables::Element;
 
 /// The kernel's clock for elements ticks in jiffies and starts when they arrive, a little later than ours.
 const TOLERANCE: Duration = Duration::from_secs(2);
@@ -59,8 +59,8 @@ mod tests {
     use super::{Drift, difference};
     use crate::allowlist::DomainName;
     use crate::firewall::admission::Class;
+    use crate::firewall::backend::Element;
     use crate::firewall::book::{Book, Open};
-    use crate::firewall::nftables::Element;
     use std::time::{Duration, Instant};
 
     #[test]

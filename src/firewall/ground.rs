@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use super::ruleset::Family;
+
 /// Who programs the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {
@@ -35,6 +37,16 @@ pub enum Storage {
     Rules,
 }
 
+impl fmt::Display for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sets => "sets",
+            Self::Ipset => "ipset",
+            Self::Rules => "plain rules",
+        })
+    }
+}
+
 /// What one address family gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Offer {
@@ -60,6 +72,20 @@ impl Offer {
     pub fn fit(&self) -> bool {
         !matches!(self, Self::Unfit(_))
     }
+
+    #[must_use]
+    pub fn absent(&self) -> bool {
+        matches!(self, Self::Absent(_))
+    }
+
+    /// Why it is not whole.
+    #[must_use]
+    pub fn lack(&self) -> Option<&str> {
+        match self {
+            Self::Whole => None,
+            Self::Closed(why) | Self::Absent(why) | Self::Unfit(why) => Some(why),
+        }
+    }
 }
 
 /// One way to program the kernel, and what it would give here.
@@ -71,9 +97,19 @@ pub struct Candidate {
     pub ipv6: Offer,
     /// Why packets are counted but not listed; `None` where NFLOG works.
     pub no_log: Option<String>,
+    /// Whether rules can say what they are for.
+    pub comments: bool,
 }
 
 impl Candidate {
+    /// The families that are there and may not be opened.
+    #[must_use]
+    pub fn closed(&self) -> Vec<Family> {
+        let offers = [(Family::V4, &self.ipv4), (Family::V6, &self.ipv6)];
+        let closed = offers.into_iter().filter(|(_, offer)| matches!(offer, Offer::Closed(_)));
+        closed.map(|(family, _)| family).collect()
+    }
+
     /// Whether a box could be built on it: both families can at least be closed, and one can be opened.
     #[must_use]
     pub fn fit(&self) -> bool {

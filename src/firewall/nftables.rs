@@ -3,17 +3,15 @@
 //! It touches the table [`TABLE`](crate::firewall::ruleset::TABLE) and no other. Everything is synchronous: the
 //! kernel answers inside the system call. One thread owns it. What is open, and why, is not decided here.
 
-mod attribute;
-mod channel;
+pub(super) mod attribute;
+pub(super) mod channel;
 mod element;
 mod fingerprint;
 pub mod passage;
 mod rule;
 mod table;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use netlink_packet_netfilter::nftables::{GenMessage, NfTablesMessage, SetElementList, SetElementMessage};
@@ -25,13 +23,16 @@ use self::element::{FOR_EVER, Operation};
 use super::book::Pair;
 use super::ruleset::{DENIED4, DENIED6, Family, HELD4, HELD6, OPEN4, OPEN6, Ruleset, TABLE};
 
-pub use self::fingerprint::Fingerprint;
+pub use super::backend::{Edit, Element, Fingerprint};
 
 /// Elements in one message. A netlink attribute ends at 64 KiB; 512 elements of IPv6 take 23 KB.
 const CHUNK: usize = 512;
 /// The most that [`CHUNK`] elements take in all the messages that are sent for them.
 const CHUNK_ROOM: usize = 128 * 1024;
 const NFTA_GEN_ID: u16 = 1;
+/// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN`
+const GETCHAIN: u16 = 0x0a04;
+const NFTA_CHAIN_NAME: u16 = 3;
 /// An element can expire between two messages of one batch; the second try then finds it gone from the start.
 const TRIES: usize = 3;
 
@@ -69,26 +70,6 @@ impl NftablesError {
             _ => Self::Refused { object, source },
         }
     }
-}
-
-/// An open address: packets to it pass for as long as `timeout`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Element {
-    pub address: IpAddr,
-    pub port: u16,
-    /// When written, the whole lifetime; when read, what is left of it. `Duration::MAX`: for ever.
-    pub timeout: Duration,
-}
-
-/// Changes of the sets, to be made together.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Edit {
-    /// Flows to these may go on.
-    pub hold: Vec<Pair>,
-    /// Opened, or given another lifetime.
-    pub open: Vec<Element>,
-    pub close: Vec<Pair>,
-    pub release: Vec<Pair>,
 }
 
 /// *Add, delete, add*: kernels before 6.12 accept a new lifetime for an element that is there and change nothing. In one
@@ -163,38 +144,9 @@ impl Nftables {
         })
     }
 
-    /// Removes our table and nothing else.
-    pub fn remove(&mut self) -> Result<(), NftablesError> {
-        self.batch.begin(&self.channel);
-        for step in table::removal() {
-            self.batch.push(step.message, step.flags);
-        }
-        self.commit()?.map_err(|refusal| NftablesError::refused("the table".to_owned(), refusal.source))
-    }
-
-    /// Opens addresses and holds them, or renews them.
-    pub fn admit(&mut self, elements: &[Element]) -> Result<(), NftablesError> {
-        let open = longest(elements);
-        let hold = open.iter().map(|element| (element.address, element.port)).collect();
-        self.apply(&Edit { hold, open, ..Edit::default() })
-    }
-
-    /// Closes addresses; one that isn't open is no error. Flows go on.
-    pub fn withdraw(&mut self, pairs: &[Pair]) -> Result<(), NftablesError> {
-        self.apply(&Edit { close: unique(pairs), ..Edit::default() })
-    }
-
-    /// Closes addresses and ends the flows to them.
-    pub fn cut(&mut self, pairs: &[Pair]) -> Result<(), NftablesError> {
-        let pairs = unique(pairs);
-        self.apply(&Edit { close: pairs.clone(), release: pairs, ..Edit::default() })
-    }
-
     /// Changes the sets in one transaction; each list in order, IPv4 first, no pair twice.
     pub fn apply(&mut self, edit: &Edit) -> Result<(), NftablesError> {
-        let edit_is_empty =
-            edit.hold.is_empty() && edit.open.is_empty() && edit.close.is_empty() && edit.release.is_empty();
-        if edit_is_empty {
+        if edit.is_empty() {
             return Ok(());
         }
         let mut tries = 0_usize;
@@ -278,6 +230,55 @@ impl Nftables {
         Ok(sum)
     }
 
+    /// Whether any table of this namespace has a chain whose name begins so: those of iptables' nft variant are tables of
+    /// nf_tables too.
+    pub fn has_chains(&mut self, prefix: &str) -> Result<bool, NftablesError> {
+        // Of every family: NFPROTO_UNSPEC in the header.
+        match self.channel.dump_raw(GETCHAIN, &[0; 4])? {
+            Ok(found) => {
+                for entry in found {
+                    if attribute::text(&entry.attributes()?, NFTA_CHAIN_NAME).starts_with(prefix) {
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
+            }
+            Err(Refusal { source, .. }) => Err(NftablesError::Read { source }),
+        }
+    }
+
+    /// Takes our table away; where there is none it is no error.
+    pub fn remove(&mut self) -> Result<(), NftablesError> {
+        self.batch.begin(&self.channel);
+        for step in table::removal() {
+            self.batch.push(step.message, step.flags);
+        }
+        self.commit()?.map_err(|refusal| NftablesError::refused("the old table".to_owned(), refusal.source))
+    }
+
+    /// Tries this rule set without effect: the batch ends with a step that can't succeed, so that the kernel undoes it.
+    /// Returns what of it was refused, object by object, with the reason.
+    pub fn attempt(&mut self, ruleset: &Ruleset) -> Result<Vec<(String, io::Error)>, NftablesError> {
+        self.batch.begin(&self.channel);
+        let mut objects = Vec::new();
+        for step in table::steps(ruleset) {
+            self.batch.push(step.message, step.flags);
+            objects.push(step.object);
+        }
+        let spoiler = table::impossible();
+        self.batch.push(spoiler.message, spoiler.flags);
+        let mut refused = self.channel.trial(&mut self.batch)?;
+        if refused.is_empty() {
+            return Err(NftablesError::Unanswered);
+        }
+        refused.sort_by_key(|refusal| refusal.place);
+        let named = refused.into_iter().filter_map(|refusal| {
+            let Some(place) = refusal.place else { return Some(("the batch".to_owned(), refusal.source)) };
+            Some((objects.get(place)?.clone(), refusal.source))
+        });
+        Ok(named.collect())
+    }
+
     /// What our table is now, without what changes by itself; to be compared with what it was after `load`.
     pub fn fingerprint(&mut self) -> Result<Fingerprint, NftablesError> {
         fingerprint::read(&mut self.channel)
@@ -302,20 +303,6 @@ fn lasting(pairs: &[Pair]) -> Vec<Element> {
 
 fn elements(pairs: &[Pair], timeout: Duration) -> Vec<Element> {
     pairs.iter().map(|&(address, port)| Element { address, port, timeout }).collect()
-}
-
-fn unique(pairs: &[Pair]) -> Vec<Pair> {
-    pairs.iter().copied().collect::<BTreeSet<_>>().into_iter().collect()
-}
-
-/// IPv4 first, each pair once, with the longest lifetime asked for: a batch that deletes a pair twice is refused.
-fn longest(elements: &[Element]) -> Vec<Element> {
-    let mut pairs = BTreeMap::new();
-    for element in elements {
-        let timeout = pairs.entry((element.address, element.port)).or_insert(element.timeout);
-        *timeout = element.timeout.max(*timeout);
-    }
-    pairs.into_iter().map(|((address, port), timeout)| Element { address, port, timeout }).collect()
 }
 
 fn element_request(set: &str) -> NfTablesMessage {
@@ -350,16 +337,5 @@ mod tests {
             assert!(!text.contains("os error") && !text.ends_with('.'), "{text}");
             assert_eq!(error.source().is_none(), matches!(error, NftablesError::Unanswered), "{text}");
         }
-    }
-
-    #[test]
-    fn a_pair_is_written_once_with_its_longest_lifetime() {
-        let element = |address: &str, seconds| Element {
-            address: address.parse().unwrap(),
-            port: 443,
-            timeout: Duration::from_secs(seconds),
-        };
-        let given = [element("2001:db8::1", 5), element("192.0.2.1", 9), element("192.0.2.1", 3)];
-        assert_eq!(longest(&given), [element("192.0.2.1", 9), element("2001:db8::1", 5)]);
     }
 }

@@ -3,14 +3,19 @@
 //! Whoever is root in this namespace can change them. The kernel numbers every change of any rule set, and ours are
 //! known, so that a look costs one question as long as nobody else did anything.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::admission::{self, Decision};
+use super::admission::{self, Decision, NEVER};
+use super::backend::{BackendError, Edit, Element, Fingerprint, Kernel};
 use super::book::{Book, Open, Pair};
 use super::drift::{self, Drift};
-use super::nftables::{Edit, Element, Fingerprint, Nftables};
-use super::ruleset::{self, FirewallPlan, Ruleset, TABLE};
+use super::ground::{Backend, Candidate};
+use super::iptables::Iptables;
+use super::nftables::Nftables;
+use super::programs::{Direct, Programs};
+use super::ruleset::{self, Family, FirewallPlan, Ruleset};
 use super::{Admission, FirewallError, Notices, Order};
 use crate::allowlist::{Allowlist, DomainName};
 use crate::dns::protocol::Learned;
@@ -25,7 +30,12 @@ const QUIET: Duration = Duration::from_secs(60);
 const TRIES: usize = 8;
 
 pub(super) struct Owner {
-    kernel: Option<Nftables>,
+    kernel: Option<Kernel>,
+    /// The way in which the rules that hold now were loaded, until those of the next are.
+    former: Option<Kernel>,
+    choice: Option<(Arc<dyn Programs>, Candidate)>,
+    /// Families whose addresses are never opened here.
+    closed: Vec<Family>,
     ruleset: Option<Ruleset>,
     loaded: Option<Fingerprint>,
     /// There were no rules of ours before the lockdown.
@@ -48,6 +58,9 @@ impl Owner {
     pub(super) fn new(notices: Notices) -> Self {
         Self {
             kernel: None,
+            former: None,
+            choice: None,
+            closed: Vec::new(),
             ruleset: None,
             loaded: None,
             fresh: false,
@@ -81,6 +94,13 @@ impl Owner {
     fn obey(&mut self, order: Order) {
         // A reply that nobody waits for any more is no error: the asker gave up or ended.
         match order {
+            Order::Choose(programs, candidate, reply) => {
+                self.choose(programs, *candidate);
+                reply.send(()).ok();
+            }
+            Order::Backend(reply) => {
+                drop(reply.send(self.backend()));
+            }
             Order::Lockdown(reply) => drop(reply.send(self.lockdown())),
             Order::Withdraw(reply) => drop(reply.send(self.withdraw())),
             Order::Load(plan, allowlist, reply) => drop(reply.send(self.load(&plan, allowlist))),
@@ -94,17 +114,24 @@ impl Owner {
         }
     }
 
-    fn kernel(&mut self) -> Result<&mut Nftables, FirewallError> {
+    fn kernel(&mut self) -> Result<&mut Kernel, FirewallError> {
         match &mut self.kernel {
             Some(kernel) => Ok(kernel),
-            none => Ok(none.insert(Nftables::open().map_err(FirewallError::Open)?)),
+            none => Ok(none.insert(open(self.choice.as_ref()).map_err(FirewallError::Open)?)),
         }
+    }
+
+    fn choose(&mut self, programs: Arc<dyn Programs>, candidate: Candidate) {
+        let same =
+            matches!((&self.kernel, candidate.backend), (Some(Kernel::Nftables(_)), Backend::Nftables));
+        self.choice = Some((programs, candidate));
+        // What closes the box now stays until the new way's rules are in.
+        self.former = if same { None } else { self.kernel.take().or(self.former.take()) };
     }
 
     fn lockdown(&mut self) -> Result<(), FirewallError> {
         self.book = Book::default();
-        // Where it can't be told, what is there stays.
-        self.fresh = self.kernel()?.fingerprint().is_ok_and(|found| found.is_absent());
+        self.fresh = self.kernel()?.is_fresh();
         self.replace(ruleset::lockdown())
     }
 
@@ -114,14 +141,24 @@ impl Owner {
         }
         // Before anything else: what is gone on purpose is not to be repaired.
         (self.ruleset, self.loaded, self.book) = (None, None, Book::default());
-        self.kernel()?.remove().map_err(FirewallError::Load)?;
+        // What closed the box before another way was chosen; iptables has the same chains whatever it stores.
+        if let Some(mut former @ Kernel::Nftables(_)) = self.former.take() {
+            former.remove().map_err(FirewallError::Load)?;
+        }
+        // The supervisor has ended: nobody reaps, and nobody else runs programs any more.
+        let choice =
+            self.choice.take().map(|(_, candidate)| (Arc::new(Direct) as Arc<dyn Programs>, candidate));
+        let mut kernel = open(choice.as_ref()).map_err(FirewallError::Open)?;
+        kernel.remove().map_err(FirewallError::Load)?;
         Ok(true)
     }
 
     fn load(&mut self, plan: &FirewallPlan, allowlist: Allowlist) -> Result<(), FirewallError> {
         self.book = Book::default();
+        self.closed.clone_from(&plan.closed);
         self.replace(ruleset::skeleton(plan))?;
         self.allowlist = allowlist;
+        self.sweep();
         Ok(())
     }
 
@@ -132,6 +169,22 @@ impl Owner {
         Ok(())
     }
 
+    /// Takes away what is ours and was loaded another way, by an earlier life or by the lockdown: what is in force now was
+    /// read back. What is left over only closes more, so it is told and no error.
+    fn sweep(&mut self) {
+        let mut outcomes = Vec::new();
+        if let Some(mut former) = self.former.take() {
+            outcomes.push(former.remove());
+        }
+        let programs = self.choice.as_ref().map(|(programs, _)| Arc::clone(programs));
+        if let Some(kernel) = &mut self.kernel {
+            outcomes.push(kernel.sweep_others(programs.as_deref()));
+        }
+        for error in outcomes.into_iter().filter_map(Result::err) {
+            event("firewall", &format!("rules of an earlier start can't be taken away: {}", chain(&error)));
+        }
+    }
+
     /// Loads rules with all that the book says, and reads them back. What is read is only ours if nobody changed
     /// anything in between.
     fn put(&mut self, ruleset: &Ruleset) -> Result<(), FirewallError> {
@@ -139,12 +192,8 @@ impl Owner {
             let content = self.content(Instant::now());
             let known = self.loaded.clone();
             let kernel = self.kernel()?;
-            let before = kernel.generation().map_err(FirewallError::ReadBack)?;
-            kernel.acknowledge(before);
-            kernel.load(ruleset, &content).map_err(FirewallError::Load)?;
-            let live = kernel.fingerprint().map_err(FirewallError::ReadBack)?;
-            let after = kernel.generation().map_err(FirewallError::ReadBack)?;
-            if kernel.knows(after) || known.is_some_and(|known| known == live) {
+            let live = kernel.put(ruleset, &content, known.as_ref()).map_err(FirewallError::Load)?;
+            if let Some(live) = live {
                 self.loaded = Some(live);
                 self.doubt = false;
                 return Ok(());
@@ -201,7 +250,19 @@ impl Owner {
         for (address, reason) in &decision.refused {
             (self.notices.refused)(&learned.name, *address, reason);
         }
-        let Decision { class, ports, open, lifetime, .. } = decision;
+        let Decision { class, ports, mut open, lifetime, .. } = decision;
+        open.retain(|address| {
+            let family = Family::of(*address);
+            let closed = self.closed.contains(&family);
+            if closed {
+                (self.notices.refused)(
+                    &learned.name,
+                    *address,
+                    &format!("{family} is closed on this host and {NEVER}"),
+                );
+            }
+            !closed
+        });
         let now = Instant::now();
         let until = now + lifetime;
         let opens = open.iter().map(|address| Open {
@@ -233,16 +294,19 @@ impl Owner {
         let Some(loaded) = loaded else { return leaking("no rule set is loaded".to_owned()) };
         let filled = self.ruleset.as_ref().is_some_and(|ruleset| !ruleset.sets.is_empty());
         let kernel = self.kernel()?;
-        let generation = kernel.generation().map_err(FirewallError::ReadBack)?;
-        let known = kernel.knows(generation) && !doubt;
-        if known && !rules {
+        kernel.expire(now).map_err(FirewallError::Load)?;
+        let change = kernel.change(now, rules || doubt).map_err(FirewallError::ReadBack)?;
+        let elements = filled && (change.elements || doubt);
+        if !change.rules && !elements {
             return Ok(None);
         }
-        let live = kernel.fingerprint().map_err(FirewallError::ReadBack)?;
-        if let Some(difference) = loaded.difference(&live) {
-            return leaking(difference);
+        if change.rules {
+            let live = kernel.fingerprint().map_err(FirewallError::ReadBack)?;
+            if let Some(difference) = loaded.difference(&live) {
+                return leaking(difference);
+            }
         }
-        if filled && !known {
+        if elements {
             let open = kernel.elements().map_err(FirewallError::ReadBack)?;
             let held = kernel.held().map_err(FirewallError::ReadBack)?;
             let found = drift::difference(&self.book, &open, &held, now);
@@ -252,7 +316,7 @@ impl Owner {
             self.doubt = false;
             drop(self.book.take_changes());
         }
-        self.kernel()?.acknowledge(generation);
+        self.kernel()?.acknowledge(change, now);
         Ok(None)
     }
 
@@ -261,7 +325,8 @@ impl Owner {
             return;
         }
         if self.untold > 0 && self.told.is_none_or(|told| told.elapsed() >= QUIET) {
-            self.tell(&format!("somebody changed the table inet {TABLE} again; repaired"), true);
+            let ours = self.ours();
+            self.tell(&format!("somebody changed {ours} again; repaired"), true);
         }
         match self.inspect(false) {
             Ok(None) => {}
@@ -289,7 +354,7 @@ impl Owner {
             }
         };
         let turned = std::mem::replace(&mut self.failed, mended.is_err()) != mended.is_err();
-        self.tell(&format!("{}; {outcome}", accusation(found)), turned);
+        self.tell(&format!("{}; {outcome}", self.accusation(found)), turned);
         mended
     }
 
@@ -319,8 +384,8 @@ impl Owner {
         match self.inspect(true) {
             Ok(None) => Ok("rules as loaded".to_owned()),
             Ok(Some(found)) => Err(match self.mend(&found) {
-                Ok(()) => format!("{}; repaired", accusation(&found)),
-                Err(error) => format!("{}; {}", accusation(&found), chain(&error)),
+                Ok(()) => format!("{}; repaired", self.accusation(&found)),
+                Err(error) => format!("{}; {}", self.accusation(&found), chain(&error)),
             }),
             Err(error) => Err(chain(&error)),
         }
@@ -331,10 +396,22 @@ impl Owner {
         match self.inspect(true).map_err(|error| chain(&error))? {
             None => Ok("rules as loaded".to_owned()),
             Some(found) => match self.mend(&found) {
-                Ok(()) => Ok(format!("{}; repaired", accusation(&found))),
-                Err(error) => Err(format!("{}; {}", accusation(&found), chain(&error))),
+                Ok(()) => Ok(format!("{}; repaired", self.accusation(&found))),
+                Err(error) => Err(format!("{}; {}", self.accusation(&found), chain(&error))),
             },
         }
+    }
+
+    fn accusation(&self, found: &Drift) -> String {
+        format!("somebody changed {}: {}", self.ours(), found.what)
+    }
+
+    fn ours(&self) -> String {
+        self.kernel.as_ref().map_or_else(|| "the rules".to_owned(), Kernel::ours)
+    }
+
+    fn backend(&self) -> String {
+        self.kernel.as_ref().map(Kernel::describe).unwrap_or_default()
     }
 
     fn report(&mut self) -> Report {
@@ -353,12 +430,18 @@ impl Owner {
             })
             .collect();
         addresses.sort_by(|a, b| (&a.name, &a.address).cmp(&(&b.name, &b.address)));
-        Report { backend: "nftables".to_owned(), addresses, denied: self.denied.saturating_add(denied) }
+        Report { backend: self.backend(), addresses, denied: self.denied.saturating_add(denied) }
     }
 }
 
-fn accusation(found: &Drift) -> String {
-    format!("somebody changed the table inet {TABLE}: {}", found.what)
+/// nf_tables, unless another way was chosen.
+fn open(choice: Option<&(Arc<dyn Programs>, Candidate)>) -> Result<Kernel, BackendError> {
+    match choice {
+        Some((programs, candidate)) if candidate.backend != Backend::Nftables => {
+            Ok(Kernel::Iptables(Box::new(Iptables::open(Arc::clone(programs), candidate)?)))
+        }
+        Some(_) | None => Ok(Kernel::Nftables(Box::new(Nftables::open()?))),
+    }
 }
 
 fn element((address, port): Pair, until: Instant, now: Instant) -> Element {

@@ -7,9 +7,12 @@
 mod plan;
 mod text;
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::Ipv6Net;
+use serde::{Deserialize, Serialize};
+
 pub use plan::{EngineDns, FirewallPlan, lockdown, skeleton};
 
 /// The only table that Innkeeper touches; Docker's, Kubernetes' and the operator's own stay as they are.
@@ -55,10 +58,19 @@ pub enum Content {
     Constant(Vec<SocketAddr>),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Family {
     V4,
     V6,
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
 }
 
 impl Family {

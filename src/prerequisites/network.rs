@@ -41,6 +41,16 @@ pub fn unseen_listeners(error: impl std::fmt::Display) -> Lack {
     )
 }
 
+/// No backend can hold the firewall; every one's reason is in `why`.
+#[must_use]
+pub fn no_filter(why: &str) -> Lack {
+    Lack::new(
+        format!("nothing here can hold the firewall: {why}"),
+        "load the missing module on the host, put iptables and ip6tables into the image, or use a kernel that has what \
+         is missing; `innkeeper doctor` shows every part",
+    )
+}
+
 /// Whether the file can be opened for writing, never through a link.
 pub fn writable(path: &Path) -> std::io::Result<()> {
     OpenOptions::new().write(true).custom_flags(nix::libc::O_NOFOLLOW).open(path).map(drop)

@@ -4,78 +4,115 @@ use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use innkeeper::firewall::nftables::Edit;
+use innkeeper::firewall::backend::Edit;
 use innkeeper::firewall::ruleset::lockdown;
 
 use super::place::{
-    AGENT, BOX4, FIRST4, Flow, Guard, OUTSIDE4, PATIENCE, ROOT, SECOND4, World, nothing_came,
+    AGENT, BOX4, FIRST4, Flow, Guard, Kind, OUTSIDE4, PATIENCE, ROOT, SECOND4, World, nothing_came,
 };
 use super::plan;
 
 const DENIED: &str = "9.9.9.9:443";
 
 /// Noticed within the ten seconds of T46, repaired, told; what is allowed goes on and the rest of the rules stays.
-fn noticed(tampers: &[&str]) {
+fn noticed(kind: Kind, tampers: &[&[&str]]) {
     for tamper in tampers {
-        let Some(world) = World::new() else { return };
+        let Some(world) = World::on(kind) else { return };
         world.inside.nft("add table inet foreign");
         world.inside.nft("add chain inet foreign output { type filter hook output priority 10 ; }");
         world.inside.nft("add rule inet foreign output meta mark 7 accept");
         let foreign = world.inside.nft("list table inet foreign");
-        let guard = Guard::start(&world.inside, plan(), "a.test");
+        let guard = Guard::start(&world, plan(), "a.test");
         guard.admit("a.test", &[FIRST4]);
         let _listens = world.outside.listen(DENIED);
         let mut flow = Flow::open(&world, &format!("{FIRST4}:443"));
-        let sound = world.inside.nft("-s list table inet innkeeper");
-        world.inside.nft(tamper);
-        assert_ne!(sound, world.inside.nft("-s list ruleset"), "{tamper} changes something");
+        let sound = world.listing();
+        for line in *tamper {
+            world.tamper(line);
+        }
         let said = guard.said.recv_timeout(Duration::from_secs(10)).unwrap();
-        assert!(
-            said.starts_with("somebody changed the table inet innkeeper: ") && said.ends_with("; repaired")
-        );
+        let ours = if kind == Kind::Nftables { "the table inet innkeeper" } else { "the chains INNKEEPER-*" };
+        assert!(said.starts_with(&format!("somebody changed {ours}: ")), "{said}");
+        assert!(said.ends_with("; repaired"), "{said}");
         let refused = world.inside.connect(AGENT, DENIED).unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "after {tamper}");
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "after {tamper:?}");
         flow.works();
         Flow::open(&world, &format!("{FIRST4}:443"));
-        assert_eq!(without_time(&sound), without_time(&world.inside.nft("-s list table inet innkeeper")));
+        assert_eq!(sound, world.listing());
         assert_eq!(foreign, world.inside.nft("list table inet foreign"));
         assert_eq!(guard.firewall.verify(), Ok("rules as loaded".to_owned()));
     }
 }
 
-/// A listing without the elements that have a lifetime, whose rest differs.
-fn without_time(text: &str) -> Vec<&str> {
-    text.lines().filter(|line| !line.contains(" timeout ")).collect()
+/// Which of three lists is this kind's: of nf_tables, of iptables with sets, of iptables with rules.
+fn by_kind<'a>(
+    kind: Kind,
+    nft: &'a [&'a [&'a str]],
+    ipset: &'a [&'a [&'a str]],
+    rules: &'a [&'a [&'a str]],
+) -> &'a [&'a [&'a str]] {
+    match kind {
+        Kind::Nftables => nft,
+        Kind::NftIpset | Kind::LegacyIpset => ipset,
+        Kind::NftRules | Kind::LegacyRules => rules,
+    }
 }
 
-#[test]
-fn t46_changed_rules_are_noticed_and_repaired() {
-    noticed(&["flush chain inet innkeeper output", "insert rule inet innkeeper output accept"]);
+fn t46_changed_rules_are_noticed_and_repaired(kind: Kind) {
+    let iptables: &[&[&str]] = &[
+        &["iptables -F INNKEEPER-OUTPUT"],
+        &["iptables -I INNKEEPER-OUTPUT -j ACCEPT"],
+        // A jump that is not the first rule any more.
+        &["iptables -I OUTPUT -j ACCEPT"],
+    ];
+    let nft: &[&[&str]] =
+        &[&["nft flush chain inet innkeeper output"], &["nft insert rule inet innkeeper output accept"]];
+    noticed(kind, by_kind(kind, nft, iptables, iptables));
 }
 
-#[test]
-fn t46_a_lost_table_is_noticed_and_repaired() {
-    noticed(&["delete table inet innkeeper", "add table inet innkeeper { flags dormant ; }"]);
+fn t46_a_lost_table_is_noticed_and_repaired(kind: Kind) {
+    let iptables: &[&[&str]] =
+        &[&["iptables -F"], &["iptables -t nat -F"], &["iptables -D OUTPUT -j INNKEEPER-OUTPUT"]];
+    let nft: &[&[&str]] =
+        &[&["nft delete table inet innkeeper"], &["nft add table inet innkeeper { flags dormant ; }"]];
+    noticed(kind, by_kind(kind, nft, iptables, iptables));
 }
 
-#[test]
-fn t46_changed_elements_are_noticed_and_repaired() {
-    noticed(&[
-        "add element inet innkeeper open4 { 9.9.9.9 . 443 }",
-        "add element inet innkeeper open4 { 9.9.9.9 . 443 timeout 1h }",
-        "flush set inet innkeeper open4",
-    ]);
+fn t46_changed_elements_are_noticed_and_repaired(kind: Kind) {
+    let nft: &[&[&str]] = &[
+        &["nft add element inet innkeeper open4 { 9.9.9.9 . 443 }"],
+        &["nft add element inet innkeeper open4 { 9.9.9.9 . 443 timeout 1h }"],
+        &["nft flush set inet innkeeper open4"],
+    ];
+    let ipset: &[&[&str]] = &[
+        &["ipset add SET-open4 9.9.9.9,tcp:443 timeout 0"],
+        &["ipset add SET-open4 9.9.9.9,tcp:443 timeout 3600"],
+        &["ipset flush SET-open4"],
+    ];
+    let rules: &[&[&str]] = &[
+        &["iptables -I INNKEEPER-OUTPUT-OPEN4 -d 9.9.9.9/32 -p tcp -m tcp --dport 443 -g INNKEEPER-USED"],
+        &["iptables -D INNKEEPER-OUTPUT-OPEN4 1"],
+    ];
+    noticed(kind, by_kind(kind, nft, ipset, rules));
 }
 
-#[test]
-fn t46_flows_that_were_let_on_or_ended_are_noticed_and_repaired() {
-    noticed(&["add element inet innkeeper held4 { 9.9.9.9 . 443 }", "flush set inet innkeeper held4"]);
+fn t46_flows_that_were_let_on_or_ended_are_noticed_and_repaired(kind: Kind) {
+    let nft: &[&[&str]] = &[
+        &["nft add element inet innkeeper held4 { 9.9.9.9 . 443 }"],
+        &["nft flush set inet innkeeper held4"],
+    ];
+    let ipset: &[&[&str]] = &[&["ipset add SET-held4 9.9.9.9,tcp:443"], &["ipset flush SET-held4"]];
+    let rules: &[&[&str]] = &[
+        &["iptables -I INNKEEPER-OUTPUT-HELD4 -d 9.9.9.9/32 -p tcp -m tcp --dport 443 -j RETURN"],
+        &["iptables -D INNKEEPER-INPUT-HELD4 1"],
+    ];
+    noticed(kind, by_kind(kind, nft, ipset, rules));
 }
 
 #[test]
 fn t46_a_deleted_rule_is_noticed_and_repaired() {
     let Some(world) = World::new() else { return };
-    let guard = Guard::start(&world.inside, plan(), "a.test");
+    let guard = Guard::start(&world, plan(), "a.test");
     let listed = world.inside.nft("-a list chain inet innkeeper postrouting");
     let handle = listed.lines().find(|line| line.contains("comment")).unwrap().rsplit(' ').next().unwrap();
     world.inside.nft(&format!("delete rule inet innkeeper postrouting handle {handle}"));
@@ -93,9 +130,8 @@ fn t46_a_deleted_rule_is_noticed_and_repaired() {
 }
 
 /// What got out while the rules were gone does not go on once they are back.
-#[test]
-fn t46_a_flow_from_a_gap_ends_with_it() {
-    let Some(world) = World::new() else { return };
+fn t46_a_flow_from_a_gap_ends_with_it(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
     // Somebody else's rule keeps connection tracking on while ours are gone: the flow will count as established.
     world.inside.nft("add table inet other");
     world.inside.nft("add chain inet other look { type filter hook output priority 0 ; }");
@@ -103,9 +139,9 @@ fn t46_a_flow_from_a_gap_ends_with_it() {
     let listener = world.outside.listen(DENIED);
     let mut tries = 0;
     let (guard, mut leaked, mut far) = loop {
-        let guard = Guard::start(&world.inside, plan(), "a.test");
+        let guard = Guard::start(&world, plan(), "a.test");
         world.inside.connect(AGENT, DENIED).unwrap_err();
-        world.inside.nft("delete table inet innkeeper");
+        world.tear_down();
         // The repair may be faster than we are.
         if let Ok(stream) = world.inside.connect(AGENT, DENIED) {
             break (guard, stream, listener.accept().unwrap().0);
@@ -126,17 +162,15 @@ fn t46_a_flow_from_a_gap_ends_with_it() {
 }
 
 /// A second start finds what an earlier life left, with other content, and no packet passes while it takes over.
-#[test]
-fn f26_takeovers_let_nothing_through() {
-    let Some(world) = World::new() else { return };
+fn f26_takeovers_let_nothing_through(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
     let sink = world.outside.udp(ROOT, &format!("{OUTSIDE4}:9999"));
     let to = format!("{OUTSIDE4}:9999");
     world.inside.send(AGENT, &to, "open").unwrap();
     sink.recv(&mut [0; 8]).unwrap();
     // An earlier life's table: other chains, an element, and closed.
-    world.nftables().load(&lockdown(), &Edit::default()).unwrap();
-    world.inside.nft("add set inet innkeeper open4 { type ipv4_addr ; }");
-    world.inside.nft(&format!("add element inet innkeeper open4 {{ {OUTSIDE4} }}"));
+    world.kernel().load(&lockdown(), &Edit::default()).unwrap();
+    world.leave_behind();
     let inner = world.inside.udp(ROOT, &format!("{BOX4}:7000"));
     let (stop, sent) = (AtomicBool::new(false), AtomicU32::new(0));
     std::thread::scope(|scope| {
@@ -155,7 +189,7 @@ fn f26_takeovers_let_nothing_through() {
         });
         for life in 0..50 {
             let before = sent.load(Ordering::Relaxed);
-            let guard = Guard::start(&world.inside, plan(), "a.test");
+            let guard = Guard::start(&world, plan(), "a.test");
             guard.admit("a.test", &[SECOND4]);
             if life % 2 == 0 {
                 guard.firewall.lockdown().unwrap();
@@ -166,9 +200,9 @@ fn f26_takeovers_let_nothing_through() {
         }
         stop.store(true, Ordering::Relaxed);
     });
-    assert!(!world.inside.nft("list table inet innkeeper").contains(OUTSIDE4));
+    assert!(!world.listing().iter().any(|line| line.contains(OUTSIDE4)));
     // What comes after it arrives, so what was let through would be there before.
-    world.inside.nft("delete table inet innkeeper");
+    world.tear_down();
     world.inside.send(AGENT, &to, "gap").unwrap();
     world.outside.send(ROOT, &format!("{BOX4}:7000"), "gap").unwrap();
     for socket in [&sink, &inner] {
@@ -176,4 +210,13 @@ fn f26_takeovers_let_nothing_through() {
         let length = socket.recv(&mut first).unwrap();
         assert_eq!(first.get(..length), Some(&b"gap"[..]));
     }
+}
+
+on_every_backend! {
+    t46_changed_rules_are_noticed_and_repaired,
+    t46_a_lost_table_is_noticed_and_repaired,
+    t46_changed_elements_are_noticed_and_repaired,
+    t46_flows_that_were_let_on_or_ended_are_noticed_and_repaired,
+    t46_a_flow_from_a_gap_ends_with_it,
+    f26_takeovers_let_nothing_through,
 }

@@ -6,14 +6,13 @@ use innkeeper::allowlist::DomainName;
 use innkeeper::firewall::ruleset::{FirewallPlan, Transport};
 
 use super::place::{
-    AGENT, BOX4, FIRST4, FIRST6, Flow, Guard, OUTSIDE4, PRIVATE4, ROOT, SECOND4, World, nothing_came,
+    AGENT, BOX4, FIRST4, FIRST6, Flow, Guard, Kind, OUTSIDE4, PRIVATE4, ROOT, SECOND4, World, nothing_came,
 };
 use super::plan;
 
-#[test]
-fn t36_removing_a_rule_ends_its_flows_and_no_others() {
-    let Some(world) = World::new() else { return };
-    let guard = Guard::start(&world.inside, plan(), "a.test;b.test");
+fn t36_removing_a_rule_ends_its_flows_and_no_others(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
+    let guard = Guard::start(&world, plan(), "a.test;b.test");
     guard.admit("a.test", &[FIRST4, FIRST6]);
     guard.admit("b.test", &[SECOND4]);
     let (four, six) = (format!("{FIRST4}:443"), format!("[{FIRST6}]:443"));
@@ -58,10 +57,9 @@ fn t36_removing_a_rule_ends_its_flows_and_no_others() {
 }
 
 /// One port of a rule, one word of it, a name that shares its address.
-#[test]
-fn t36_only_what_the_rule_lost_ends() {
-    let Some(world) = World::new() else { return };
-    let guard = Guard::start(&world.inside, plan(), "a.test:443,8443;git.test private;c.test");
+fn t36_only_what_the_rule_lost_ends(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
+    let guard = Guard::start(&world, plan(), "a.test:443,8443;git.test private;c.test");
     guard.admit("a.test", &[FIRST4]);
     guard.admit("c.test", &[SECOND4]);
     guard.admit("git.test", &[SECOND4, PRIVATE4]);
@@ -86,10 +84,9 @@ fn t36_only_what_the_rule_lost_ends() {
 }
 
 /// An address that the name lost by rotation is closed, but who is connected stays so, until the rule goes.
-#[test]
-fn t36_flows_to_former_addresses_end_with_the_rule_and_not_before() {
-    let Some(world) = World::new() else { return };
-    let guard = Guard::start(&world.inside, plan(), "cdn.test;*.w.test");
+fn t36_flows_to_former_addresses_end_with_the_rule_and_not_before(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
+    let guard = Guard::start(&world, plan(), "cdn.test;*.w.test");
     guard.admit("cdn.test", &[FIRST4]);
     guard.admit("x.w.test", &[SECOND4]);
     let mut former = Flow::open(&world, &format!("{FIRST4}:443"));
@@ -114,9 +111,8 @@ fn t36_flows_to_former_addresses_end_with_the_rule_and_not_before() {
 
 /// What was connected before the box closed is nobody's allowed work: neither outward nor inward. The operator's own
 /// connections begin anew.
-#[test]
-fn flows_that_are_older_than_the_box_end() {
-    let Some(world) = World::new() else { return };
+fn flows_that_are_older_than_the_box_end(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
     // Connection tracking begins with the first rule that asks for it.
     world.inside.nft("add table inet other");
     world.inside.nft("add chain inet other look { type filter hook output priority 0 ; }");
@@ -134,7 +130,7 @@ fn flows_that_are_older_than_the_box_end() {
         stream.read_exact(&mut [0; 5]).unwrap();
     }
     let plan = FirewallPlan { inbound: vec![(Transport::Tcp, 22)], ..plan() };
-    let _guard = Guard::start(&world.inside, plan, "a.test");
+    let _guard = Guard::start(&world, plan, "a.test");
     outward.is_cut();
     guest.write_all(b"must not come in").unwrap();
     let mut operator = inward(22);
@@ -151,4 +147,11 @@ fn flows_that_are_older_than_the_box_end() {
     nothing_came(&mut guest);
     nothing_came(&mut older);
     assert!(!world.wire.seen_until(b"must not go out", b"last of all"));
+}
+
+on_every_backend! {
+    t36_removing_a_rule_ends_its_flows_and_no_others,
+    t36_only_what_the_rule_lost_ends,
+    t36_flows_to_former_addresses_end_with_the_rule_and_not_before,
+    flows_that_are_older_than_the_box_end,
 }

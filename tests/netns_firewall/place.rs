@@ -5,14 +5,20 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{self, Receiver};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use innkeeper::allowlist::{Allowlist, DomainName, Origin, parse_rules};
 use innkeeper::dns::protocol::Learned;
-use innkeeper::firewall::nftables::{Element, Nftables};
-use innkeeper::firewall::ruleset::FirewallPlan;
+use innkeeper::firewall::backend::{BackendError, Edit, Element, Fingerprint, Kernel};
+use innkeeper::firewall::book::Pair;
+use innkeeper::firewall::ground::{Backend, Candidate, Offer, Storage};
+use innkeeper::firewall::iptables::Iptables;
+use innkeeper::firewall::nftables::Nftables;
+use innkeeper::firewall::programs::{Direct, Programs};
+use innkeeper::firewall::ruleset::{FirewallPlan, Ruleset};
 use innkeeper::firewall::{Firewall, Notices};
 use nix::sched::{CloneFlags, setns, unshare};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -36,6 +42,73 @@ pub(crate) const PRIVATE4: &str = "10.9.9.9";
 
 /// Long enough for any answer inside one machine; only a failing test waits for it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The ways to program the kernel, each of which every test of behaviour runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Nftables,
+    NftIpset,
+    NftRules,
+    LegacyIpset,
+    LegacyRules,
+}
+
+impl Kind {
+    pub(crate) fn candidate(self) -> Candidate {
+        let (backend, storage) = match self {
+            Self::Nftables => (Backend::Nftables, Storage::Sets),
+            Self::NftIpset => (Backend::IptablesNft, Storage::Ipset),
+            Self::NftRules => (Backend::IptablesNft, Storage::Rules),
+            Self::LegacyIpset => (Backend::IptablesLegacy, Storage::Ipset),
+            Self::LegacyRules => (Backend::IptablesLegacy, Storage::Rules),
+        };
+        let (ipv4, ipv6) = (Offer::Whole, Offer::Whole);
+        Candidate { backend, storage, ipv4, ipv6, no_log: None, comments: true }
+    }
+
+    pub(crate) fn storage(self) -> Storage {
+        self.candidate().storage
+    }
+
+    /// The program, or `None` where `nft` is the one.
+    pub(crate) fn program(self) -> Option<&'static str> {
+        match self {
+            Self::Nftables => None,
+            Self::NftIpset | Self::NftRules => Some("iptables-nft"),
+            Self::LegacyIpset | Self::LegacyRules => Some("iptables-legacy"),
+        }
+    }
+}
+
+/// Makes of every function a test for each backend and variant.
+#[allow(unused_macros, reason = "not every test that has a place has a backend to choose")]
+macro_rules! on_every_backend {
+    ($($name:ident,)*) => {$(
+        mod $name {
+            use $crate::place::Kind;
+            #[test]
+            fn nftables() {
+                super::$name(Kind::Nftables);
+            }
+            #[test]
+            fn iptables_nft_ipset() {
+                super::$name(Kind::NftIpset);
+            }
+            #[test]
+            fn iptables_nft_rules() {
+                super::$name(Kind::NftRules);
+            }
+            #[test]
+            fn iptables_legacy_ipset() {
+                super::$name(Kind::LegacyIpset);
+            }
+            #[test]
+            fn iptables_legacy_rules() {
+                super::$name(Kind::LegacyRules);
+            }
+        }
+    )*};
+}
 
 /// One network namespace; it lives as long as this value.
 pub(crate) struct Place {
@@ -79,6 +152,11 @@ impl Place {
         std::fs::remove_file(path).unwrap();
     }
 
+    /// Runs a program as root; its line is split at blanks.
+    pub(crate) fn program(&self, program: &str, line: &str) -> String {
+        self.run(ROOT, || run(program, line))
+    }
+
     pub(crate) fn udp(&self, uid: u32, address: &str) -> UdpSocket {
         let socket = self.run(uid, || UdpSocket::bind(address)).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -107,11 +185,16 @@ pub(crate) struct World {
     pub(crate) inside: Place,
     pub(crate) outside: Place,
     pub(crate) wire: Wire,
+    pub(crate) kind: Kind,
 }
 
 impl World {
     /// `None`, and a word about it, where namespaces can't be made or `nft` is missing; in CI that is a failure.
     pub(crate) fn new() -> Option<Self> {
+        Self::on(Kind::Nftables)
+    }
+
+    pub(crate) fn on(kind: Kind) -> Option<Self> {
         if !nix::unistd::geteuid().is_root()
             || !["/usr/sbin/nft", "/sbin/nft"].iter().any(|p| File::open(p).is_ok())
         {
@@ -146,22 +229,175 @@ impl World {
             run("ip", &format!("-6 route add default via {OUTSIDE6}"));
         });
         let wire = outside.run(ROOT, Wire::tap);
-        Some(Self { inside, outside, wire })
+        Some(Self { inside, outside, wire, kind })
     }
 
     pub(crate) fn nftables(&self) -> Nftables {
         self.inside.run(ROOT, || Nftables::open().unwrap())
     }
 
+    /// The backend under test.
+    pub(crate) fn kernel(&self) -> Confined<'_> {
+        let kernel = self.inside.run(ROOT, || match self.kind {
+            Kind::Nftables => Kernel::Nftables(Box::new(Nftables::open().unwrap())),
+            Kind::NftIpset | Kind::NftRules | Kind::LegacyIpset | Kind::LegacyRules => {
+                let programs = Arc::new(Direct);
+                Kernel::Iptables(Box::new(Iptables::open(programs, &self.kind.candidate()).unwrap()))
+            }
+        });
+        Confined { kernel, place: &self.inside }
+    }
+
+    /// Somebody takes all our rules away.
+    pub(crate) fn tear_down(&self) {
+        match self.kind.program() {
+            None => drop(self.inside.nft("delete table inet innkeeper")),
+            Some(program) => {
+                for program in [program.to_owned(), program.replacen("ip", "ip6", 1)] {
+                    for table in ["filter", "nat", "mangle"] {
+                        self.inside.program(&program, &format!("-t {table} -F"));
+                        self.inside.program(&program, &format!("-t {table} -X"));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Somebody empties one of our chains.
+    pub(crate) fn empty(&self, chain: &str) {
+        match self.kind.program() {
+            None => drop(self.inside.nft(&format!("flush chain inet innkeeper {chain}"))),
+            Some(program) => {
+                let table = if chain == "postrouting" { "mangle" } else { "filter" };
+                self.inside.program(program, &format!("-t {table} -F INNKEEPER-{}", chain.to_uppercase()));
+            }
+        }
+    }
+
+    /// Our rules and what is in our sets, without what changes by itself.
+    pub(crate) fn listing(&self) -> Vec<String> {
+        let mut text = String::new();
+        match self.kind.program() {
+            None => text.push_str(&self.inside.nft("-s list table inet innkeeper")),
+            Some(program) => {
+                for program in [program.to_owned(), program.replacen("ip", "ip6", 1)] {
+                    for table in ["filter", "nat", "mangle"] {
+                        text.push_str(&self.inside.program(&program, &format!("-t {table} -S")));
+                    }
+                }
+                if self.kind.storage() == Storage::Ipset {
+                    text.push_str(&self.inside.program("ipset", "save"));
+                }
+            }
+        }
+        let named = |word: &str| match word.strip_prefix("innkeeper.").and_then(|rest| rest.split_once('.')) {
+            Some((_, set)) => set.to_owned(),
+            None => word.to_owned(),
+        };
+        if self.kind != Kind::Nftables {
+            let ours = |line: &&str| line.contains("INNKEEPER") || line.starts_with("add ");
+            text = text.lines().filter(ours).collect::<Vec<_>>().join("\n");
+        }
+        // Elements with a lifetime differ in it, and pairs in their order.
+        let stable = text.lines().filter(|line| !line.contains(" timeout ") && !line.starts_with("create "));
+        let mut lines: Vec<String> =
+            stable.map(|line| line.split(' ').map(named).collect::<Vec<_>>().join(" ")).collect();
+        if self.kind != Kind::Nftables {
+            lines.sort();
+        }
+        lines
+    }
+
+    /// Runs what somebody does to our rules: program and line. `iptables` is this kind's, `SET-` any number.
+    pub(crate) fn tamper(&self, line: &str) {
+        let (program, line) = line.split_once(' ').unwrap();
+        let program = if program == "iptables" { self.kind.program().unwrap() } else { program };
+        let words = line.split(' ').map(|word| match word.strip_prefix("SET-") {
+            Some(set) => self.set(set),
+            None => word.to_owned(),
+        });
+        let line = words.collect::<Vec<_>>().join(" ");
+        self.inside.program(program, &line);
+    }
+
+    /// What an earlier life may have left beside its lockdown: other chains, a set, an element.
+    pub(crate) fn leave_behind(&self) {
+        match self.kind.program() {
+            None => {
+                self.inside.nft("add set inet innkeeper open4 { type ipv4_addr ; }");
+                self.inside.nft(&format!("add element inet innkeeper open4 {{ {OUTSIDE4} }}"));
+            }
+            Some(program) => {
+                self.inside.program(program, "-N INNKEEPER-OLD");
+                self.inside.program(program, &format!("-A INNKEEPER-OLD -d {OUTSIDE4} -j ACCEPT"));
+                self.inside.program("ipset", "create innkeeper.7.open4 hash:ip");
+                self.inside.program("ipset", &format!("add innkeeper.7.open4 {OUTSIDE4}"));
+            }
+        }
+    }
+
+    /// What a set of ours is called now.
+    pub(crate) fn set(&self, name: &str) -> String {
+        let names = self.inside.program("ipset", "list -n");
+        names.lines().find(|line| line.ends_with(&format!(".{name}"))).unwrap().to_owned()
+    }
+
     /// Whether these bytes have come out of the box so far. A connection to a fresh open port follows them on the
     /// wire: once it is seen, nothing sent before can still be under way.
-    pub(crate) fn leaked(&self, kernel: &mut Nftables, token: &[u8]) -> bool {
+    pub(crate) fn leaked(&self, kernel: &mut Confined<'_>, token: &[u8]) -> bool {
         let port = next_port();
         kernel.admit(&[open(OUTSIDE4, port)]).unwrap();
         let _listener = self.outside.listen(&format!("{OUTSIDE4}:{port}"));
         self.inside.connect(AGENT, &format!("{OUTSIDE4}:{port}")).unwrap();
         kernel.withdraw(&[(OUTSIDE4.parse().unwrap(), port)]).unwrap();
         self.wire.seen_before(token, &port.to_be_bytes())
+    }
+}
+
+/// The backend in the box's namespace: its programs must run there too.
+pub(crate) struct Confined<'a> {
+    kernel: Kernel,
+    place: &'a Place,
+}
+
+type Done<T> = Result<T, BackendError>;
+
+impl Confined<'_> {
+    fn inside<T: Send>(&mut self, work: impl FnOnce(&mut Kernel) -> T + Send) -> T {
+        let Self { kernel, place } = self;
+        place.run(ROOT, || work(kernel))
+    }
+
+    pub(crate) fn load(&mut self, ruleset: &Ruleset, content: &Edit) -> Done<()> {
+        self.inside(|kernel| kernel.load(ruleset, content))
+    }
+
+    pub(crate) fn admit(&mut self, elements: &[Element]) -> Done<()> {
+        self.inside(|kernel| kernel.admit(elements))
+    }
+
+    pub(crate) fn withdraw(&mut self, pairs: &[Pair]) -> Done<()> {
+        self.inside(|kernel| kernel.withdraw(pairs))
+    }
+
+    pub(crate) fn cut(&mut self, pairs: &[Pair]) -> Done<()> {
+        self.inside(|kernel| kernel.cut(pairs))
+    }
+
+    /// As the owner's look does it, before what is open is asked.
+    pub(crate) fn elements(&mut self) -> Done<Vec<Element>> {
+        self.inside(|kernel| {
+            kernel.expire(Instant::now())?;
+            kernel.elements()
+        })
+    }
+
+    pub(crate) fn denied(&mut self) -> Done<u64> {
+        self.inside(Kernel::denied)
+    }
+
+    pub(crate) fn fingerprint(&mut self) -> Done<Fingerprint> {
+        self.inside(Kernel::fingerprint)
     }
 }
 
@@ -229,12 +465,14 @@ pub(crate) struct Guard {
 }
 
 impl Guard {
-    pub(crate) fn start(place: &Place, plan: FirewallPlan, policy: &str) -> Self {
+    pub(crate) fn start(world: &World, plan: FirewallPlan, policy: &str) -> Self {
         let (says, said) = mpsc::channel();
         let repaired = move |what: &str| drop(says.send(what.to_owned()));
         let notices = Notices { refused: Box::new(|_, _, _| {}), repaired: Box::new(repaired) };
         // Its thread inherits the namespace of whoever starts it.
-        let firewall = place.run(ROOT, || Firewall::start(notices).unwrap());
+        let firewall = world.inside.run(ROOT, || Firewall::start(notices).unwrap());
+        let programs: Arc<dyn Programs> = Arc::new(Direct);
+        firewall.choose(programs, world.kind.candidate()).unwrap();
         firewall.load(plan, allowlist(policy)).unwrap();
         Self { firewall, said }
     }

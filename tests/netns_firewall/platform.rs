@@ -2,16 +2,19 @@
 
 use std::io::{Read, Write};
 
-use innkeeper::firewall::nftables::Edit;
+use innkeeper::firewall::backend::Edit;
 use innkeeper::firewall::ruleset::{FirewallPlan, skeleton};
 
-use crate::place::{AGENT, BOX6, OUTSIDE6, ROOT, World};
+use crate::place::{AGENT, BOX6, Kind, OUTSIDE6, ROOT, World};
 use crate::plan;
 
+on_every_backend! {
+    ssh_of_the_platform_keeps_working_without_connection_tracking,
+}
+
 /// A Fly Machine has seen connection tracking fail for IPv6: the session goes on, also one that is older than the box.
-#[test]
-fn ssh_of_the_platform_keeps_working_without_connection_tracking() {
-    let Some(world) = World::new() else { return };
+fn ssh_of_the_platform_keeps_working_without_connection_tracking(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
     for hook in ["output", "prerouting"] {
         world.inside.nft("add table inet blind");
         world
@@ -25,7 +28,7 @@ fn ssh_of_the_platform_keeps_working_without_connection_tracking() {
     let mut its_shell = server.accept().unwrap().0;
 
     let operators = vec![format!("{OUTSIDE6}/64").parse().unwrap()];
-    let mut kernel = world.nftables();
+    let mut kernel = world.kernel();
     kernel.load(&skeleton(&FirewallPlan { ssh_from: operators, ..plan() }), &Edit::default()).unwrap();
     let mut newer = world.outside.connect(ROOT, &address).unwrap();
     let mut shell = server.accept().unwrap().0;

@@ -220,6 +220,7 @@ impl Sockets {
             roots: roots.map(str::to_owned),
             policy: policy(1, rules),
             refresh_s: 300,
+            ipv4: true,
             ipv6,
             known: known.to_vec(),
         };

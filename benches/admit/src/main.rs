@@ -35,6 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         nflog_group: 0,
         uses_group: 0,
         vm: false,
+        closed: vec![],
     };
     firewall.load(plan, Allowlist::new(rules))?;
     let new = admit(&firewall, 0..ADDRESSES, Duration::ZERO)?;

@@ -5,7 +5,7 @@ use super::{Kind, Setting, Word, later, word};
 const DAY: u64 = 86_400;
 
 const PROVIDERS: &[Word] = &[word("anthropic"), word("bedrock"), word("vertex"), word("gateway")];
-const BACKENDS: &[Word] = &[word("auto"), word("nftables"), later("iptables")];
+const BACKENDS: &[Word] = &[word("auto"), word("nftables"), word("iptables")];
 const SWITCHES: &[Word] = &[word("userns"), word("ptrace")];
 
 /// The protections that `boot.accept` can give up, by the names that `status` shows.

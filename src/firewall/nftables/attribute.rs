@@ -10,27 +10,27 @@ use super::NftablesError;
 
 /// What a dump said about one object: its attributes, still encoded.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(in crate::firewall) struct Entry {
     attributes: Vec<u8>,
 }
 
 impl Entry {
     /// From the payload of a netlink message, which begins with a `struct nfgenmsg`.
-    pub(super) fn of(payload: &[u8]) -> Self {
+    pub(in crate::firewall) fn of(payload: &[u8]) -> Self {
         Self { attributes: payload.get(4..).unwrap_or_default().to_vec() }
     }
 
-    pub(super) fn attributes(&self) -> Result<Vec<Attribute<'_>>, NftablesError> {
+    pub(in crate::firewall) fn attributes(&self) -> Result<Vec<Attribute<'_>>, NftablesError> {
         attributes(&self.attributes)
     }
 }
 
 /// One attribute: its kind without flags, and its value.
-pub(super) type Attribute<'a> = (u16, &'a [u8]);
+pub(in crate::firewall) type Attribute<'a> = (u16, &'a [u8]);
 
 /// The attributes in a message or in a nested attribute. A length that can't be is an
 /// error, never a panic.
-pub(super) fn attributes(mut bytes: &[u8]) -> Result<Vec<Attribute<'_>>, NftablesError> {
+pub(in crate::firewall) fn attributes(mut bytes: &[u8]) -> Result<Vec<Attribute<'_>>, NftablesError> {
     let mut found = Vec::new();
     while !bytes.is_empty() {
         let (kind, length) = NlaBuffer::new_checked(bytes)
@@ -44,12 +44,12 @@ pub(super) fn attributes(mut bytes: &[u8]) -> Result<Vec<Attribute<'_>>, Nftable
 }
 
 /// The first attribute of a kind; nothing where there is none.
-pub(super) fn value<'a>(attributes: &[Attribute<'a>], wanted: u16) -> &'a [u8] {
+pub(in crate::firewall) fn value<'a>(attributes: &[Attribute<'a>], wanted: u16) -> &'a [u8] {
     attributes.iter().find(|(kind, _)| *kind == wanted).map_or(&[], |(_, value)| value)
 }
 
 /// The same as text, without its final zero byte.
-pub(super) fn text(attributes: &[Attribute<'_>], wanted: u16) -> String {
+pub(in crate::firewall) fn text(attributes: &[Attribute<'_>], wanted: u16) -> String {
     let value = value(attributes, wanted);
     String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
 }

@@ -35,7 +35,7 @@ const ATTEMPTS: u32 = 8;
 
 /// The socket and what belongs to it.
 #[derive(Debug)]
-pub(super) struct Channel {
+pub(in crate::firewall) struct Channel {
     socket: Socket,
     sequence: u32,
     received: Vec<u8>,
@@ -125,9 +125,9 @@ fn append(bytes: &mut Vec<u8>, message: NetfilterMessage, flags: u16, sequence: 
 
 /// Which message of a batch the kernel refused, if it can be told, and why.
 #[derive(Debug)]
-pub(super) struct Refusal {
-    pub(super) place: Option<usize>,
-    pub(super) source: io::Error,
+pub(in crate::firewall) struct Refusal {
+    pub(in crate::firewall) place: Option<usize>,
+    pub(in crate::firewall) source: io::Error,
 }
 
 /// What came back for one batch or dump.
@@ -149,7 +149,7 @@ enum Received {
 }
 
 impl Channel {
-    pub(super) fn open() -> Result<Self, NftablesError> {
+    pub(in crate::firewall) fn open() -> Result<Self, NftablesError> {
         let socket = Socket::new(NETLINK_NETFILTER).map_err(|source| {
             match source.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT) => NftablesError::NoNfTables { source },
@@ -268,12 +268,96 @@ impl Channel {
         flags: u16,
         found: &mut Vec<Entry>,
     ) -> Result<Outcome, NftablesError> {
-        let sequence = self.sequence;
-        self.sequence = sequence.wrapping_add(1);
+        let sequence = self.number();
         let mut bytes = Vec::new();
         let header = NetfilterHeader::new(family, 0, 0);
         append(&mut bytes, NetfilterMessage::new(header, request), flags | NLM_F_REQUEST, sequence);
-        self.send(&bytes)?;
+        self.hear(&bytes, sequence, found)
+    }
+
+    fn number(&mut self) -> u32 {
+        let sequence = self.sequence;
+        self.sequence = sequence.wrapping_add(1);
+        sequence
+    }
+
+    /// Everything of one kind, in a subsystem that has no messages of its own here: `kind` is the subsystem and the
+    /// command, `payload` what follows the netlink header.
+    pub(in crate::firewall) fn dump_raw(
+        &mut self,
+        kind: u16,
+        payload: &[u8],
+    ) -> Result<Result<Vec<Entry>, Refusal>, NftablesError> {
+        for _ in 0..ATTEMPTS {
+            let (sequence, mut found, mut bytes) = (self.number(), Vec::new(), Vec::new());
+            raw(&mut bytes, kind, NLM_F_REQUEST | NLM_F_ACK | NLM_F_DUMP, sequence, payload);
+            match self.hear(&bytes, sequence, &mut found)? {
+                Outcome::Done => return Ok(Ok(found)),
+                Outcome::Refused(refusal) => return Ok(Err(refusal)),
+                Outcome::Again => {}
+            }
+        }
+        Err(NftablesError::Unanswered)
+    }
+
+    /// One request after the other, each with an answer of its own; the first that is refused is told, with its place.
+    pub(in crate::firewall) fn each_raw(
+        &mut self,
+        requests: &[(u16, Vec<u8>)],
+    ) -> Result<Result<(), Refusal>, NftablesError> {
+        for (place, (kind, payload)) in requests.iter().enumerate() {
+            let mut answered = false;
+            for _ in 0..ATTEMPTS {
+                let (sequence, mut bytes) = (self.number(), Vec::new());
+                raw(&mut bytes, *kind, NLM_F_REQUEST | NLM_F_ACK, sequence, payload);
+                match self.hear(&bytes, sequence, &mut Vec::new())? {
+                    Outcome::Done => answered = true,
+                    Outcome::Refused(refusal) => {
+                        return Ok(Err(Refusal { place: Some(place), source: refusal.source }));
+                    }
+                    Outcome::Again => continue,
+                }
+                break;
+            }
+            if !answered {
+                return Err(NftablesError::Unanswered);
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Sends a batch that must not succeed, and says everything that was refused.
+    pub(super) fn trial(&mut self, batch: &mut Batch) -> Result<Vec<Refusal>, NftablesError> {
+        batch.end();
+        self.sequence = batch.next;
+        self.send(&batch.bytes)?;
+        let mut refused = Vec::new();
+        loop {
+            match self.receive()? {
+                Received::Datagram => {}
+                Received::Nothing => return Ok(refused),
+                Received::Lost => {
+                    self.drain()?;
+                    return Err(NftablesError::Unanswered);
+                }
+            }
+            for message in messages(&self.received) {
+                let message = message?;
+                let place = batch.place(message.sequence_number());
+                if let Some(code) = error_code(&message)?.filter(|code| *code != 0) {
+                    refused.push(Refusal { place, source: os_error(code) });
+                }
+            }
+        }
+    }
+
+    fn hear(
+        &mut self,
+        bytes: &[u8],
+        sequence: u32,
+        found: &mut Vec<Entry>,
+    ) -> Result<Outcome, NftablesError> {
+        self.send(bytes)?;
         let mut disturbed = false;
         loop {
             match self.receive()? {
@@ -332,6 +416,17 @@ impl Channel {
         while self.receive()? != Received::Nothing {}
         Ok(Outcome::Again)
     }
+}
+
+/// One message that is encoded already from the header on.
+fn raw(bytes: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, payload: &[u8]) {
+    let length = u32::try_from(payload.len().saturating_add(16)).unwrap_or(u32::MAX);
+    bytes.extend_from_slice(&length.to_ne_bytes());
+    bytes.extend_from_slice(&kind.to_ne_bytes());
+    bytes.extend_from_slice(&flags.to_ne_bytes());
+    bytes.extend_from_slice(&sequence.to_ne_bytes());
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(payload);
 }
 
 fn os_error(code: i32) -> io::Error {

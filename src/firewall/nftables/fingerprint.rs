@@ -1,4 +1,4 @@
-//! What the kernel says our table is, as a value to compare with an earlier one: drift, by whoever is root, shows.
+//! Reads the fingerprint of our table.
 //!
 //! Left out is what changes without anybody's hand: handles, use counts, counters, and the elements of sets that are filled at run time.
 
@@ -10,6 +10,7 @@ use netlink_packet_netfilter::nftables::{
 use super::attribute::{Attribute, attributes, text, value};
 use super::channel::Channel;
 use super::{NftablesError, element};
+use crate::firewall::backend::{Fingerprint, Part};
 use crate::firewall::ruleset::TABLE;
 
 const NFTA_TABLE_NAME: u16 = 1;
@@ -30,50 +31,13 @@ const NFTA_RULE_EXPRESSIONS: u16 = 4;
 const NFTA_RULE_USERDATA: u16 = 7;
 const NFTA_EXPR_NAME: u16 = 1;
 
-/// The parts of the table in a fixed order, each with its name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fingerprint {
-    parts: Vec<Part>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Part {
-    name: String,
-    content: Vec<Vec<u8>>,
-}
-
-impl Fingerprint {
-    /// Whether the kernel has our table at all.
-    pub fn is_absent(&self) -> bool {
-        self.parts.is_empty()
-    }
-
-    /// The first part in which the two differ, in words; `None` when they are equal.
-    pub fn difference(&self, now: &Self) -> Option<String> {
-        for part in &self.parts {
-            match now.parts.iter().find(|other| other.name == part.name) {
-                None => return Some(format!("{} is gone", part.name)),
-                Some(other) if other.content != part.content => {
-                    return Some(format!("{} changed", part.name));
-                }
-                Some(_) => {}
-            }
-        }
-        let known = |name: &str| self.parts.iter().any(|part| part.name == name);
-        if let Some(added) = now.parts.iter().find(|part| !known(&part.name)) {
-            return Some(format!("{} was added", added.name));
-        }
-        (self != now).then(|| "the order changed".to_owned())
-    }
-}
-
 /// Reads tables, chains, sets and rules by dumps. Kinds of attributes are those of linux/netfilter/nf_tables.h.
 pub(super) fn read(channel: &mut Channel) -> Result<Fingerprint, NftablesError> {
     let mut parts = Vec::new();
     for entry in channel.dump(&NfTablesMessage::GetTable(TableMessage { attributes: Vec::new() }))? {
         let found = entry.attributes()?;
         if text(&found, NFTA_TABLE_NAME) == TABLE {
-            parts.push(Part::new(format!("table {TABLE}"), &found, &[NFTA_TABLE_FLAGS]));
+            parts.push(part(format!("table {TABLE}"), &found, &[NFTA_TABLE_FLAGS]));
         }
     }
     if parts.is_empty() {
@@ -85,16 +49,14 @@ pub(super) fn read(channel: &mut Channel) -> Result<Fingerprint, NftablesError> 
     Ok(Fingerprint { parts })
 }
 
-impl Part {
-    /// The named attributes, in the kernel's order.
-    fn new(name: String, attributes: &[Attribute<'_>], wanted: &[u16]) -> Self {
-        let content = attributes
-            .iter()
-            .filter(|(kind, _)| wanted.contains(kind))
-            .map(|(kind, value)| [&kind.to_be_bytes()[..], value].concat())
-            .collect();
-        Self { name, content }
-    }
+/// The named attributes, in the kernel's order.
+fn part(name: String, attributes: &[Attribute<'_>], wanted: &[u16]) -> Part {
+    let content = attributes
+        .iter()
+        .filter(|(kind, _)| wanted.contains(kind))
+        .map(|(kind, value)| [&kind.to_be_bytes()[..], value].concat())
+        .collect();
+    Part { name, content }
 }
 
 fn chains(channel: &mut Channel, parts: &mut Vec<Part>) -> Result<(), NftablesError> {
@@ -104,7 +66,7 @@ fn chains(channel: &mut Channel, parts: &mut Vec<Part>) -> Result<(), NftablesEr
         if text(&chain, NFTA_CHAIN_TABLE) == TABLE {
             let name = format!("chain {}", text(&chain, NFTA_CHAIN_NAME));
             let wanted = [NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE, NFTA_CHAIN_FLAGS];
-            parts.push(Part::new(name, &chain, &wanted));
+            parts.push(part(name, &chain, &wanted));
         }
     }
     Ok(())
@@ -116,7 +78,7 @@ fn sets(channel: &mut Channel, parts: &mut Vec<Part>) -> Result<(), NftablesErro
         let set = entry.attributes()?;
         let name = text(&set, NFTA_SET_NAME);
         let wanted = [NFTA_SET_FLAGS, NFTA_SET_KEY_TYPE, NFTA_SET_KEY_LEN, NFTA_SET_TIMEOUT];
-        parts.push(Part::new(format!("set {name}"), &set, &wanted));
+        parts.push(part(format!("set {name}"), &set, &wanted));
         let flags = value(&set, NFTA_SET_FLAGS).try_into().map_or(0, u32::from_be_bytes);
         if SetFlags::from_bits_retain(flags).contains(SetFlags::Constant) {
             let mut content = Vec::new();

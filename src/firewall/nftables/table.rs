@@ -32,17 +32,10 @@ pub(super) struct Step {
     pub(super) flags: u16,
 }
 
-/// Removes our table, if it is there: deleting asks for existence, which the first message sees to.
-pub(super) fn removal() -> Vec<Step> {
-    vec![
-        step("table".into(), NfTablesMessage::NewTable(table()), NLM_F_CREATE),
-        step("old table".into(), NfTablesMessage::DeleteTable(table()), 0),
-    ]
-}
-
-/// Removes what an earlier life left under our name and builds everything anew.
+/// Removes what an earlier life left under our name and builds everything anew. Deleting asks for existence, which
+/// the first message sees to.
 pub(super) fn steps(ruleset: &Ruleset) -> Vec<Step> {
-    let mut steps = removal();
+    let mut steps = Vec::from(removal());
     steps.push(step("table".into(), NfTablesMessage::NewTable(table()), NLM_F_CREATE));
     for name in &ruleset.counters {
         steps.push(step(format!("counter {name}"), counter(name), NLM_F_CREATE));
@@ -67,6 +60,21 @@ pub(super) fn steps(ruleset: &Ruleset) -> Vec<Step> {
         }
     }
     steps
+}
+
+/// Takes our table away, also where there is none.
+pub(super) fn removal() -> [Step; 2] {
+    [
+        step("table".into(), NfTablesMessage::NewTable(table()), NLM_F_CREATE),
+        step("old table".into(), NfTablesMessage::DeleteTable(table()), 0),
+    ]
+}
+
+/// What no kernel does: a table that isn't there can't be deleted.
+pub(super) fn impossible() -> Step {
+    let name = format!("{TABLE} that nobody makes");
+    let message = NfTablesMessage::DeleteTable(TableMessage { attributes: vec![TableAttribute::Name(name)] });
+    step("the last step".into(), message, 0)
 }
 
 fn step(object: String, message: NfTablesMessage, flags: u16) -> Step {

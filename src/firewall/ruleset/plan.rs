@@ -53,6 +53,8 @@ pub struct FirewallPlan {
     pub uses_group: u16,
     /// Innkeeper owns the kernel, so nobody else renews the DHCP lease.
     pub vm: bool,
+    /// Families that this host lets us close but not open safely: loopback and what the link needs, nothing else.
+    pub closed: Vec<Family>,
 }
 
 /// Docker's resolver forwards from a uid-0 socket inside the box's namespace.
@@ -83,6 +85,7 @@ fn nothing() -> Rule {
 /// The complete policy; open addresses come and go as elements of [`OPEN4`] and [`OPEN6`], and flows that may go on as
 /// elements of [`HELD4`] and [`HELD6`].
 pub fn skeleton(plan: &FirewallPlan) -> Ruleset {
+    let plan = &plan.without_closed();
     Ruleset {
         counters: vec![DENIED4, DENIED6, INBOUND],
         sets: sets(plan),
@@ -99,10 +102,34 @@ pub fn skeleton(plan: &FirewallPlan) -> Ruleset {
                 rules: resolver(plan),
             },
             filter("output", Hook::Output, Policy::Drop, output(plan)),
-            filter("postrouting", Hook::Postrouting, Policy::Accept, postrouting()),
+            filter("postrouting", Hook::Postrouting, Policy::Accept, postrouting(plan)),
             filter("input", Hook::Input, Policy::Drop, input(plan)),
             filter("forward", Hook::Forward, Policy::Drop, vec![nothing()]),
         ],
+    }
+}
+
+impl FirewallPlan {
+    /// Nobody is asked by a family that is closed, but for who listens inside the box.
+    fn without_closed(&self) -> Self {
+        let reached = |server: &SocketAddr| server.ip().is_loopback() || self.open(Family::of(server.ip()));
+        let kept = |servers: &[SocketAddr]| servers.iter().copied().filter(reached).collect::<Vec<_>>();
+        // An empty list would mean that uid 0 may ask anybody: that is for an engine that doesn't say whom it asks.
+        let engine_dns = self.engine_dns.as_ref().and_then(|engine| {
+            let forwards_to = kept(&engine.forwards_to);
+            let unknown = engine.forwards_to.is_empty() && self.open(Family::V4);
+            (unknown || !forwards_to.is_empty()).then_some(EngineDns { forwards_to })
+        });
+        Self { upstreams: kept(&self.upstreams), engine_dns, ..self.clone() }
+    }
+
+    fn open(&self, family: Family) -> bool {
+        !self.closed.contains(&family)
+    }
+
+    /// A rule for each closed family.
+    fn each_closed(&self, rule: impl Fn(Family) -> Vec<Rule>) -> Vec<Rule> {
+        self.closed.iter().flat_map(|family| rule(*family)).collect()
     }
 }
 
@@ -177,7 +204,10 @@ fn deny(plan: &FirewallPlan) -> Vec<Rule> {
 /// Every question about a name goes to the DNS worker, whatever resolver the program has in mind. `dnat`, since
 /// `redirect` would go to 127.0.0.1, where the agent could listen.
 fn resolver(plan: &FirewallPlan) -> Vec<Rule> {
-    let mut rules = vec![accept(vec![Match::Uid(plan.dns_uid)], "the DNS worker asks its upstreams itself")];
+    let mut rules = plan.each_closed(|family| {
+        vec![accept(vec![Match::Family(family)], "closed: nothing can be redirected here")]
+    });
+    rules.push(accept(vec![Match::Uid(plan.dns_uid)], "the DNS worker asks its upstreams itself"));
     rules.extend(engine(plan, "the engine's resolver forwards from inside the box"));
     let workers =
         [(Family::V4, Some(SocketAddr::V4(plan.dns_v4))), (Family::V6, plan.dns_v6.map(SocketAddr::V6))];
@@ -231,10 +261,13 @@ fn output(plan: &FirewallPlan) -> Vec<Rule> {
     let mut rules = vec![
         refuse(vec![Match::Options4], "no source route, nor any other option: nobody here needs one"),
         refuse(vec![Match::Routing6], "no source route"),
-        // Most packets by far, so first of what is let out: TCP only, and a flow began by the rules below.
+    ];
+    rules.extend(plan.each_closed(|family| closed_out(plan, family)));
+    // Most packets by far, so first of what is let out: TCP only, and a flow began by the rules below.
+    rules.extend([
         flow(Family::V4, HELD4, "flows to IPv4 addresses that allowed names have or had"),
         flow(Family::V6, HELD6, "flows to IPv6 addresses that allowed names have or had"),
-    ];
+    ]);
     rules.extend(to_worker(plan));
     rules.extend(questions(plan));
     rules.extend(closed_listeners(plan));
@@ -268,6 +301,47 @@ fn output(plan: &FirewallPlan) -> Vec<Rule> {
     ]);
     rules.extend(link_upkeep_out());
     rules.push(refuse(vec![], "everything else"));
+    rules
+}
+
+/// A family of which this host can't tell an answer from a question, or can't redirect: what stays in the box passes, and
+/// what the link needs. Without connection tracking the DNS worker's answers are known by their port.
+fn closed_out(plan: &FirewallPlan, family: Family) -> Vec<Rule> {
+    let of = |matches: &[Match]| [&[Match::Family(family)], matches].concat();
+    let worker = match family {
+        Family::V4 => Some(SocketAddr::V4(plan.dns_v4)),
+        Family::V6 => plan.dns_v6.map(SocketAddr::V6),
+    };
+    let mut rules = Vec::new();
+    if let Some(worker) = worker {
+        for transport in TRANSPORTS {
+            let to = [
+                Match::OutLoopback,
+                Match::Destination(worker.ip()),
+                Match::DestinationPort(transport, worker.port()),
+            ];
+            rules.push(accept(to.into(), "direct questions to the DNS worker"));
+            let answers =
+                [Match::OutLoopback, Match::Uid(plan.dns_uid), Match::SourcePort(transport, worker.port())];
+            rules.push(accept(of(&answers), "answers of the DNS worker"));
+        }
+    }
+    let mine = |rule: &Rule| {
+        rule.matches.iter().all(|condition| match condition {
+            Match::Destination(address) => Family::of(*address) == family,
+            Match::DestinationIn(of, ..) => *of == family,
+            _ => true,
+        })
+    };
+    for rule in questions(plan).into_iter().chain(closed_listeners(plan)).filter(mine) {
+        rules.push(Rule { matches: of(&rule.matches), ..rule });
+    }
+    rules.push(refuse(of(&[Match::Uid(plan.dns_uid)]), "the DNS worker has no other business"));
+    rules.push(accept(of(&[Match::OutLoopback]), "the box talks to itself, on its own addresses too"));
+    if family == Family::V6 {
+        rules.extend(link_upkeep_out());
+    }
+    rules.push(refuse(of(&[]), "this family is closed on this host"));
     rules
 }
 
@@ -381,16 +455,21 @@ fn dhcp_out() -> Vec<Rule> {
 
 /// A socket bound to a device (`SO_BINDTODEVICE` asks for no privilege) takes a redirected packet out over that
 /// device, with a loopback destination and the agent's bytes: whoever listens on the link would get them.
-fn postrouting() -> Vec<Rule> {
+fn postrouting(plan: &FirewallPlan) -> Vec<Rule> {
     let drop = |to, name| Rule {
         matches: vec![Match::OutNotLoopback, to],
         actions: vec![Action::Count(name), Action::Drop],
         comment: "loopback stays in the box, also from a socket bound to a device",
     };
-    vec![
+    // Where nothing is redirected nothing leaves so.
+    let mut rules = plan.each_closed(|family| {
+        vec![accept(vec![Match::Family(family)], "closed: nothing is redirected here")]
+    });
+    rules.extend([
         drop(Match::DestinationLoopback4, DENIED4),
         drop(Match::Destination(IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)), DENIED6),
-    ]
+    ]);
+    rules
 }
 
 /// Flows go on by the address they go to and not by conntrack's word alone. What is no longer allowed ends in both
@@ -429,8 +508,30 @@ fn flows_in(plan: &FirewallPlan) -> Vec<Rule> {
     rules
 }
 
+/// What the link's other ends have to say to IPv6.
+fn link_upkeep_in() -> Vec<Rule> {
+    let discovery = [Icmp6::RouterAdvert, Icmp6::NeighbourSolicit, Icmp6::NeighbourAdvert].map(|kind| {
+        let matches = vec![Match::HopLimit(255), Match::Icmp6(kind)];
+        accept(matches, "neighbour discovery, from this link only (RFC 4861)")
+    });
+    let groups = accept(
+        vec![Match::HopLimit(1), Match::Icmp6(Icmp6::ListenerQuery)],
+        "a router asks for multicast groups (RFC 2710, RFC 9777)",
+    );
+    discovery.into_iter().chain([groups]).collect()
+}
+
 fn input(plan: &FirewallPlan) -> Vec<Rule> {
     let mut rules = vec![accept(vec![Match::InLoopback], "the box talks to itself")];
+    rules.extend(plan.each_closed(|family| {
+        let mut rules = if family == Family::V6 { link_upkeep_in() } else { Vec::new() };
+        rules.push(Rule {
+            matches: vec![Match::Family(family)],
+            actions: vec![Action::Count(INBOUND), Action::Drop],
+            comment: "this family is closed on this host",
+        });
+        rules
+    }));
     rules.extend(flows_in(plan));
     rules.extend([
         accept(
@@ -442,14 +543,7 @@ fn input(plan: &FirewallPlan) -> Vec<Rule> {
             "ICMPv6 errors about it (path MTU)",
         ),
     ]);
-    rules.extend([Icmp6::RouterAdvert, Icmp6::NeighbourSolicit, Icmp6::NeighbourAdvert].map(|kind| {
-        let matches = vec![Match::HopLimit(255), Match::Icmp6(kind)];
-        accept(matches, "neighbour discovery, from this link only (RFC 4861)")
-    }));
-    rules.push(accept(
-        vec![Match::HopLimit(1), Match::Icmp6(Icmp6::ListenerQuery)],
-        "a router asks for multicast groups (RFC 2710, RFC 9777)",
-    ));
+    rules.extend(link_upkeep_in());
     for (transport, port) in &plan.inbound {
         rules.push(Rule {
             matches: vec![Match::DestinationPort(*transport, *port), Match::State(State::New)],
