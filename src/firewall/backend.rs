@@ -104,6 +104,15 @@ pub enum Kernel {
 }
 
 impl Kernel {
+    /// Whether what one of them loads takes the place of what the other one loaded.
+    pub(super) fn shares_place(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Nftables(_), Self::Nftables(_)) => true,
+            (Self::Iptables(one), Self::Iptables(other)) => one.variant() == other.variant(),
+            (Self::Nftables(_), Self::Iptables(_)) | (Self::Iptables(_), Self::Nftables(_)) => false,
+        }
+    }
+
     /// As `status` shows it.
     #[must_use]
     pub fn describe(&self) -> String {

@@ -174,9 +174,13 @@ impl Owner {
     /// read back. What is left over only closes more, so it is told and no error.
     fn sweep(&mut self) {
         let mut outcomes = Vec::new();
-        if let Some(mut former) = self.former.take() {
+        let replaced =
+            |former: &Kernel| self.kernel.as_ref().is_some_and(|kernel| kernel.shares_place(former));
+        // What has the same chains was replaced, and is in force: taking it away would open the box.
+        if let Some(mut former) = self.former.take_if(|former| !replaced(former)) {
             outcomes.push(former.remove());
         }
+        self.former = None;
         let programs = self.choice.as_ref().map(|(programs, _)| Arc::clone(programs));
         if let Some(kernel) = &mut self.kernel {
             outcomes.push(kernel.sweep_others(programs.as_deref()));
