@@ -56,6 +56,11 @@ pub struct Innkeeper {
     pub processes: OnceLock<Option<u64>>,
     /// Whom the DNS worker asks.
     pub upstreams: OnceLock<Vec<SocketAddr>>,
+    /// Why a family is closed for good: it can't be opened safely here.
+    pub closed_ipv4: OnceLock<String>,
+    pub closed_ipv6: OnceLock<String>,
+    /// Why nothing filters IPv6, which the operator gave up.
+    pub unfiltered_ipv6: OnceLock<String>,
     /// What /etc/resolv.conf was before it became ours.
     pub resolv_conf: OnceLock<Vec<u8>>,
     /// The rule set that was loaded, as text.
@@ -99,6 +104,9 @@ impl Innkeeper {
             keeper: OnceLock::new(),
             watch: OnceLock::new(),
             session: OnceLock::new(),
+            closed_ipv4: OnceLock::new(),
+            closed_ipv6: OnceLock::new(),
+            unfiltered_ipv6: OnceLock::new(),
             resolv_conf: OnceLock::new(),
             rules: OnceLock::new(),
             upstreams: OnceLock::new(),

@@ -131,8 +131,9 @@ mod ladder {
             "--entrypoint",
             "/bin/rm",
             &crate::rig::image(),
-            path,
+            "-f",
         ];
+        let make = [&make[..], &path.split(' ').collect::<Vec<_>>()].concat();
         run("docker", &make).expect("an image without it");
         let entry = "ENTRYPOINT [\"/usr/local/bin/innkeeper\"]";
         run("docker", &["commit", "-c", entry, "-c", "CMD [\"init\"]", &name, &image]).expect("the commit");

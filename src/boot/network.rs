@@ -101,10 +101,17 @@ fn programs(innkeeper: &Innkeeper) -> Arc<dyn Programs> {
 fn ground(innkeeper: &Innkeeper) -> Result<Candidate, Trouble> {
     let wanted = innkeeper.config.network.backend;
     let found = detect::candidates(programs(innkeeper).as_ref(), Scope::First(wanted));
-    let candidate = detect::choose(wanted, &found).map_err(|why| needs::no_filter(&why))?;
+    let given_up = innkeeper.config.boot.accepts("egress-ipv6");
+    let (candidate, unfiltered) = needs::filter(wanted, &found, given_up)?;
+    if let Some(why) = unfiltered {
+        // Shown as a protection that does not hold, for ever.
+        drop(innkeeper.unfiltered_ipv6.set(why));
+    }
     for (family, offer) in [(Family::V4, &candidate.ipv4), (Family::V6, &candidate.ipv6)] {
         if let Offer::Closed(why) = offer {
             innkeeper.board().warn(format!("{family} is closed, and no name has an address of it: {why}"));
+            let closed = if family == Family::V4 { &innkeeper.closed_ipv4 } else { &innkeeper.closed_ipv6 };
+            drop(closed.set(why.clone()));
         }
     }
     Ok(candidate)

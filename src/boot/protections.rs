@@ -87,8 +87,8 @@ pub(super) fn register(innkeeper: &Arc<Innkeeper>, attack: &Attack, sealed: &Sea
         return Err(Trouble::unfit("there is no firewall", "please report this"));
     };
     let checks: [(&'static str, Verify); 7] = [
-        ("egress-ipv4", egress(firewall, attack, "egress-ipv4")),
-        ("egress-ipv6", egress(firewall, attack, "egress-ipv6")),
+        ("egress-ipv4", egress(firewall, attack, "egress-ipv4", innkeeper.closed_ipv4.get())),
+        ("egress-ipv6", egress_ipv6(innkeeper, firewall, attack)),
         ("dns", dns(innkeeper, attack)),
         ("rootfs", rootfs(sealed, attack)),
         ("host-doors", by_attack(attack, "host-doors", "covered")),
@@ -132,12 +132,24 @@ pub fn remedy(name: &str) -> String {
     format!("{promise}: {how}; if you can live with it: INNKEEPER_BOOT_ACCEPT={name}")
 }
 
-fn egress(firewall: &Firewall, attack: &Attack, name: &'static str) -> Verify {
-    let (firewall, attack) = (firewall.clone(), attack.clone());
+fn egress_ipv6(innkeeper: &Innkeeper, firewall: &Firewall, attack: &Attack) -> Verify {
+    match innkeeper.unfiltered_ipv6.get().cloned() {
+        None => egress(firewall, attack, "egress-ipv6", innkeeper.closed_ipv6.get()),
+        // Also where an attack had no way out to try.
+        Some(why) => Arc::new(move || Err(format!("nothing filters IPv6: {why}"))),
+    }
+}
+
+fn egress(firewall: &Firewall, attack: &Attack, name: &'static str, closed: Option<&String>) -> Verify {
+    let (firewall, attack, closed) = (firewall.clone(), attack.clone(), closed.cloned());
     Arc::new(move || {
         let live = firewall.verify()?;
         let tried = attack.judge(name)?;
-        Ok(Held::by(firewall.backend()).detail(format!("{tried}, {live}")))
+        let (how, why) = match &closed {
+            None => (firewall.backend(), String::new()),
+            Some(why) => (format!("{}, closed", firewall.backend()), format!("; it opens to nobody: {why}")),
+        };
+        Ok(Held::by(how).detail(format!("{tried}, {live}{why}")))
     })
 }
 

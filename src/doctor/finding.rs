@@ -126,8 +126,10 @@ impl Examination {
     }
 
     fn verdict(&self) -> String {
-        if self.fit {
-            return "A boot would succeed.\n".to_owned();
+        match (self.fit, self.runtime == Runtime::Bare) {
+            (true, true) => return "`innkeeper run` would start a box here.\n".to_owned(),
+            (true, false) => return "A boot would succeed.\n".to_owned(),
+            (false, _) => {}
         }
         let mut text = "A boot would be refused with exit status 78:\n".to_owned();
         for (number, reason) in (1..).zip(&self.reasons) {

@@ -73,20 +73,31 @@ fn packet_filter(given: &Privileges, config: Option<&Config>) -> Vec<Finding> {
     };
     let tried =
         if apart { "loaded in a network namespace of its own" } else { "loaded in a batch that is undone" };
-    let chosen = detect::choose(wanted, &candidates);
-    let mut findings: Vec<Finding> = candidates
-        .iter()
-        .map(|candidate| backend(candidate, chosen.as_ref().is_ok_and(|chosen| chosen == candidate), tried))
-        .collect();
+    let given_up = config.is_some_and(|config| config.boot.accepts("egress-ipv6"));
+    let chosen = needs::filter(wanted, &candidates, given_up);
+    let used = chosen.as_ref().ok().map(|(chosen, _)| chosen.backend);
+    let mut findings: Vec<Finding> =
+        candidates.iter().map(|one| backend(one, used == Some(one.backend), tried)).collect();
     match chosen {
-        Ok(chosen) => findings.push(log(&chosen, tried)),
-        Err(why) if !apart && wanted != Backend::Nftables => {
-            let found = format!("{why}; the boot tries iptables, which can't be tried here without effect");
+        Ok((chosen, unfiltered)) => {
+            findings.push(log(&chosen, tried));
+            findings.extend(unfiltered.map(|why| {
+                Finding::weaker(
+                    "IPv6",
+                    format!("unfiltered, given up by boot.accept=egress-ipv6: {why}"),
+                    tried,
+                )
+                .next("--sysctl net.ipv6.conf.all.disable_ipv6=1")
+            }));
+        }
+        Err(lack) if !apart && wanted != Backend::Nftables => {
+            let found =
+                format!("{}; the boot tries iptables, which can't be tried here without effect", lack.what);
             findings.push(
                 Finding::weaker(mechanism, found, tried).next("--cap-add SYS_ADMIN lets doctor try it"),
             );
         }
-        Err(why) => findings.push(Finding::missing(mechanism, &needs::no_filter(&why), tried)),
+        Err(lack) => findings.push(Finding::missing(mechanism, &lack, tried)),
     }
     findings
 }

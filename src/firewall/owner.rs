@@ -141,15 +141,16 @@ impl Owner {
         }
         // Before anything else: what is gone on purpose is not to be repaired.
         (self.ruleset, self.loaded, self.book) = (None, None, Book::default());
-        // What closed the box before another way was chosen; iptables has the same chains whatever it stores.
-        if let Some(mut former @ Kernel::Nftables(_)) = self.former.take() {
-            former.remove().map_err(FirewallError::Load)?;
-        }
         // The supervisor has ended: nobody reaps, and nobody else runs programs any more.
         let choice =
             self.choice.take().map(|(_, candidate)| (Arc::new(Direct) as Arc<dyn Programs>, candidate));
         let mut kernel = open(choice.as_ref()).map_err(FirewallError::Open)?;
         kernel.remove().map_err(FirewallError::Load)?;
+        // What closed the box before another way was chosen, and closes it if that fails; iptables has the same chains
+        // whatever it stores.
+        if let Some(mut former @ Kernel::Nftables(_)) = self.former.take() {
+            former.remove().map_err(FirewallError::Load)?;
+        }
         Ok(true)
     }
 

