@@ -17,10 +17,17 @@ pub(super) struct Drift {
     pub(super) leaks: bool,
 }
 
-/// The first difference, one that leaks before any other.
-pub(super) fn difference(book: &Book, open: &[Element], held: &[Pair], now: Instant) -> Option<Drift> {
+/// The first difference, one that leaks before any other. Reading took from `began` to `ended`: what is left of a lifetime
+/// was measured in between.
+pub(super) fn difference(
+    book: &Book,
+    open: &[Element],
+    held: &[Pair],
+    (began, ended): (Instant, Instant),
+) -> Option<Drift> {
     let drift = |leaks| move |what| Drift { what, leaks };
-    leak(book, open, held, now).map(drift(true)).or_else(|| lack(book, open, held, now).map(drift(false)))
+    let lack = || lack(book, open, held, ended).map(drift(false));
+    leak(book, open, held, began).map(drift(true)).or_else(lack)
 }
 
 fn leak(book: &Book, open: &[Element], held: &[Pair], now: Instant) -> Option<String> {
@@ -72,7 +79,7 @@ mod tests {
         book.enter(&DomainName::parse("a.test").unwrap(), Class::Exact, vec![open]);
         let element = |port, seconds| Element { address, port, timeout: Duration::from_secs(seconds) };
         let (sound, held) = ([element(22, 60), element(443, 60)], [(address, 22), (address, 443)]);
-        let found = |open: &[Element], held: &[_]| difference(&book, open, held, now);
+        let found = |open: &[Element], held: &[_]| difference(&book, open, held, (now, now));
         let leak = |what: &str| Some(Drift { what: what.to_owned(), leaks: true });
         let lack = |what: &str| Some(Drift { what: what.to_owned(), leaks: false });
         assert_eq!(found(&sound, &held), None);
@@ -91,5 +98,12 @@ mod tests {
         assert_eq!(found(&sound, &held[..1]), lack("flows to 192.0.43.7 port 443 were ended"));
         let more = [held[0], held[1], (address, 80)];
         assert_eq!(found(&sound, &more), leak("flows to 192.0.43.7 port 80 were let on"));
+        // A reading that took ten seconds may have measured any moment of them, and is no news.
+        let slow = (now, now + Duration::from_secs(10));
+        for seconds in [50, 60] {
+            let read = [element(22, seconds), element(443, seconds)];
+            assert_eq!(difference(&book, &read, &held, slow), None);
+        }
+        assert!(difference(&book, &[element(22, 47), element(443, 60)], &held, slow).is_some());
     }
 }

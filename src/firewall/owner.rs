@@ -314,7 +314,7 @@ impl Owner {
         if elements {
             let open = kernel.elements().map_err(FirewallError::ReadBack)?;
             let held = kernel.held().map_err(FirewallError::ReadBack)?;
-            let found = drift::difference(&self.book, &open, &held, now);
+            let found = drift::difference(&self.book, &open, &held, (now, Instant::now()));
             if found.is_some() {
                 return Ok(found);
             }
