@@ -122,6 +122,15 @@ impl Kernel {
         }
     }
 
+    /// Whether both put their rules in the same tables of the kernel.
+    pub(super) fn shares_tables(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Nftables(_), Self::Nftables(_)) => true,
+            (Self::Iptables(one), Self::Iptables(other)) => one.variant() == other.variant(),
+            (Self::Nftables(_), Self::Iptables(_)) | (Self::Iptables(_), Self::Nftables(_)) => false,
+        }
+    }
+
     /// Replaces our rules and all that the sets hold. No packet sees more than the old rules or the new ones allow.
     pub fn load(&mut self, ruleset: &Ruleset, content: &Edit) -> Result<(), BackendError> {
         match self {

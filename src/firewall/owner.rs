@@ -150,7 +150,10 @@ impl Owner {
     /// read back. What is left over only closes more, so it is told and no error.
     fn sweep(&mut self) {
         let mut outcomes = Vec::new();
-        if let Some(mut former) = self.former.take() {
+        let former = self.former.take();
+        // What used the same tables was replaced, not only followed.
+        let elsewhere = |former: &Kernel| self.kernel.as_ref().is_some_and(|now| !now.shares_tables(former));
+        if let Some(mut former) = former.filter(elsewhere) {
             outcomes.push(former.remove());
         }
         let programs = self.choice.as_ref().map(|(programs, _)| Arc::clone(programs));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use innkeeper::config;
 use innkeeper::firewall::backend::{BackendError, Edit};
-use innkeeper::firewall::detect::{Scope, candidates, choose};
+use innkeeper::firewall::detect::{Scope, candidates, choose, plainest};
 use innkeeper::firewall::ground::{Backend, Candidate, Offer, Storage};
 use innkeeper::firewall::iptables::IptablesError;
 use innkeeper::firewall::iptables::render::{Form, render};
@@ -257,6 +257,29 @@ fn f26_the_lockdown_gives_way_to_iptables_rules_when_they_are_in() {
         guard.admit("a.test", &[FIRST4]);
         Flow::open(&world, &format!("{FIRST4}:443"));
     }
+}
+
+/// A kernel without nf_tables: the legacy variant closes the box with what needs least, and what was found by trying
+/// takes over in the same tables.
+#[test]
+fn f05_without_nf_tables_legacy_rules_close_the_box() {
+    let Some(world) = World::on(Kind::LegacyIpset) else { return };
+    let guard = Guard::unloaded(&world);
+    guard.firewall.choose(Arc::new(Direct), plainest()).unwrap();
+    world.inside.send(AGENT, &format!("{FIRST4}:443"), "while open").unwrap();
+    world.wire.wait_for(b"while open");
+    guard.firewall.lockdown().unwrap();
+    assert_eq!(guard.firewall.verify(), Ok("rules as loaded".to_owned()));
+    for to in [format!("{FIRST4}:443"), format!("[{FIRST6}]:443"), "127.0.0.1:7001".into()] {
+        world.inside.send(AGENT, &to, "must not arrive").unwrap_err();
+    }
+    guard.firewall.choose(Arc::new(Direct), Kind::LegacyIpset.candidate()).unwrap();
+    guard.load(plan(), "a.test");
+    assert_eq!(guard.firewall.verify(), Ok("rules as loaded".to_owned()));
+    assert_eq!(guard.firewall.backend(), "iptables (legacy), ipset");
+    world.inside.send(AGENT, &format!("{FIRST4}:443"), "must not arrive").unwrap_err();
+    guard.admit("a.test", &[FIRST4]);
+    Flow::open(&world, &format!("{FIRST4}:443"));
 }
 
 /// A family that can't be opened safely: nothing goes out or comes in, loopback works, the other family is as ever, and

@@ -466,7 +466,7 @@ pub(crate) struct Guard {
 
 impl Guard {
     pub(crate) fn start(world: &World, plan: FirewallPlan, policy: &str) -> Self {
-        let guard = Self::idle(world);
+        let guard = Self::unloaded(world);
         let programs: Arc<dyn Programs> = Arc::new(Direct);
         guard.firewall.choose(programs, world.kind.candidate()).unwrap();
         guard.load(plan, policy);
@@ -475,12 +475,12 @@ impl Guard {
 
     /// As in the first moment of a boot.
     pub(crate) fn closed(world: &World) -> Self {
-        let guard = Self::idle(world);
+        let guard = Self::unloaded(world);
         guard.firewall.lockdown().unwrap();
         guard
     }
 
-    fn idle(world: &World) -> Self {
+    pub(crate) fn unloaded(world: &World) -> Self {
         let (says, said) = mpsc::channel();
         let repaired = move |what: &str| drop(says.send(what.to_owned()));
         let notices = Notices { refused: Box::new(|_, _, _| {}), repaired: Box::new(repaired) };
