@@ -10,19 +10,21 @@ mod places;
 mod protections;
 pub mod step;
 mod task;
+pub(crate) mod undo;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use network::{dns, firewall, lockdown};
 use places::{furnish, identity, mounts, seal};
 use step::{Failure, Step, Steps, Trouble, Verified};
+
 use task::task;
 
 use crate::filesystem::Sealed;
 use crate::firewall::EgressLocked;
 use crate::innkeeper::Innkeeper;
+use crate::prerequisites::{self, Lack, together};
 use crate::report::event;
 use crate::status::milliseconds;
 use crate::status::report::Phase;
@@ -39,6 +41,13 @@ const SEAL: Step = Step { name: "seal", limit: Duration::from_secs(20) };
 const READINESS: Step = Step { name: "readiness", limit: Duration::from_secs(30) };
 const STEPS: [Step; 9] = [CONFIG, LOCKDOWN, MOUNTS, HOME, DNS, FIREWALL, IDENTITY, SEAL, READINESS];
 
+/// The remedy of a packet filter that can't be had, for `doctor` too.
+#[must_use]
+pub fn no_packet_filter(why: &str) -> Lack {
+    let Trouble { what, next, .. } = host::no_packet_filter(why);
+    Lack { what, next }
+}
+
 /// Boots, then starts the task. Returns when both are under way.
 pub fn run(innkeeper: &Arc<Innkeeper>) -> Result<(), Failure> {
     let steps = Steps::new(Arc::clone(innkeeper.board()), innkeeper.spawner.clone(), &STEPS);
@@ -50,6 +59,11 @@ pub fn run(innkeeper: &Arc<Innkeeper>) -> Result<(), Failure> {
     attend(innkeeper);
     let locked = firewall(innkeeper, &steps, resolver)?;
     identity(innkeeper, &steps)?;
+    if network.initial && network.initial_pids {
+        for wrong in crate::kernel::harden() {
+            innkeeper.board().warn(format!("a setting of this machine's kernel: {wrong}"));
+        }
+    }
     let sealed = seal(innkeeper, &steps, &places)?;
     readiness(innkeeper, &steps, &sealed, &locked)?;
     ready(innkeeper);
@@ -79,14 +93,7 @@ const ACCEPTED: [&str; 1] =
 fn config(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failure> {
     let config = &innkeeper.config;
     let plan = || {
-        host::privileges()?;
-        match config.session.command.first() {
-            Some(program) if !Path::new(program).is_absolute() => Err(Trouble::unfit(
-                "session.command is not an absolute path",
-                "write the program's whole path",
-            )),
-            Some(_) | None => Ok(()),
-        }
+        together(&prerequisites::lacks(config, &innkeeper.accounts)).map_or(Ok(()), |lack| Err(lack.into()))
     };
     steps.run(
         CONFIG,

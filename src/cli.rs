@@ -9,6 +9,8 @@ use clap::{Parser, Subcommand};
 use crate::audit::command::LogArgs;
 use crate::control::client;
 use crate::control::protocol::{Request, Response};
+use crate::doctor::DoctorArgs;
+use crate::engine;
 use crate::identity::{credential, home};
 use crate::init::Init;
 use crate::readiness;
@@ -78,8 +80,31 @@ enum Command {
     Log(LogArgs),
     /// Every setting: key, default, variable
     Settings,
+    /// What this host can and can't give, before a boot: run it with the flags that a boot would get
+    Doctor(DoctorArgs),
     /// The firewall's rules in the syntax of nft, each with its purpose
     Rules,
+    /// Start a box on this host: by Docker or Podman where one answers, else by namespaces alone (root, Linux)
+    Run(engine::Run),
+    /// The boxes of this host
+    Ls,
+    /// Stop a box of this host and remove what is left of it
+    Rm(engine::Named),
+    /// Run a command in a box of this host; without one, enter its session
+    In(engine::In),
+    #[command(hide = true)]
+    EngineInner(engine::inner::Inner),
+    #[command(hide = true)]
+    EngineConsole {
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// What the box lets its agent do and what not, tried on the spot; the demo's program
+    Tour {
+        /// A shell afterwards, on a terminal
+        #[arg(long)]
+        shell: bool,
+    },
     #[command(hide = true)]
     CountProcesses,
     #[command(hide = true)]
@@ -169,8 +194,16 @@ fn dispatch(command: Command) -> u8 {
         }
         Command::Revoke { rules } => ask(&Request::Revoke { rules }),
         Command::Log(args) => crate::audit::command::run(&args),
+        Command::Doctor(args) => crate::doctor::run(&args),
         Command::Settings => print(&crate::config::settings::help()),
         Command::Rules => ask(&Request::Rules),
+        Command::Run(options) => engine::run(&options),
+        Command::Ls => engine::ls(),
+        Command::Rm(named) => engine::rm(&named),
+        Command::In(arguments) => engine::enter(&arguments),
+        Command::EngineInner(inner) => engine::inner::run(&inner),
+        Command::EngineConsole { command } => failed("in", &engine::terminal::console(&command)),
+        Command::Tour { shell } => crate::tour::run(shell),
         Command::CountProcesses => match processes::in_use() {
             Some(count) => print(&count.to_string()),
             None => exit::INTERNAL,

@@ -62,18 +62,39 @@ impl Sealed {
     }
 }
 
-/// Makes every place of the layout that is not there yet.
-pub fn apply(layout: &[Mount]) -> Result<(), FilesystemError> {
-    close_run()?;
-    for place in layout {
-        let table = MountTable::read().map_err(FilesystemError::Table)?;
-        match table.at(&place.path) {
-            Some(entry) => keep(place, entry)?,
-            None => provide(place, &table)?,
-        }
-    }
-    Ok(())
+/// Makes every place of the layout that is not there yet. Goes on after a failure, so that all of them are told at once.
+pub fn apply(layout: &[Mount]) -> Result<(), Vec<FilesystemError>> {
+    let mut failed: Vec<FilesystemError> = close_run().err().into_iter().collect();
+    failed.extend(layout.iter().filter_map(|place| make(place).err()));
+    if failed.is_empty() { Ok(()) } else { Err(failed) }
 }
+
+fn make(place: &Mount) -> Result<(), FilesystemError> {
+    let table = MountTable::read().map_err(FilesystemError::Table)?;
+    match table.at(&place.path) {
+        Some(entry) => keep(place, entry),
+        None => provide(place, &table),
+    }
+}
+
+/// What [`apply`] will come to for this place where nothing can be mounted or remounted.
+pub fn foresee(place: &Mount, table: &MountTable, no_new_privs: bool) -> Result<(), FilesystemError> {
+    let (path, source) = (place.path.clone(), nix::errno::Errno::EPERM);
+    match table.at(&place.path) {
+        Some(entry) if entry.has("noexec") && place.exec => Err(FilesystemError::Noexec { path }),
+        Some(entry) if entry.has("nosuid") && entry.has("nodev") || no_new_privs => Ok(()),
+        Some(_) => Err(FilesystemError::Flags { path, what: SETUID_OR_DEVICES, source }),
+        None if a_directory_will_do(place, table) => Ok(()),
+        None => Err(FilesystemError::Mount { path, source }),
+    }
+}
+
+/// Where only we decide what is in it, a directory on a tmpfs of the runtime's is as good as a tmpfs of its own.
+fn a_directory_will_do(place: &Mount, table: &MountTable) -> bool {
+    !place.exec && table.covering(&place.path).is_some_and(MountEntry::is_tmpfs)
+}
+
+const SETUID_OR_DEVICES: &str = "setuid files or devices";
 
 /// A tmpfs that the runtime put on /run is everybody's (mode 1777 unless it was told otherwise): our own state lies in
 /// it, so it becomes root's alone.
@@ -92,31 +113,72 @@ fn keep(place: &Mount, entry: &MountEntry) -> Result<(), FilesystemError> {
     if entry.has("noexec") && place.exec {
         return Err(FilesystemError::Noexec { path: place.path.clone() });
     }
+    restrict(place, entry)?;
+    own(place)
+}
+
+/// Takes setuid files and devices from a mount that somebody else made.
+fn restrict(place: &Mount, entry: &MountEntry) -> Result<(), FilesystemError> {
     if !(entry.has("nosuid") && entry.has("nodev")) {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
-        mount(None::<&str>, &place.path, None::<&str>, flags | entry.flags(), None::<&str>).map_err(
-            |source| FilesystemError::Flags {
+        match mount(None::<&str>, &place.path, None::<&str>, flags | entry.flags(), None::<&str>) {
+            // Said by the verification.
+            Err(nix::errno::Errno::EPERM | nix::errno::Errno::EACCES) if no_new_privs() => {}
+            done => done.map_err(|source| FilesystemError::Flags {
                 path: place.path.clone(),
-                what: "setuid files or devices",
+                what: SETUID_OR_DEVICES,
                 source,
-            },
-        )?;
+            })?,
+        }
     }
-    own(place)
+    Ok(())
 }
 
 fn provide(place: &Mount, table: &MountTable) -> Result<(), FilesystemError> {
     make_directory(&place.path)?;
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    match mount(Some("tmpfs"), &place.path, Some("tmpfs"), flags, Some(place.tmpfs_options().as_str())) {
+    match mount_tmpfs(place) {
         Ok(()) => Ok(()),
         // Without CAP_SYS_ADMIN a directory on a tmpfs of the runtime's will do where only we decide what is in it.
-        Err(nix::errno::Errno::EPERM | nix::errno::Errno::EACCES)
-            if !place.exec && table.covering(&place.path).is_some_and(|entry| entry.is_tmpfs()) =>
-        {
+        Err(nix::errno::Errno::EPERM | nix::errno::Errno::EACCES) if a_directory_will_do(place, table) => {
             own(place)
         }
         Err(source) => Err(FilesystemError::Mount { path: place.path.clone(), source }),
+    }
+}
+
+fn mount_tmpfs(place: &Mount) -> Result<(), nix::errno::Errno> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("tmpfs"), &place.path, Some("tmpfs"), flags, Some(place.tmpfs_options().as_str()))
+}
+
+/// The places that nobody has mounted, and that a directory will not do for.
+pub fn not_mounted(layout: &[Mount]) -> Result<Vec<&Mount>, FilesystemError> {
+    let table = MountTable::read().map_err(FilesystemError::Table)?;
+    let missing = |place: &&Mount| table.at(&place.path).is_none() && !a_directory_will_do(place, &table);
+    Ok(layout.iter().filter(missing).collect())
+}
+
+/// The mounts of [`apply`] and nothing else, in a mount namespace that is thrown away: no directory is made and no owner
+/// changed, since these would stay.
+pub fn rehearse(layout: &[Mount]) -> Vec<FilesystemError> {
+    layout.iter().filter_map(|place| rehearse_one(place).err()).collect()
+}
+
+fn rehearse_one(place: &Mount) -> Result<(), FilesystemError> {
+    let table = MountTable::read().map_err(FilesystemError::Table)?;
+    let path = place.path.clone();
+    match table.at(&place.path) {
+        Some(entry) if entry.has("noexec") && place.exec => Err(FilesystemError::Noexec { path }),
+        Some(entry) => restrict(place, entry),
+        None if place.path.is_dir() => {
+            mount_tmpfs(place).map_err(|source| FilesystemError::Mount { path, source })
+        }
+        None if table.covering(&place.path).is_some_and(MountEntry::read_only) => {
+            let source = std::io::Error::from(nix::errno::Errno::EROFS);
+            Err(FilesystemError::Directory { path, source })
+        }
+        // The boot makes it.
+        None => Ok(()),
     }
 }
 
@@ -161,8 +223,22 @@ fn is_empty(directory: &Path) -> bool {
     entries.map(|entry| entry.file_name()).all(|name| name == "lost+found")
 }
 
+/// Whether this process, and with it everybody in the box, `docker exec` included, gains nothing by executing a file.
+fn no_new_privs() -> bool {
+    rustix::thread::no_new_privs().unwrap_or(false)
+}
+
+/// What was found of the places.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    pub detail: String,
+    /// Held by something else than the flags that were asked for.
+    pub weaker: Vec<String>,
+}
+
 /// Looks at the outcome: mounted, with the flags, owner and mode that were asked for.
-pub fn verify(layout: &[Mount]) -> Result<String, String> {
+pub fn verify(layout: &[Mount]) -> Result<Found, String> {
+    let mut weaker = Vec::new();
     let table = MountTable::read().map_err(|error| crate::report::chain(&error))?;
     let mut seen = Vec::new();
     for place in layout {
@@ -175,10 +251,16 @@ pub fn verify(layout: &[Mount]) -> Result<String, String> {
             }
             None => return Err(format!("{path} is not a file system of its own")),
         };
-        for flag in ["nosuid", "nodev"] {
-            if !entry.has(flag) {
-                return Err(format!("{path} is mounted without {flag}"));
+        let without: Vec<&str> = ["nosuid", "nodev"].into_iter().filter(|flag| !entry.has(flag)).collect();
+        if !without.is_empty() {
+            let flags = without.join(" and ");
+            if !no_new_privs() {
+                return Err(format!("{path} is mounted without {flags}"));
             }
+            weaker.push(format!(
+                "{path} is a volume without {flags}, and a remount is refused: no_new_privs and the runtime's list of \
+                 devices stand in"
+            ));
         }
         let metadata = std::fs::symlink_metadata(&place.path).map_err(|error| format!("{path}: {error}"))?;
         let as_planned = metadata.uid() == place.owner.uid && metadata.mode() & 0o7777 == place.mode;
@@ -193,7 +275,7 @@ pub fn verify(layout: &[Mount]) -> Result<String, String> {
         }
         seen.push(format!("{path} ({})", entry.fs_type));
     }
-    Ok(seen.join(", "))
+    Ok(Found { detail: seen.join(", "), weaker })
 }
 
 /// Makes a directory of root's below a directory that only root can write.

@@ -66,6 +66,7 @@ enum Order {
     Choose(Arc<dyn Programs>, Box<Candidate>, Sender<()>),
     Backend(Sender<String>),
     Lockdown(Sender<Result<(), FirewallError>>),
+    Withdraw(Sender<Result<bool, FirewallError>>),
     Load(Box<FirewallPlan>, Allowlist, Sender<Result<(), FirewallError>>),
     Policy(Allowlist, Sender<Result<(), FirewallError>>),
     Admit(Learned, Sender<Admission>),
@@ -127,6 +128,12 @@ impl Firewall {
     /// Drops everything, both families, in and out: the first act of the boot.
     pub fn lockdown(&self) -> Result<(), FirewallError> {
         self.ask(Order::Lockdown)?
+    }
+
+    /// Takes our rules back as the last act of a boot that failed before any agent existed, if there were none of ours
+    /// before it. Otherwise the namespace was closed when we came and stays so. Whether they are gone.
+    pub fn withdraw(&self) -> Result<bool, FirewallError> {
+        self.ask(Order::Withdraw)?
     }
 
     /// Replaces the lockdown by the complete rule set, in one transaction.

@@ -77,7 +77,7 @@ pub fn run(init: &Init) -> u8 {
         None => Err(first_run(monotonic())),
         Some(fd) => second_run(fd, init.began.unwrap_or_else(monotonic)),
     };
-    match outcome {
+    let status = match outcome {
         Ok(ending) => {
             say_why(&ending);
             report::flush();
@@ -87,7 +87,9 @@ pub fn run(init: &Init) -> u8 {
             report::last_words("init", &report::chain(&error));
             exit::INTERNAL
         }
-    }
+    };
+    crate::kernel::power_off();
+    status
 }
 
 /// The whole reason, where it has several lines, and then the last line: the reason in one, and the exit status.
@@ -182,7 +184,7 @@ fn second_run(fd: i32, began: u64) -> Result<Ending, InitError> {
     ));
     let console = std::io::stdin().is_terminal().then(|| attach_console(&supervisor.spawner(), terminal));
     start_boot(&innkeeper, supervisor.spawner());
-    let conduct: Arc<dyn Conduct> = innkeeper;
+    let conduct: Arc<dyn Conduct> = Arc::<Innkeeper>::clone(&innkeeper);
     let ending = supervisor.run(&conduct);
     board.update(|report| {
         if report.phase != Phase::Failed {
@@ -190,6 +192,7 @@ fn second_run(fd: i32, began: u64) -> Result<Ending, InitError> {
         }
     });
     end_everything(&uids);
+    boot::undo::undo(&innkeeper);
     if console.is_some() {
         restore_console();
     }

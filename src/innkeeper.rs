@@ -56,6 +56,8 @@ pub struct Innkeeper {
     pub processes: OnceLock<Option<u64>>,
     /// Whom the DNS worker asks.
     pub upstreams: OnceLock<Vec<SocketAddr>>,
+    /// What /etc/resolv.conf was before it became ours.
+    pub resolv_conf: OnceLock<Vec<u8>>,
     /// The rule set that was loaded, as text.
     pub rules: OnceLock<String>,
     /// One change of policy at a time.
@@ -96,6 +98,7 @@ impl Innkeeper {
             keeper: OnceLock::new(),
             watch: OnceLock::new(),
             session: OnceLock::new(),
+            resolv_conf: OnceLock::new(),
             rules: OnceLock::new(),
             upstreams: OnceLock::new(),
             processes: OnceLock::new(),

@@ -45,7 +45,7 @@ pub struct Network {
 #[derive(Debug)]
 pub struct Surroundings {
     network: Mutex<Receiver<Result<Network, NamespaceError>>>,
-    listeners: Mutex<Option<Receiver<Vec<Listener>>>>,
+    listeners: Mutex<Option<Receiver<Listeners>>>,
     /// Held as long as the box lives: see [`Surroundings::take`].
     taken: Mutex<Option<UnixDatagram>>,
 }
@@ -79,6 +79,14 @@ impl Surroundings {
         Ok(())
     }
 
+    /// Whether a box has taken this network. A datagram socket finds a name by connecting, which sends nothing.
+    #[must_use]
+    pub fn occupied() -> bool {
+        let name = std::os::unix::net::SocketAddr::from_abstract_name(NAME);
+        let asked = UnixDatagram::unbound().and_then(|socket| socket.connect_addr(&name?));
+        asked.is_ok()
+    }
+
     /// Begins to look who listens here: once the lockdown is in, which must not wait for it.
     pub fn look_for_listeners(&self) -> std::io::Result<()> {
         let (tell, listeners) = mpsc::channel();
@@ -95,31 +103,37 @@ impl Surroundings {
     }
 
     /// Who listens here beside us; asked once, and waited for before our own listeners are opened.
-    #[must_use]
-    pub fn listeners(&self) -> Vec<Listener> {
+    pub fn listeners(&self) -> Listeners {
         let begun = self.listeners.lock().unwrap_or_else(PoisonError::into_inner).take();
         // No thread was to be had: looked at here.
         begun.and_then(|listeners| listeners.recv().ok()).unwrap_or_else(older_listeners)
     }
 }
 
+/// Who listens, or why that can't be seen.
+pub type Listeners = Result<Vec<Listener>, procfs::ProcError>;
+
+/// A kernel without IPv6 has no such table.
+fn table_of_ipv6<T>(table: procfs::ProcResult<Vec<T>>) -> procfs::ProcResult<Vec<T>> {
+    match table {
+        Err(procfs::ProcError::NotFound(_)) => Ok(Vec::new()),
+        table => table,
+    }
+}
+
 /// A pod's sidecar, the engine. The kernel takes milliseconds for these tables, however short they are.
-fn older_listeners() -> Vec<Listener> {
-    let tcp =
-        procfs::net::tcp().unwrap_or_default().into_iter().chain(procfs::net::tcp6().unwrap_or_default());
+pub fn older_listeners() -> Listeners {
+    let tcp = procfs::net::tcp()?.into_iter().chain(table_of_ipv6(procfs::net::tcp6())?);
     let tcp = tcp
         .filter(|entry| entry.state == procfs::net::TcpState::Listen)
         .map(|entry| Listener { address: entry.local_address, udp: false });
-    let udp =
-        procfs::net::udp().unwrap_or_default().into_iter().chain(procfs::net::udp6().unwrap_or_default());
+    let udp = procfs::net::udp()?.into_iter().chain(table_of_ipv6(procfs::net::udp6())?);
     let udp = udp
         .filter(|entry| entry.remote_address.port() == 0)
         .map(|entry| Listener { address: entry.local_address, udp: true });
-    tcp.chain(udp).collect()
+    Ok(tcp.chain(udp).collect())
 }
 
-/// /proc/self/ns/pid of the first pid namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO).
-const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 /// A sysctl that is registered for the first network namespace only (net/core/sysctl_net_core.c).
 const INITIAL_NET_ONLY: &str = "/proc/sys/net/core/netdev_budget";
 
@@ -128,8 +142,7 @@ impl Network {
     pub fn inspect() -> Result<Self, NamespaceError> {
         let mut network = asked(ask)?;
         network.initial = Path::new(INITIAL_NET_ONLY).exists();
-        let pids = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-        network.initial_pids = pids == Path::new(INITIAL_PID_NAMESPACE);
+        network.initial_pids = crate::kernel::initial_pids();
         Ok(network)
     }
 

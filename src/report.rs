@@ -4,7 +4,6 @@
 //! own, and what does not fit is counted and said later.
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::fmt::Write as _;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,18 +16,9 @@ use sha2::{Digest, Sha256};
 
 use crate::audit::{self, Entry};
 
-/// Exit statuses, the one table.
-pub mod exit {
-    pub const OK: u8 = 0;
-    /// EX_USAGE.
-    pub const USAGE: u8 = 64;
-    /// EX_SOFTWARE: a fault of ours.
-    pub const INTERNAL: u8 = 70;
-    /// EX_NOPERM: refused by the ceiling.
-    pub const CEILING: u8 = 77;
-    /// EX_CONFIG: the configuration or the host is unfit; trying again changes nothing.
-    pub const CONFIG: u8 = 78;
-}
+mod words;
+
+pub use words::{chain, exit, inert};
 
 /// How event lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -225,33 +215,6 @@ pub fn now() -> String {
 #[must_use]
 pub fn time(at: SystemTime) -> String {
     humantime::format_rfc3339_millis(at).to_string()
-}
-
-/// An error and what caused it, in one line.
-#[must_use]
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        write!(text, ": {cause}").ok();
-        source = cause.source();
-    }
-    text
-}
-
-/// Text from outside as inert text: control characters, and the ones that reorder or hide text, are escaped.
-#[must_use]
-pub fn inert(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        let hides = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
-        if c.is_control() || hides {
-            write!(out, "\\u{{{:x}}}", u32::from(c)).ok();
-        } else {
-            out.push(c);
-        }
-    }
-    out
 }
 
 /// Octets as hexadecimal digits.

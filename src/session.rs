@@ -23,10 +23,18 @@ use crate::status::Board;
 use crate::supervisor::run_as::Identity;
 use crate::supervisor::{Exit, Spawner};
 
-pub const TMUX: &str = "/usr/bin/tmux";
-const TMUX_CONF: &str = "/opt/innkeeper/tmux.conf";
+/// The distribution's tmux; one in /usr/local/bin comes before it, as it does in PATH.
+const TMUX: [&str; 2] = ["/usr/local/bin/tmux", "/usr/bin/tmux"];
+pub const TMUX_CONF: &str = "/opt/innkeeper/tmux.conf";
 /// The session's name in tmux.
 pub const NAME: &str = "claude";
+
+/// The tmux of this box.
+#[must_use]
+pub fn tmux() -> &'static str {
+    let [own, distribution] = TMUX;
+    if std::path::Path::new(own).exists() { own } else { distribution }
+}
 
 /// Where the agent's tmux server listens: the agent's directory below /run.
 #[must_use]

@@ -21,6 +21,8 @@ mod drift;
 mod flows;
 #[path = "netns_firewall/ground.rs"]
 mod ground;
+#[path = "netns_firewall/platform.rs"]
+mod platform;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -44,6 +46,7 @@ fn plan() -> FirewallPlan {
         upstreams: vec![format!("{UPSTREAM4}:53").parse().unwrap()],
         engine_dns: None,
         inbound: vec![],
+        ssh_from: vec![],
         closed_loopback: vec![],
         nflog_group: 5,
         uses_group: 6,
@@ -70,6 +73,7 @@ fn the_text_is_what_the_kernel_lists() {
     let full = FirewallPlan {
         engine_dns: Some(EngineDns { forwards_to: vec!["192.0.2.1:53".parse().unwrap()] }),
         inbound: vec![(Transport::Tcp, 22), (Transport::Udp, 8080)],
+        ssh_from: vec!["fdaa::/16".parse().unwrap(), "2001:db8:10::/45".parse().unwrap()],
         closed_loopback: vec!["127.0.0.1:15001".parse().unwrap(), "[::]:9000".parse().unwrap()],
         vm: true,
         ..plan()

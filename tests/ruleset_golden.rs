@@ -30,6 +30,7 @@ fn plan() -> FirewallPlan {
         upstreams: vec!["192.0.2.53:53".parse().unwrap(), "[2001:db8::53]:53".parse().unwrap()],
         engine_dns: None,
         inbound: vec![],
+        ssh_from: vec![],
         closed_loopback: vec![],
         nflog_group: 5,
         uses_group: 6,
@@ -65,6 +66,7 @@ fn skeleton_of_a_vm_text() {
     let plan = FirewallPlan {
         dns_v6: None,
         inbound: vec![(Transport::Tcp, 22)],
+        ssh_from: vec!["fdaa::/16".parse().unwrap()],
         closed_loopback: vec!["127.0.0.1:15001".parse().unwrap(), "[::]:9000".parse().unwrap()],
         vm: true,
         ..plan()

@@ -7,8 +7,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use caps::{CapSet, Capability};
-
 use super::places::{agent_environment, agent_identity};
 use super::step::Trouble;
 use crate::config::provider::AgentValue;
@@ -16,56 +14,34 @@ use crate::config::{ListenPort, OnExit, Transport};
 use crate::control::protocol::ClaudeStart;
 use crate::dns::keeper;
 use crate::dns::resolv_conf::{self, Upstreams};
-use crate::filesystem::{self, layout};
+use crate::filesystem::layout;
 use crate::firewall::foreign;
 use crate::firewall::ruleset::EngineDns;
 use crate::firewall::{self, backend::BackendError, iptables::IptablesError, nftables::NftablesError};
 use crate::innkeeper::Innkeeper;
 use crate::namespace::Listener;
+use crate::prerequisites::limits;
+use crate::prerequisites::programs::CLAUDE;
 use crate::report::chain;
 use crate::session;
-use crate::status::Board;
 use crate::supervisor::run_as::Identity;
 use crate::supervisor::{Launch, processes};
 
 pub(super) const NEXT_FIREWALL: &str =
     "somebody else changed the table inet innkeeper during the boot: find out who";
-pub(super) const NEXT_MOUNTS: &str = "add --cap-add SYS_ADMIN (where AppArmor is active also --security-opt \
-     apparmor=unconfined), or let the runtime make them: --tmpfs /run --tmpfs /tmp:exec,mode=1777 \
-     --tmpfs /workspace:exec --tmpfs /home/claude:exec";
-pub(super) const NEXT_SEAL: &str = "add --cap-add SYS_ADMIN (where AppArmor is active also --security-opt \
-     apparmor=unconfined), or --read-only and the mount read-only (-v …:ro); to give this up: \
-     INNKEEPER_BOOT_ACCEPT=rootfs";
 
-/// What Innkeeper can't do without, and what for. All but the first are Docker's defaults.
-const CAPABILITIES: &[(Capability, &str)] = &[
-    (Capability::CAP_NET_ADMIN, "NET_ADMIN"),
-    (Capability::CAP_SETUID, "SETUID"),
-    (Capability::CAP_SETGID, "SETGID"),
-    (Capability::CAP_SETPCAP, "SETPCAP"),
-    (Capability::CAP_KILL, "KILL"),
-    (Capability::CAP_CHOWN, "CHOWN"),
-    (Capability::CAP_FOWNER, "FOWNER"),
-    (Capability::CAP_DAC_OVERRIDE, "DAC_OVERRIDE"),
-];
+/// Whether this is a Fly Machine: a machine of our own in which the platform's init is pid 1.
+pub(super) fn fly_machine(innkeeper: &Innkeeper) -> bool {
+    innkeeper.given("FLY_MACHINE_ID").is_some() && Path::new("/.fly").exists()
+}
 
-/// Says what is missing before anything is begun, all of it at once.
-pub(super) fn privileges() -> Result<(), Trouble> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err(Trouble::unfit(
-            "innkeeper runs as another user than root, so it can protect nothing",
-            "leave out --user (the agent is uid 1000 all the same)",
-        ));
-    }
-    let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
-    let missing: Vec<&str> =
-        CAPABILITIES.iter().filter(|(capability, _)| !has(*capability)).map(|(_, name)| *name).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let flags: Vec<String> = missing.iter().map(|name| format!("--cap-add {name}")).collect();
-    let what = format!("missing capabilities: {}", missing.join(", "));
-    Err(Trouble::unfit(what, format!("docker run {} …", flags.join(" "))))
+/// Neither nf_tables nor iptables will do.
+pub(super) fn no_packet_filter(why: &str) -> Trouble {
+    Trouble::unfit(
+        format!("nothing here can hold the firewall: {why}"),
+        "load the missing module on the host, put iptables and ip6tables into the image, or use a kernel that has what \
+         is missing; `innkeeper doctor` shows every part",
+    )
 }
 
 /// The remedy by the cause.
@@ -102,45 +78,8 @@ pub(super) fn firewall_trouble(error: &firewall::FirewallError) -> Trouble {
     Trouble::unfit(chain(error), next)
 }
 
-pub(super) fn mount_trouble(error: &filesystem::FilesystemError) -> Trouble {
-    match error {
-        filesystem::FilesystemError::Noexec { path } => {
-            let next = format!("mount it with exec: --tmpfs {}:exec", path.display());
-            Trouble::unfit(chain(error), next)
-        }
-        filesystem::FilesystemError::Mount { .. }
-        | filesystem::FilesystemError::Flags { .. }
-        | filesystem::FilesystemError::NotMounted { .. } => Trouble::unfit(chain(error), NEXT_MOUNTS),
-        filesystem::FilesystemError::Directory { .. } | filesystem::FilesystemError::Owner { .. } => {
-            Trouble::unfit(
-                chain(error),
-                "is the volume writable, and are the capabilities CHOWN, FOWNER and DAC_OVERRIDE there?",
-            )
-        }
-        filesystem::FilesystemError::Table(_) | filesystem::FilesystemError::Write { .. } => {
-            Trouble::internal(error)
-        }
-    }
-}
-
-/// The number that a file of the kernel holds; none where it says `max`, or is not there.
-fn number(path: &str) -> Option<u64> {
-    std::fs::read_to_string(path).ok()?.trim().parse().ok()
-}
-
-/// The memory that the box may use: the cgroup's limit, else the machine's.
-pub(super) fn memory() -> u64 {
-    let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
-    let limit = limits.iter().find_map(|path| number(path));
-    let machine = <procfs::Meminfo as procfs::Current>::current().map_or(u64::MAX, |info| info.mem_total);
-    limit.map_or(machine, |limit| limit.min(machine))
-}
-
 /// How many processes the agent may have: the box's own bound less a reserve, beside what its uid has elsewhere.
 pub(super) fn process_limit(innkeeper: &Innkeeper) -> Option<u64> {
-    let bounds = ["/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max"];
-    let threads = number("/proc/sys/kernel/threads-max").unwrap_or(32_768);
-    let bound = bounds.iter().find_map(|path| number(path)).unwrap_or_else(|| (threads / 2).min(32_768));
     let agent = &innkeeper.accounts.agent;
     let count = Launch::own("count-processes", Some(Identity::worker(agent.uid, agent.gid)));
     let said = innkeeper.spawner.listen(count, COUNT_LIMIT, 64);
@@ -148,7 +87,7 @@ pub(super) fn process_limit(innkeeper: &Innkeeper) -> Option<u64> {
     if in_use.is_none() {
         innkeeper.board().warn("the agent's processes could not be counted, so their number is not limited");
     }
-    Some(processes::limit(in_use?, bound))
+    Some(processes::limit(in_use?, limits::processes()))
 }
 
 /// Some twenty threads that end at once.
@@ -180,20 +119,29 @@ pub(super) fn listener_warning(listener: SocketAddr) -> String {
 }
 
 /// Where it can't be written every packet to port 53 comes to us all the same.
-pub(super) fn write_resolv_conf(path: &Path, former: &Upstreams, board: &Board) {
+pub(super) fn write_resolv_conf(path: &Path, former: &Upstreams, innkeeper: &Innkeeper) {
     let text = resolv_conf::render(IpAddr::V4(keeper::LISTEN_V4), former);
-    let written = OpenOptions::new()
-        .write(true)
-        .truncate(true)
-        .custom_flags(nix::libc::O_NOFOLLOW)
-        .open(path)
-        .and_then(|mut file| file.write_all(text.as_bytes()));
-    if let Err(error) = written {
-        board.warn(format!(
+    // The embedded engine has written it, below a root that is read-only.
+    if std::fs::read_to_string(path).is_ok_and(|written| written == text) {
+        return;
+    }
+    let before = std::fs::read(path);
+    match (overwrite(path, text.as_bytes()), before) {
+        // For a boot that fails later.
+        (Ok(()), Ok(before)) => drop(innkeeper.resolv_conf.set(before)),
+        (Ok(()), Err(_)) => {}
+        (Err(error), _) => innkeeper.board().warn(format!(
             "{} can't be written ({error}); programs that read it reach the box's resolver by redirection",
             path.display()
-        ));
+        )),
     }
+}
+
+/// In its place, since it is a mount of its own; never through a link.
+pub(super) fn overwrite(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).truncate(true).custom_flags(nix::libc::O_NOFOLLOW).open(path)?;
+    file.write_all(content)
 }
 
 /// Rules of others that may stop or redirect what is allowed here; they are left alone.
@@ -229,8 +177,6 @@ pub(super) fn engine_warning(engine: &EngineDns) -> String {
          port 53 (the agent may not)"
     )
 }
-
-const CLAUDE: &str = "/usr/local/bin/claude";
 
 /// Claude's own settings that an agent or a repository must not turn: seen with the real binary, a settings file
 /// that sets ANTHROPIC_BASE_URL or a proxy makes it send its token there, unless the host claims the provider.

@@ -1,12 +1,14 @@
 //! The steps that close the network and open what the policy allows: lockdown, dns, firewall.
 
-use std::net::{SocketAddr, SocketAddrV6};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::host;
+use ipnet::Ipv6Net;
+
 use super::step::{Failure, Steps, Trouble, Verified};
 use super::{DNS, FIREWALL, LOCKDOWN};
+use super::{host, protections};
 use crate::config::{self, ListenPort};
 use crate::dns::keeper::{self, Keeper, Sockets};
 use crate::dns::name_server::NameServer;
@@ -21,6 +23,7 @@ use crate::firewall::ruleset::{EngineDns, Family, FirewallPlan, Transport};
 use crate::firewall::{EgressLocked, Firewall, FirewallError, Notices};
 use crate::innkeeper::Innkeeper;
 use crate::namespace::Network;
+use crate::prerequisites::network::{self as needs, RESOLV_CONF};
 use crate::report::{chain, event};
 use crate::status::milliseconds;
 use crate::status::report::Denial;
@@ -37,28 +40,17 @@ pub(super) fn lockdown(innkeeper: &Innkeeper, steps: &Steps) -> Result<Network, 
     let config = &innkeeper.config;
     let plan = || {
         let network = innkeeper.surroundings.network().map_err(|error| Trouble::internal(&error))?;
-        let machine = innkeeper.given("FLY_MACHINE_ID").is_some() && Path::new("/.fly").exists();
-        match network.shared(std::process::id() == 1, machine) {
-            Some(why) if !network.initial && config.boot.accepts("shared-network") => {
-                innkeeper.board().warn(format!("{why}: accepted by boot.accept=shared-network"));
-            }
-            Some(why) => {
-                return Err(Trouble::unfit(
-                    why,
-                    "give the box a network of its own: leave out --network host",
-                ));
-            }
-            None => {}
+        let machine = host::fly_machine(innkeeper);
+        if let Some(why) = needs::shared(&network, machine, config.boot.accepts("shared-network"))? {
+            protections::give_up_network(innkeeper, why);
         }
-        innkeeper.surroundings.take().map_err(|error| {
-            let what =
-                "another box runs in this network (two containers with one network, two boxes in a pod)";
-            Trouble::unfit(format!("{what}: {error}"), "give each box a network of its own")
-        })?;
+        innkeeper.surroundings.take().map_err(needs::occupied)?;
         Ok(network)
     };
     let firewall = Firewall::start(notices(innkeeper))
         .map_err(|error| Failure { step: LOCKDOWN.name, trouble: Trouble::internal(&error) })?;
+    // Nobody else sets it: the boot is one thread.
+    drop(innkeeper.firewall.set(firewall.clone()));
     let network = steps.run(
         LOCKDOWN,
         plan,
@@ -76,8 +68,6 @@ pub(super) fn lockdown(innkeeper: &Innkeeper, steps: &Steps) -> Result<Network, 
     )?;
     // Where it can't begin now, the step that needs it looks itself.
     innkeeper.surroundings.look_for_listeners().ok();
-    // Nobody else sets it: the boot is one thread.
-    drop(innkeeper.firewall.set(firewall));
     Ok(network)
 }
 
@@ -140,13 +130,7 @@ struct Loaded {
 fn ground(innkeeper: &Innkeeper) -> Result<Candidate, Trouble> {
     let wanted = innkeeper.config.network.backend;
     let found = detect::candidates(programs(innkeeper).as_ref(), Scope::First(wanted));
-    let candidate = detect::choose(wanted, &found).map_err(|why| {
-        Trouble::unfit(
-            format!("nothing here can hold the firewall: {why}"),
-            "load the missing module on the host, put iptables and ip6tables into the image, or use a kernel that has \
-             what is missing; `innkeeper doctor` shows every part",
-        )
-    })?;
+    let candidate = detect::choose(wanted, &found).map_err(|why| host::no_packet_filter(&why))?;
     for (family, offer) in [(Family::V4, &candidate.ipv4), (Family::V6, &candidate.ipv6)] {
         if let Offer::Closed(why) = offer {
             innkeeper.board().warn(format!("{family} is closed, and no name has an address of it: {why}"));
@@ -187,6 +171,13 @@ fn notices(innkeeper: &Innkeeper) -> Notices {
     Notices { refused: Box::new(refused), repaired: Box::new(repaired) }
 }
 
+/// Where `fly ssh` comes from: the organization's private network, and the platform's public one. On these machines
+/// connection tracking has been seen not to work for IPv6.
+const FLY_SSH: [Ipv6Net; 2] = [
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfdaa, 0, 0, 0, 0, 0, 0, 0), 16),
+    Ipv6Net::new_assert(Ipv6Addr::new(0x2605, 0x4c40, 0, 0, 0, 0, 0, 0), 32),
+];
+
 /// What the firewall step needs of this one.
 pub(super) struct Resolver {
     sockets: Sockets,
@@ -197,8 +188,6 @@ pub(super) struct Resolver {
 
 /// A pod has a handful of sidecars; more listeners are closed all the same.
 const MAX_NAMED_LISTENERS: usize = 16;
-
-const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Result<Resolver, Failure> {
     let configured = &innkeeper.config.network.upstreams;
@@ -214,7 +203,7 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
             ));
         }
         // Looked at before our own listeners exist: whatever listened then is not the agent's.
-        let listeners = innkeeper.surroundings.listeners();
+        let listeners = innkeeper.surroundings.listeners().map_err(needs::unseen_listeners)?;
         Ok((upstreams, host::closed_listeners(&listeners, &innkeeper.config.network.loopback)))
     };
     let mut sockets = None;
@@ -225,7 +214,7 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
             sockets = Some(Sockets::open().map_err(|error| {
                 Trouble::unfit(chain(&error), "something else listens on port 53 of this network: stop it")
             })?);
-            host::write_resolv_conf(Path::new(RESOLV_CONF), upstreams, innkeeper.board());
+            host::write_resolv_conf(Path::new(RESOLV_CONF), upstreams, innkeeper);
             Ok(())
         },
         |(upstreams, closed)| {
@@ -258,7 +247,7 @@ fn rules(
     sockets: &Sockets,
     (upstreams, closed): (&Upstreams, Vec<SocketAddr>),
 ) -> FirewallPlan {
-    let dns_v6 = sockets.v6.then(|| SocketAddrV6::new(std::net::Ipv6Addr::LOCALHOST, keeper::PORT, 0, 0));
+    let dns_v6 = sockets.v6.then(|| SocketAddrV6::new(Ipv6Addr::LOCALHOST, keeper::PORT, 0, 0));
     FirewallPlan {
         dns_uid: innkeeper.accounts.dns.uid,
         dns_v4: std::net::SocketAddrV4::new(keeper::LISTEN_V4, keeper::PORT),
@@ -266,6 +255,7 @@ fn rules(
         upstreams: upstreams.servers.clone(),
         engine_dns: engine(upstreams),
         inbound: innkeeper.config.network.inbound.iter().map(inbound).collect(),
+        ssh_from: if host::fly_machine(innkeeper) { FLY_SSH.to_vec() } else { Vec::new() },
         closed_loopback: closed,
         nflog_group: NFLOG_GROUP,
         uses_group: USES_GROUP,

@@ -1,5 +1,6 @@
 //! The steps that decide where the agent may write and who it is there: mounts, home, identity, seal.
 
+use std::cell::Cell;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,8 +14,11 @@ use crate::control;
 use crate::filesystem::layout::{self, Mount};
 use crate::filesystem::seal::Writable;
 use crate::filesystem::{self, Sealed};
-use crate::identity::{self, home};
+use crate::identity;
 use crate::innkeeper::{CREDENTIAL_HOSTS, Innkeeper};
+use crate::prerequisites::places::seal_lack;
+use crate::prerequisites::privileges::Privileges;
+use crate::prerequisites::{self, limits, together};
 use crate::report::{chain, event};
 use crate::supervisor::Launch;
 use crate::supervisor::run_as::Identity;
@@ -36,25 +40,27 @@ const HOME_LIMIT: Duration = Duration::from_secs(15);
 
 pub(super) fn mounts(innkeeper: &Arc<Innkeeper>, steps: &Steps) -> Result<Vec<Mount>, Failure> {
     let agent = &innkeeper.accounts.agent;
-    let memory = host::memory();
-    let sizes = &innkeeper.config.filesystem;
-    let sizes = layout::Sizes {
-        workspace: sizes.workspace_size.resolve(memory),
-        tmp: sizes.tmp_size.resolve(memory),
-        home: sizes.home_size.resolve(memory),
-    }
-    .within(memory);
-    if let Some(warning) = layout::memory_warning(sizes, memory) {
+    let config = &innkeeper.config;
+    if let Some(warning) = layout::memory_warning(prerequisites::places::sizes(config), limits::memory()) {
         innkeeper.board().warn(warning);
     }
+    let may_mount = Privileges::look().may_mount();
     let places = steps.run(
         MOUNTS,
-        || Ok(layout::plan(agent.owner(), &agent.home, sizes)),
-        |places| filesystem::apply(places).map_err(|error| host::mount_trouble(&error)),
+        || Ok(prerequisites::places::layout(config, agent)),
         |places| {
-            let detail =
-                filesystem::verify(places).map_err(|found| Trouble::unfit(found, host::NEXT_MOUNTS))?;
-            Ok(Verified::new(places.clone(), detail))
+            filesystem::apply(places).map_err(|errors| {
+                let lacks = prerequisites::places::lacks(errors, places, may_mount);
+                together(&lacks).map_or_else(|| Trouble::fault("no place failed".to_owned()), Trouble::from)
+            })
+        },
+        |places| {
+            let next = "let the runtime make it as README.md says, or chown the volume to the agent's uid";
+            let found = filesystem::verify(places).map_err(|found| Trouble::unfit(found, next))?;
+            for weaker in found.weaker {
+                innkeeper.board().warn(weaker);
+            }
+            Ok(Verified::new(places.clone(), found.detail))
         },
     )?;
     open_control(innkeeper)?;
@@ -113,14 +119,7 @@ pub(super) fn as_agent(
 
 pub(super) fn furnish(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failure> {
     let agent = &innkeeper.accounts.agent;
-    let plan = || {
-        if Path::new(home::SKELETON).is_dir() {
-            Ok(home_arguments(innkeeper))
-        } else {
-            let what = format!("the image has no {}", home::SKELETON);
-            Err(Trouble::unfit(what, "build the image from innkeeper's Dockerfile"))
-        }
-    };
+    let plan = || Ok(home_arguments(innkeeper));
     let mut problems = String::new();
     let apply = |args: &Vec<String>| {
         problems = as_agent(innkeeper, "home", args.clone())?;
@@ -179,13 +178,17 @@ pub(super) fn seal(innkeeper: &Innkeeper, steps: &Steps, places: &[Mount]) -> Re
         let doors = filesystem::surfaces::find().map_err(|error| Trouble::internal(&error))?;
         Ok((Writable::new(places, innkeeper.accounts.agent.owner()), doors))
     };
+    let uncovered = Cell::new(0);
     steps.run(
         SEAL,
         plan,
         |(writable, doors)| {
-            // Both go on after a failure; what counts is what the verification finds.
-            if let Err(error) = filesystem::surfaces::cover(doors) {
-                event("seal", &chain(&error));
+            // Both go on after a failure; what counts is what the verification, and then the self-attack, finds.
+            let failed = filesystem::surfaces::cover(doors).map_err(|error| Trouble::internal(&error))?;
+            uncovered.set(failed.len());
+            for error in failed {
+                let what = "only its own modes keep the agent out, until --cap-add SYS_ADMIN lets innkeeper cover it";
+                innkeeper.board().warn(format!("{}: {what}", chain(&error)));
             }
             if let Err(error) = filesystem::seal::apply(writable) {
                 event("seal", &chain(&error));
@@ -193,21 +196,33 @@ pub(super) fn seal(innkeeper: &Innkeeper, steps: &Steps, places: &[Mount]) -> Re
             Ok(())
         },
         |(writable, doors)| match filesystem::seal::verify(writable) {
-            Ok(()) => {
-                let detail = if doors.is_empty() {
-                    "read-only but for the agent's places".to_owned()
-                } else {
-                    format!("read-only but for the agent's places; {} host doors covered", doors.len())
-                };
+            Ok(left) => {
+                let detail = sealed_detail(innkeeper, &left, doors.len(), uncovered.get());
                 Ok(Verified::new(Sealed::new(writable.clone(), doors.clone()), detail))
             }
             Err(found) if accepted("rootfs") => {
                 let detail = format!("given up by boot.accept=rootfs: {found}");
                 Ok(Verified::degraded(Sealed::new(writable.clone(), doors.clone()), detail))
             }
-            Err(found) => Err(Trouble::unfit(found, host::NEXT_SEAL)),
+            Err(found) => Err(seal_lack(found, Privileges::look().may_mount()).into()),
         },
     )
+}
+
+/// The line of the boot log; what is less than it could be becomes a warning.
+fn sealed_detail(innkeeper: &Innkeeper, left: &[PathBuf], doors: usize, uncovered: usize) -> String {
+    let mut detail = match filesystem::seal::left_to_root(left) {
+        None => "read-only but for the agent's places".to_owned(),
+        Some(left) => {
+            innkeeper.board().warn(format!("{left}: --read-only, or --cap-add SYS_ADMIN, closes it"));
+            "nothing is writable for the agent but its places".to_owned()
+        }
+    };
+    if doors > 0 {
+        let how = if uncovered == 0 { "covered" } else { "not all covered" };
+        detail.push_str(&format!("; {doors} host doors {how}"));
+    }
+    detail
 }
 
 /// For the attack's plan: directories where nobody but root may make a file.

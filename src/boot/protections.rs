@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::places::{agent_identity, sealed_directories};
 use super::step::Trouble;
+use crate::config::settings::PROTECTIONS;
 use crate::filesystem::{self, Sealed};
 use crate::firewall::Firewall;
 use crate::innkeeper::Innkeeper;
@@ -96,15 +97,38 @@ pub(super) fn register(innkeeper: &Arc<Innkeeper>, attack: &Attack, sealed: &Sea
     ];
     for (name, verify) in checks {
         let accepted = innkeeper.config.boot.accepts(name);
-        innkeeper.board().protect(name, accepted, verify).map_err(|found| {
-            let next = format!(
-                "the box is not what it promises, so no agent was started; if you can live with that and the name is \
-                 one that may be given up: INNKEEPER_BOOT_ACCEPT={name}"
-            );
-            Trouble::unfit(format!("{name}: {found}"), next)
-        })?;
+        innkeeper
+            .board()
+            .protect(name, accepted, verify)
+            .map_err(|found| Trouble::unfit(format!("{name}: {found}"), remedy(name)))?;
     }
     Ok(())
+}
+
+/// Others are routed through this network namespace: known and given up, so it stays in `status`.
+pub(super) fn give_up_network(innkeeper: &Innkeeper, why: String) {
+    let name = "shared-network";
+    innkeeper.board().warn(format!("{why}: accepted by boot.accept={name}"));
+    // An accepted one stops nothing.
+    drop(innkeeper.board().protect(name, true, Arc::new(move || Err(why.clone()))));
+}
+
+/// What the operator does about a protection that was attacked and did not hold.
+fn remedy(name: &str) -> String {
+    let promise = "the box is not what it promises, so no agent was started";
+    if !PROTECTIONS.iter().any(|protection| protection.word == name) {
+        return format!(
+            "{promise}, and this protection can't be given up: see what `innkeeper doctor` says of this host"
+        );
+    }
+    let how = match name {
+        "host-doors" => {
+            "leave the door's mount out (-v …), or add --cap-add SYS_ADMIN, by which innkeeper covers it"
+        }
+        "rootfs" => "add --read-only, or --cap-add SYS_ADMIN, by which innkeeper makes it so",
+        _ => "see what `innkeeper doctor` says of this host",
+    };
+    format!("{promise}: {how}; if you can live with it: INNKEEPER_BOOT_ACCEPT={name}")
 }
 
 fn egress(firewall: &Firewall, attack: &Attack, name: &'static str) -> Verify {
@@ -129,9 +153,10 @@ fn dns(innkeeper: &Arc<Innkeeper>, attack: &Attack) -> Verify {
 fn rootfs(sealed: &Sealed, attack: &Attack) -> Verify {
     let (sealed, attack) = (sealed.clone(), attack.clone());
     Arc::new(move || {
-        filesystem::seal::verify(sealed.writable())?;
+        let left = filesystem::seal::verify(sealed.writable())?;
         let tried = attack.judge("rootfs")?;
-        Ok(Held::by("read-only mounts").detail(tried))
+        let how = if left.is_empty() { "read-only mounts" } else { "file modes" };
+        Ok(Held::by(how).detail(tried))
     })
 }
 

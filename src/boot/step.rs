@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::prerequisites::Lack;
 use crate::report::{self, exit};
 use crate::status::Board;
 use crate::status::report::StepState;
@@ -15,6 +16,12 @@ pub struct Trouble {
     pub what: String,
     pub next: String,
     pub status: u8,
+}
+
+impl From<Lack> for Trouble {
+    fn from(Lack { what, next }: Lack) -> Self {
+        Self::unfit(what, next)
+    }
 }
 
 impl Trouble {

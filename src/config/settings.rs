@@ -2,7 +2,7 @@
 //!
 //! Parsing, `--help`, `docs/configuration.md` and every error's "expected" come from here.
 
-pub use keys::SETTINGS;
+pub use keys::{PROTECTIONS, SETTINGS};
 pub use reference::{help, reference_markdown};
 
 mod keys;

@@ -48,7 +48,7 @@ pub struct Sizes {
 }
 
 /// The defaults of the configuration.
-const DEFAULTS: Sizes = Sizes { workspace: 512 << 20, tmp: 512 << 20, home: 1 << 30 };
+pub const DEFAULTS: Sizes = Sizes { workspace: 512 << 20, tmp: 512 << 20, home: 1 << 30 };
 
 impl Sizes {
     /// Memory that a full tmpfs holds can't be won back by ending processes: all of them would be ended, PID 1 last. So

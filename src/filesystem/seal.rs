@@ -16,7 +16,7 @@ use super::mountinfo::{self, MountEntry, MountTable};
 pub enum SealError {
     #[error("cannot read the mount table")]
     Table(#[source] mountinfo::MountTableError),
-    #[error("cannot make {path} read-only")]
+    #[error("cannot change the mount {path}")]
     Remount { path: PathBuf, source: Errno },
 }
 
@@ -89,12 +89,36 @@ pub fn apply(writable: &Writable) -> Result<(), SealError> {
     failed.map_or(Ok(()), Err)
 }
 
-/// Looks at the mount table: what is still writable beside the list, by name.
-pub fn verify(writable: &Writable) -> Result<(), String> {
+/// Looks at the mount table: what is still writable for the agent beside the list, by name. Without such: the mounts that
+/// are writable for root alone.
+pub fn verify(writable: &Writable) -> Result<Vec<PathBuf>, String> {
     let table = MountTable::read().map_err(|error| crate::report::chain(&error))?;
+    let others = writable.others(&table);
     let open: Vec<String> =
-        writable.others(&table).iter().filter_map(|entry| place_for(&entry.path, writable.agent)).collect();
-    if open.is_empty() { Ok(()) } else { Err(format!("still writable: {}", open.join(", "))) }
+        others.iter().filter_map(|entry| place_for(&entry.path, writable.agent)).collect();
+    if !open.is_empty() {
+        return Err(format!("still writable: {}", open.join(", ")));
+    }
+    // Runtimes make /dev and the directory of cgroups of these.
+    Ok(others.into_iter().filter(|entry| !entry.is_tmpfs()).map(|entry| entry.path).collect())
+}
+
+/// What stays writable for root, in words; `None` if nothing does.
+#[must_use]
+pub fn left_to_root(paths: &[PathBuf]) -> Option<String> {
+    let list: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    let what = "stays writable for root";
+    (!list.is_empty())
+        .then(|| format!("{what}: {} (the agent finds no place to write there)", list.join(", ")))
+}
+
+/// Undoes the seal of one mount, for a boot that failed and puts back what it wrote there.
+pub fn open(path: &Path) -> Result<(), SealError> {
+    let table = MountTable::read().map_err(SealError::Table)?;
+    let Some(entry) = table.at(path).filter(|entry| entry.has("ro")) else { return Ok(()) };
+    let flags = (entry.flags() - MsFlags::MS_RDONLY) | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
+    let opened = mount(None::<&str>, path, None::<&str>, flags, None::<&str>);
+    opened.map_err(|source| SealError::Remount { path: path.to_owned(), source })
 }
 
 /// Files of a mount that is looked through when it can't be made read-only; /dev has a few dozen.
@@ -103,7 +127,15 @@ const MAX_LOOKED_AT: usize = 20_000;
 /// A place in a writable mount where the agent may write: what counts is not the mount's flag but whether there is one.
 /// Devices and sockets decide for themselves; their mount's flag never mattered to them.
 fn place_for(mount: &Path, agent: Owner) -> Option<String> {
-    let device = std::fs::symlink_metadata(mount).ok()?.dev();
+    // A FUSE mount of somebody's may be closed to root and open to its owner.
+    let hidden = |path: &Path, error: &std::io::Error| {
+        let gone = error.kind() == std::io::ErrorKind::NotFound;
+        (!gone).then(|| format!("{} (can't be looked at: {error})", path.display()))
+    };
+    let device = match std::fs::symlink_metadata(mount) {
+        Ok(metadata) => metadata.dev(),
+        Err(error) => return hidden(mount, &error),
+    };
     let mut pending = vec![mount.to_owned()];
     let mut seen = 0;
     while let Some(path) = pending.pop() {
@@ -111,7 +143,13 @@ fn place_for(mount: &Path, agent: Owner) -> Option<String> {
         if seen > MAX_LOOKED_AT {
             return Some(format!("{} (too large to look through)", mount.display()));
         }
-        let Ok(metadata) = std::fs::symlink_metadata(&path) else { continue };
+        let metadata = match std::fs::symlink_metadata(&path) {
+            Ok(metadata) => metadata,
+            Err(error) => match hidden(&path, &error) {
+                None => continue,
+                found => return found,
+            },
+        };
         if metadata.dev() != device {
             continue;
         }
@@ -119,8 +157,13 @@ fn place_for(mount: &Path, agent: Owner) -> Option<String> {
             return Some(path.display().to_string());
         }
         if metadata.is_dir() {
-            pending
-                .extend(std::fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
+            match std::fs::read_dir(&path) {
+                Ok(entries) => pending.extend(entries.flatten().map(|entry| entry.path())),
+                Err(error) => match hidden(&path, &error) {
+                    None => {}
+                    found => return found,
+                },
+            }
         }
     }
     None

@@ -55,22 +55,29 @@ fn is_socket(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 
-/// Covers every door with something empty that the agent can't open. PID 1 has read the secrets before.
-pub fn cover(doors: &[PathBuf]) -> Result<(), SurfaceError> {
+/// Covers every door with something empty that the agent can't open. PID 1 has read the secrets before. What could not be
+/// covered is returned: there its own modes decide.
+pub fn cover(doors: &[PathBuf]) -> Result<Vec<SurfaceError>, SurfaceError> {
     let secrets = Some(PathBuf::from(SECRETS)).filter(|path| path.is_dir());
     let directory = Path::new(super::layout::STATE_PRIVATE).join("cover");
     super::private_directory(&directory, 0o000).map_err(SurfaceError::Prepare)?;
     let file = Path::new(super::layout::STATE_PRIVATE).join("cover-file");
     super::write_root_file(&file, b"", 0o000).map_err(SurfaceError::Prepare)?;
-    let mut failed = None;
+    let mut failed = Vec::new();
     for door in doors.iter().chain(&secrets) {
         let cover = if door.is_dir() { &directory } else { &file };
         let bound = mount(Some(cover), door, None::<&str>, MsFlags::MS_BIND, None::<&str>);
         if let Err(source) = bound {
-            failed = failed.or(Some(SurfaceError::Cover { path: door.clone(), source }));
+            failed.push(SurfaceError::Cover { path: door.clone(), source });
         }
     }
-    failed.map_or(Ok(()), Err)
+    Ok(failed)
+}
+
+/// Whether something can be bound over this door; in a mount namespace that is thrown away.
+pub fn rehearse(door: &Path) -> Result<(), SurfaceError> {
+    let bound = mount(Some(door), door, None::<&str>, MsFlags::MS_BIND, None::<&str>);
+    bound.map_err(|source| SurfaceError::Cover { path: door.to_owned(), source })
 }
 
 /// Reads the mount table and finds the doors.

@@ -100,6 +100,7 @@ fn everything() -> Option<FirewallPlan> {
         upstreams: vec!["192.0.2.53:53".parse().ok()?, "[2001:db8::53]:53".parse().ok()?],
         engine_dns: Some(EngineDns { forwards_to: Vec::new() }),
         inbound: vec![(Transport::Tcp, 22)],
+        ssh_from: vec!["fdaa::/16".parse().ok()?],
         closed_loopback: Vec::new(),
         nflog_group: 1,
         uses_group: 1,

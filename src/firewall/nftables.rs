@@ -7,6 +7,7 @@ pub(super) mod attribute;
 pub(super) mod channel;
 mod element;
 mod fingerprint;
+pub mod passage;
 mod rule;
 mod table;
 

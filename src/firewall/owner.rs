@@ -38,6 +38,8 @@ pub(super) struct Owner {
     closed: Vec<Family>,
     ruleset: Option<Ruleset>,
     loaded: Option<Fingerprint>,
+    /// There were no rules of ours before the lockdown.
+    fresh: bool,
     allowlist: Allowlist,
     book: Book,
     notices: Notices,
@@ -61,6 +63,7 @@ impl Owner {
             closed: Vec::new(),
             ruleset: None,
             loaded: None,
+            fresh: false,
             allowlist: Allowlist::default(),
             book: Book::default(),
             notices,
@@ -99,6 +102,7 @@ impl Owner {
                 drop(reply.send(self.backend()));
             }
             Order::Lockdown(reply) => drop(reply.send(self.lockdown())),
+            Order::Withdraw(reply) => drop(reply.send(self.withdraw())),
             Order::Load(plan, allowlist, reply) => drop(reply.send(self.load(&plan, allowlist))),
             Order::Policy(allowlist, reply) => drop(reply.send(self.policy(allowlist))),
             Order::Admit(learned, reply) => drop(reply.send(self.admit(&learned))),
@@ -127,7 +131,22 @@ impl Owner {
 
     fn lockdown(&mut self) -> Result<(), FirewallError> {
         self.book = Book::default();
+        // Where it can't be told, what is there stays.
+        self.fresh = self.kernel()?.fingerprint().is_ok_and(|found| found.is_absent());
         self.replace(ruleset::lockdown())
+    }
+
+    fn withdraw(&mut self) -> Result<bool, FirewallError> {
+        if !self.fresh {
+            return Ok(false);
+        }
+        // Before anything else: what is gone on purpose is not to be repaired.
+        (self.ruleset, self.loaded, self.book) = (None, None, Book::default());
+        self.kernel()?.remove().map_err(FirewallError::Load)?;
+        if let Some(mut former) = self.former.take() {
+            former.remove().map_err(FirewallError::Load)?;
+        }
+        Ok(true)
     }
 
     fn load(&mut self, plan: &FirewallPlan, allowlist: Allowlist) -> Result<(), FirewallError> {

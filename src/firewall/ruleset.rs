@@ -10,6 +10,7 @@ mod text;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::Ipv6Net;
 use serde::{Deserialize, Serialize};
 
 pub use plan::{EngineDns, FirewallPlan, lockdown, skeleton};
@@ -138,6 +139,8 @@ pub enum Match {
     Destination(IpAddr),
     /// 127.0.0.0/8: no single address can name it.
     DestinationLoopback4,
+    SourceNet(Ipv6Net),
+    DestinationNet(Ipv6Net),
     SourcePort(Transport, u16),
     DestinationPort(Transport, u16),
     /// `ip daddr . tcp dport @set`

@@ -17,7 +17,7 @@ use crate::watch::protocol::Target;
 /// The firewall refuses at once; who waits this long was dropped, which is refused too.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-type Result = (Outcome, String);
+pub(crate) type Result = (Outcome, String);
 
 /// One attempt: what it is called, which protection it tries, and the deed.
 struct Trial<'a> {
@@ -58,12 +58,12 @@ fn trial<'a>(
 /// A name that can't be in any allowlist: RFC 2606 reserves `invalid`.
 pub const DENIED_NAME: &str = "innkeeper-readiness.invalid";
 /// Addresses that no rule can open: TEST-NET-3 (RFC 5737) and the documentation prefix (RFC 3849) are special purpose.
-const DENIED_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
-const DENIED_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
-const METADATA_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+pub(crate) const DENIED_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+pub(crate) const DENIED_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+pub(crate) const METADATA_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 /// A public resolver that agents and tools hard-code.
-const OUTSIDE_RESOLVER: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
+pub(crate) const OUTSIDE_RESOLVER: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
 
 /// A packet that must be refused.
 struct Forbidden {
@@ -119,7 +119,7 @@ fn network(attack: &Attack) -> Vec<Trial<'static>> {
 }
 
 /// Judged by bytes that come back, not by the connect: a gate may accept and mean nothing.
-fn connect(target: SocketAddr) -> Result {
+pub(crate) fn connect(target: SocketAddr) -> Result {
     let mut stream = match TcpStream::connect_timeout(&target, PATIENCE) {
         Ok(stream) => stream,
         Err(error) => return refused(&error),
@@ -161,7 +161,7 @@ fn refused(error: &std::io::Error) -> Result {
 }
 
 /// Asks for a name that is not allowed; the answer must be NXDOMAIN, and it must be ours.
-fn ask_name(server: SocketAddr) -> Result {
+pub(crate) fn ask_name(server: SocketAddr) -> Result {
     let answer = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.connect(server)?;
@@ -240,7 +240,7 @@ fn filesystem(attack: &Attack) -> Vec<Trial<'_>> {
     trials
 }
 
-fn create_in(directory: &Path) -> Result {
+pub(crate) fn create_in(directory: &Path) -> Result {
     let path = directory.join(format!(".innkeeper-readiness-{}", std::process::id()));
     match OpenOptions::new().write(true).create_new(true).open(&path) {
         Ok(_) => {
@@ -267,7 +267,7 @@ fn open_door(door: &Path) -> Result {
 
 fn privileges(attack: &Attack) -> Vec<Trial<'static>> {
     let mut trials = vec![
-        trial("raw-socket", "agent", || socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP)),
+        trial("raw-socket", "agent", raw_socket),
         trial("packet-socket", "agent", || socket(libc::AF_PACKET, libc::SOCK_RAW, 0)),
         trial("vsock", "agent", || socket(libc::AF_VSOCK, libc::SOCK_STREAM, 0)),
         trial("netfilter", "agent", || socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER)),
@@ -283,6 +283,10 @@ fn privileges(attack: &Attack) -> Vec<Trial<'static>> {
         }));
     }
     trials
+}
+
+pub(crate) fn raw_socket() -> Result {
+    socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP)
 }
 
 fn socket(family: i32, kind: i32, protocol: i32) -> Result {
@@ -351,7 +355,7 @@ fn control() -> Vec<Trial<'static>> {
         .collect()
 }
 
-fn knock(request: &Request) -> Result {
+pub(crate) fn knock(request: &Request) -> Result {
     use crate::control::protocol::Response;
     if !Path::new(SOCKET).exists() {
         return (Outcome::Passed, "the control socket is missing: nobody decides there".to_owned());

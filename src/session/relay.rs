@@ -15,7 +15,7 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGTERM, SIGWINCH};
 
 use super::attach::{Attach, AttachError, say};
 use super::terminal::{Filter, RESET};
-use super::{NAME, TMUX, socket};
+use super::{NAME, socket, tmux};
 use crate::account::Account;
 use crate::supervisor::backoff::pause;
 use crate::supervisor::run_as::Identity;
@@ -109,7 +109,7 @@ fn start_client(agent: &Account, slave: &OwnedFd, attach: Attach) -> Result<Pid,
         args.push("-r");
     }
     args.extend([";", "display-message", "-d", "6000", HOW_TO_LEAVE]);
-    let mut launch = Launch::program(TMUX, identity).args(args).env(env);
+    let mut launch = Launch::program(tmux(), identity).args(args).env(env);
     let stream = || slave.try_clone().map(Stream::Fd).map_err(AttachError::Spawn);
     (launch.stdin, launch.stdout, launch.stderr) = (stream()?, stream()?, stream()?);
     let child = launch.command().spawn().map_err(AttachError::Spawn)?;

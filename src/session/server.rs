@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 
 use super::host::{CLIENT_LIMIT, Due, Host, Timer};
-use super::{Event, NAME, TMUX, TMUX_CONF, socket};
+use super::{Event, NAME, TMUX_CONF, socket, tmux};
 use crate::report::event;
 use crate::status::report::SessionState;
 use crate::supervisor::{Child, Exit, Launch, Stream, thread};
@@ -25,13 +25,13 @@ impl Host {
     }
 
     fn try_start_server(&mut self) -> Result<(), String> {
-        for program in [TMUX, TMUX_CONF] {
+        for program in [tmux(), TMUX_CONF] {
             if !Path::new(program).exists() {
                 return Err(format!("{program} is missing in the image"));
             }
         }
         let socket = socket(self.plan.identity.uid);
-        let launch = Launch::program(TMUX, self.plan.identity.clone())
+        let launch = Launch::program(tmux(), self.plan.identity.clone())
             .args(["-D", "-S", &socket, "-f", TMUX_CONF])
             .env(self.plan.env.clone());
         let mut child = self.spawner.spawn(launch).map_err(|error| crate::report::chain(&error))?;
@@ -80,7 +80,7 @@ impl Host {
                 "0",
             ];
             let mut launch =
-                Launch::program(TMUX, self.plan.identity.clone()).args(args).env(self.plan.env.clone());
+                Launch::program(tmux(), self.plan.identity.clone()).args(args).env(self.plan.env.clone());
             // Until the server listens it says so, on every try.
             launch.stderr = Stream::Null;
             let mut client = self.spawner.spawn(launch).map_err(|error| crate::report::chain(&error))?;

@@ -66,7 +66,14 @@ fn head(screen: &mut Screen, report: &Report) {
         write!(times, ", ready after {ready:.0} ms").ok();
     }
     let name = bounded(&report.box_.name, 20);
-    screen.line(style, &format!("{word}  {name}, innkeeper {}{times}", report.version));
+    let open: Vec<&str> =
+        report.protections.iter().filter(|one| !one.held).map(|one| one.name.as_str()).collect();
+    // What does not hold comes first: a green line on top would be believed.
+    let (style, open) = match open.as_slice() {
+        [] => (style, String::new()),
+        names => (RED, format!("  NOT HELD: {}", names.join(", "))),
+    };
+    screen.line(style, &format!("{word}{open}  {name}, innkeeper {}{times}", report.version));
     for step in &report.boot.steps {
         match step.state {
             StepState::Failed => screen.line(RED, &format!("  {} failed: {}", step.name, step.detail)),

@@ -35,6 +35,7 @@ pub(crate) fn plan() -> FirewallPlan {
         upstreams: vec![format!("{UPSTREAM4}:53").parse().unwrap()],
         engine_dns: None,
         inbound: vec![],
+        ssh_from: vec![],
         closed_loopback: vec![],
         nflog_group: REFUSED,
         uses_group: USED,

@@ -36,6 +36,7 @@
 #![allow(dead_code, reason = "every test file takes the part of the rig that it needs")]
 #![allow(clippy::disallowed_methods, reason = "no reaper runs beside a test")]
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
@@ -123,6 +124,32 @@ pub(crate) fn run_with_input(program: &str, args: &[&str], input: &str) -> Done 
     // A program that ends early closes its end; what it said counts.
     drop(child.stdin.take().unwrap().write_all(input.as_bytes()));
     child.wait_with_output().unwrap().into()
+}
+
+/// What Podman needs on a machine without systemd, with cgroups of both versions (which crun refuses) and without
+/// `CAP_SYS_RESOURCE`, so that it can't raise limits.
+const PODMAN: [&str; 6] = [
+    "--pull=never",
+    "--runtime=runc",
+    "--ulimit=nofile=1024:1024",
+    "--ulimit=nproc=1024:1024",
+    "--log-driver=k8s-file",
+    "--no-healthcheck",
+];
+
+/// Podman keeps its own images: copies Docker's, once for all tests; its id, which both share.
+fn podman_image() -> String {
+    let lock = File::create(std::env::temp_dir().join("innkeeper-test-podman.lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let id = must("docker", &["image", "inspect", "-f", "{{.Id}}", &image()]);
+    let id = id.trim().trim_start_matches("sha256:").to_owned();
+    if !run("podman", &["image", "exists", &id]).ok() {
+        // What an older image of the tests leaves takes a gigabyte each.
+        run("podman", &["image", "prune", "--all", "--force"]);
+        must("sh", &["-c", "docker save \"$0\" | podman load --quiet", &image()]);
+        must("podman", &["image", "exists", &id]);
+    }
+    id
 }
 
 pub(crate) fn image() -> String {
@@ -242,11 +269,12 @@ impl Rig {
     #[track_caller]
     pub(crate) fn start(&self, options: &BoxOptions) -> RunningBox {
         let name = format!("{}-box-{}", self.name, unique());
-        self.undo.push(&["docker", "rm", "-f", "-v", &name]);
-        let args = options.docker_run(self, &name);
+        let engine = options.engine;
+        self.undo.push(&[engine, "rm", "-f", "-v", &name]);
+        let args = options.engine_run(self, &name);
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        must("docker", &args);
-        RunningBox { follower: Mutex::new(Follower::of(&name)), name }
+        must(engine, &args);
+        RunningBox { follower: Mutex::new(Follower::of(engine, &name)), engine, name }
     }
 
     /// A command line of the host's shell in the box's network, as the host's root and outside of every container.
@@ -275,6 +303,19 @@ impl Rig {
     /// A command line of the host's shell in the world's namespace.
     pub(crate) fn in_world(&self, command: &str) -> Done {
         run("ip", &["netns", "exec", &self.name, "bash", "-c", command])
+    }
+
+    /// Gives the link to the world to a box that has a network of its own, while it runs.
+    pub(crate) fn plug_into(&self, guest: &RunningBox) {
+        let pid = guest.pid().to_string();
+        self.inside(&format!("ip link set eth0 netns {pid}")).expect("the link into the box's own network");
+        address(&pid);
+        route(&pid);
+    }
+
+    /// A program that runs in the world with pipes of its own.
+    pub(crate) fn spawn_in_world(&self, program: &[&str]) -> Talking {
+        Talking::with("ip", &[&["netns", "exec", &self.name], program].concat())
     }
 
     /// Takes the interface out of the box's network, as if it had never been there.
@@ -553,13 +594,23 @@ pub(crate) struct BoxOptions {
     network: Option<String>,
     image: String,
     ca: bool,
+    engine: &'static str,
 }
 
 impl BoxOptions {
     pub(crate) fn new() -> Self {
         let caps = ["NET_ADMIN", "SYS_ADMIN"].map(str::to_owned).to_vec();
         let (docker, args) = (Vec::new(), Vec::new());
-        let bare = Self { env: Vec::new(), caps, docker, args, network: None, image: image(), ca: true };
+        let bare = Self {
+            env: Vec::new(),
+            caps,
+            docker,
+            args,
+            network: None,
+            image: image(),
+            ca: true,
+            engine: "docker",
+        };
         bare.env("CLAUDE_CODE_OAUTH_TOKEN", OAUTH_TOKEN)
             .env("GH_TOKEN", GH_TOKEN)
             .env("INNKEEPER_NETWORK_ALLOW", "ok.test:443,80")
@@ -644,12 +695,27 @@ impl BoxOptions {
         self
     }
 
-    fn docker_run(&self, rig: &Rig, name: &str) -> Vec<String> {
-        let network = self.network.clone().unwrap_or_else(|| format!("container:{}", rig.pause));
+    /// Podman instead of Docker, in the same network; the image is copied to it once.
+    pub(crate) fn podman(mut self) -> Self {
+        self.image = podman_image();
+        self.engine = "podman";
+        self
+    }
+
+    fn engine_run(&self, rig: &Rig, name: &str) -> Vec<String> {
+        let network = self.network.clone().unwrap_or_else(|| match self.engine {
+            "podman" => format!("ns:/proc/{}/ns/net", rig.pause_pid),
+            _ => format!("container:{}", rig.pause),
+        });
         let label = format!("innkeeper-test={}", std::process::id());
         let mut args: Vec<String> = ["run", "-d", "--name", name, "--label", &label, "--network", &network]
             .map(str::to_owned)
             .to_vec();
+        if self.engine == "podman" {
+            args.extend(PODMAN.map(str::to_owned));
+            let resolver = rig.file("resolv.conf", "nameserver 9.9.9.53\n");
+            args.extend(["-v".to_owned(), format!("{}:/etc/resolv.conf", resolver.display())]);
+        }
         for cap in &self.caps {
             args.extend(["--cap-add".to_owned(), cap.clone()]);
         }
@@ -675,26 +741,28 @@ impl BoxOptions {
 #[derive(Debug)]
 pub(crate) struct RunningBox {
     pub(crate) name: String,
+    /// `docker` or `podman`, which take the same words.
+    engine: &'static str,
     follower: Mutex<Follower>,
 }
 
 /// The lines of a box's log as they come.
 #[derive(Debug)]
 struct Follower {
-    docker: Child,
+    logs: Child,
     lines: Receiver<String>,
 }
 
 impl Follower {
-    fn of(name: &str) -> Self {
-        let script = "exec docker logs --follow \"$0\" 2>&1";
-        let mut docker = Command::new("sh")
-            .args(["-c", script, name])
+    fn of(engine: &str, name: &str) -> Self {
+        let script = "exec \"$0\" logs --follow \"$1\" 2>&1";
+        let mut child = Command::new("sh")
+            .args(["-c", script, engine, name])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let reader = BufReader::new(docker.stdout.take().unwrap());
+        let reader = BufReader::new(child.stdout.take().unwrap());
         let (sender, lines) = mpsc::channel();
         std::thread::spawn(move || {
             let text = reader.split(b'\n').map_while(Result::ok);
@@ -704,10 +772,10 @@ impl Follower {
                 }
             }
         });
-        Self { docker, lines }
+        Self { logs: child, lines }
     }
 
-    fn await_line(&self, what: &str, name: &str) -> Option<String> {
+    fn await_line(&self, what: &str, logs: impl Fn() -> String) -> Option<String> {
         let until = Instant::now() + PATIENCE;
         loop {
             match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
@@ -715,7 +783,7 @@ impl Follower {
                 Ok(_) => {}
                 Err(RecvTimeoutError::Disconnected) => return None,
                 Err(RecvTimeoutError::Timeout) => {
-                    panic!("no line with {what:?} in the log of {name}:\n{}", logs(name))
+                    panic!("no line with {what:?} in the log:\n{}", logs())
                 }
             }
         }
@@ -724,30 +792,26 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        drop(self.docker.kill());
-        drop(self.docker.wait());
+        drop(self.logs.kill());
+        drop(self.logs.wait());
     }
-}
-
-fn logs(name: &str) -> String {
-    run("docker", &["logs", name]).both()
 }
 
 impl RunningBox {
     /// The next line of the log with this in it; `None` if the box ends without one.
     #[track_caller]
     pub(crate) fn await_line(&self, what: &str) -> Option<String> {
-        self.follower.lock().unwrap_or_else(PoisonError::into_inner).await_line(what, &self.name)
+        self.follower.lock().unwrap_or_else(PoisonError::into_inner).await_line(what, || self.logs())
     }
 
     /// Everything that the box has said, standard output before standard error.
     pub(crate) fn logs(&self) -> String {
-        logs(&self.name)
+        run(self.engine, &["logs", &self.name]).both()
     }
 
     /// `docker exec` of a command line of bash.
     pub(crate) fn exec(&self, user: &str, command: &str) -> Done {
-        run("docker", &["exec", "-u", user, &self.name, "bash", "-c", command])
+        run(self.engine, &["exec", "-u", user, &self.name, "bash", "-c", command])
     }
 
     /// As uid 1000, but without the session's seccomp filter and no_new_privs.
@@ -761,7 +825,7 @@ impl RunningBox {
 
     /// `docker exec` of a program, without any shell.
     pub(crate) fn exec_program(&self, user: &str, program: &[&str]) -> Done {
-        run("docker", &[&["exec", "-u", user, &self.name], program].concat())
+        run(self.engine, &[&["exec", "-u", user, &self.name], program].concat())
     }
 
     /// An operator's `innkeeper …`.
@@ -777,7 +841,7 @@ impl RunningBox {
     /// Puts a file of the agent's into the box.
     pub(crate) fn write_as_agent(&self, path: &str, text: &str) {
         let args = ["exec", "-i", "-u", AGENT, &self.name, "sh", "-c", "cat > \"$0\"", path];
-        run_with_input("docker", &args, text).expect("a file of the agent's");
+        run_with_input(self.engine, &args, text).expect("a file of the agent's");
     }
 
     /// A command line of bash with exactly the session's confinement: typed into the session's lower pane.
@@ -788,7 +852,7 @@ impl RunningBox {
         let limit = PATIENCE.as_secs().to_string();
         let args =
             ["exec", "-i", "-u", AGENT, &self.name, "bash", "-c", TYPE_AND_WAIT, &base, TMUX_SOCKET, &limit];
-        let typed = run_with_input("docker", &args, command);
+        let typed = run_with_input(self.engine, &args, command);
         let screen = || self.tmux(&["capture-pane", "-p", "-t", "claude:0.1"]).both();
         let mut parts = typed.out.splitn(3, '\n');
         let mut number = || parts.next().and_then(|line| line.trim().parse::<usize>().ok());
@@ -865,7 +929,7 @@ impl RunningBox {
     }
 
     fn inspect(&self, format: &str) -> String {
-        must("docker", &["inspect", "-f", format, &self.name]).trim().to_owned()
+        must(self.engine, &["inspect", "-f", format, &self.name]).trim().to_owned()
     }
 
     pub(crate) fn running(&self) -> bool {
@@ -894,9 +958,9 @@ impl RunningBox {
     pub(crate) fn restart(&self) {
         let ready = "boot: ready after";
         let before = self.logs().lines().filter(|line| line.contains(ready)).count();
-        must("docker", &["restart", "-t", "30", &self.name]);
+        must(self.engine, &["restart", "-t", "30", &self.name]);
         // The log goes on, but who followed it has heard its end.
-        *self.follower.lock().unwrap_or_else(PoisonError::into_inner) = Follower::of(&self.name);
+        *self.follower.lock().unwrap_or_else(PoisonError::into_inner) = Follower::of(self.engine, &self.name);
         for _ in 0..=before {
             assert!(self.await_line(ready).is_some(), "not ready after the restart:\n{}", self.logs());
         }
@@ -906,30 +970,30 @@ impl RunningBox {
     #[track_caller]
     pub(crate) fn exit_code(&self) -> i32 {
         let limit = PATIENCE.as_secs().to_string();
-        let waited = run("timeout", &[&limit, "docker", "wait", &self.name]);
+        let waited = run("timeout", &[&limit, self.engine, "wait", &self.name]);
         let code = waited.out.trim().parse();
         code.unwrap_or_else(|_| panic!("the box did not end: {waited:?}\n{}", self.logs()))
     }
 
     /// `docker stop`, with more time than the box takes; its exit status.
     pub(crate) fn stop(&self) -> i32 {
-        must("docker", &["stop", "-t", "30", &self.name]);
+        must(self.engine, &["stop", "-t", "30", &self.name]);
         self.inspect("{{.State.ExitCode}}").parse().unwrap()
     }
 
     /// `docker kill -s SIGNAL`
     pub(crate) fn signal(&self, signal: &str) {
-        must("docker", &["kill", "-s", signal, &self.name]);
+        must(self.engine, &["kill", "-s", signal, &self.name]);
     }
 
     /// A child that runs in the box with pipes of its own, such as a connection that stays open.
     pub(crate) fn spawn(&self, user: &str, program: &[&str]) -> Talking {
-        Talking::with("docker", &[&["exec", "-i", "-u", user, &self.name], program].concat())
+        Talking::with(self.engine, &[&["exec", "-i", "-u", user, &self.name], program].concat())
     }
 
     /// An operator's `innkeeper attach` on a terminal, started in `from`. Ends with the value.
     pub(crate) fn attach(&self, from: &str) -> Talking {
-        let attach = format!("docker exec -it -w {from} {} innkeeper attach", self.name);
+        let attach = format!("{} exec -it -w {from} {} innkeeper attach", self.engine, self.name);
         // script(1) makes the terminal.
         Talking::with("script", &["-qfec", &attach, "/dev/null"])
     }

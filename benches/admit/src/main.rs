@@ -30,6 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         upstreams: vec!["9.9.9.53:53".parse()?],
         engine_dns: None,
         inbound: Vec::new(),
+        ssh_from: Vec::new(),
         closed_loopback: Vec::new(),
         nflog_group: 0,
         uses_group: 0,

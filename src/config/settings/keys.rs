@@ -9,7 +9,7 @@ const BACKENDS: &[Word] = &[word("auto"), word("nftables"), word("iptables")];
 const SWITCHES: &[Word] = &[word("userns"), word("ptrace")];
 
 /// The protections that `boot.accept` can give up, by the names that `status` shows.
-const PROTECTIONS: &[Word] =
+pub const PROTECTIONS: &[Word] =
     &[word("egress-ipv6"), word("host-doors"), word("rootfs"), word("shared-network")];
 
 const fn row(key: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Setting {

@@ -270,9 +270,12 @@ fn reduce(matches: &[Match], family: Family) -> Option<Vec<Match>> {
             Match::DestinationLoopback4 | Match::Options4 | Match::Protocol(Protocol::Icmp) => {
                 Some(Family::V4)
             }
-            Match::Icmp6(_) | Match::HopLimit(_) | Match::Routing6 | Match::Protocol(Protocol::Icmp6) => {
-                Some(Family::V6)
-            }
+            Match::Icmp6(_)
+            | Match::HopLimit(_)
+            | Match::Routing6
+            | Match::Protocol(Protocol::Icmp6)
+            | Match::SourceNet(_)
+            | Match::DestinationNet(_) => Some(Family::V6),
             Match::InLoopback
             | Match::OutLoopback
             | Match::OutNotLoopback
@@ -348,6 +351,8 @@ impl Words {
                 });
             }
             Match::Destination(address) => self.destination = Some(network(address)),
+            Match::SourceNet(net) => self.source = Some(net.to_string()),
+            Match::DestinationNet(net) => self.destination = Some(net.to_string()),
             Match::DestinationLoopback4 => self.destination = Some("127.0.0.0/8".to_owned()),
             Match::SourcePort(transport, port) => self.port(transport, Some(port), None),
             Match::DestinationPort(transport, port) => self.port(transport, None, Some(port)),

@@ -65,7 +65,12 @@ impl Batch {
     }
 
     pub(super) fn push(&mut self, message: NfTablesMessage, flags: u16) {
-        let header = NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, 0);
+        self.push_in(NetfilterProtoFamily::Inet, message, flags);
+    }
+
+    /// A message about a table of this family.
+    pub(super) fn push_in(&mut self, family: NetfilterProtoFamily, message: NfTablesMessage, flags: u16) {
+        let header = NetfilterHeader::new(family, 0, 0);
         self.last_header = self.bytes.len();
         self.append(NetfilterMessage::new(header, message), flags);
     }
@@ -220,9 +225,18 @@ impl Channel {
 
     /// Everything of one kind, as the kernel has it at one moment.
     pub(super) fn dump(&mut self, request: &NfTablesMessage) -> Result<Vec<Entry>, NftablesError> {
+        self.dump_in(NetfilterProtoFamily::Inet, request)
+    }
+
+    /// The same for tables of another family.
+    pub(super) fn dump_in(
+        &mut self,
+        family: NetfilterProtoFamily,
+        request: &NfTablesMessage,
+    ) -> Result<Vec<Entry>, NftablesError> {
         for _ in 0..ATTEMPTS {
             let mut found = Vec::new();
-            match self.ask(request.clone(), NLM_F_DUMP, &mut found)? {
+            match self.ask(family, request.clone(), NLM_F_DUMP, &mut found)? {
                 Outcome::Done => return Ok(found),
                 Outcome::Refused(refusal) => match refusal.source.raw_os_error().map(Errno::from_raw) {
                     Some(Errno::EBUSY | Errno::EINTR | Errno::EAGAIN) => {}
@@ -240,7 +254,7 @@ impl Channel {
         request: NfTablesMessage,
     ) -> Result<Result<Vec<Entry>, Refusal>, NftablesError> {
         let mut found = Vec::new();
-        match self.ask(request, NLM_F_ACK, &mut found)? {
+        match self.ask(NetfilterProtoFamily::Inet, request, NLM_F_ACK, &mut found)? {
             Outcome::Done => Ok(Ok(found)),
             Outcome::Refused(refusal) => Ok(Err(refusal)),
             Outcome::Again => Err(NftablesError::Unanswered),
@@ -249,13 +263,14 @@ impl Channel {
 
     fn ask(
         &mut self,
+        family: NetfilterProtoFamily,
         request: NfTablesMessage,
         flags: u16,
         found: &mut Vec<Entry>,
     ) -> Result<Outcome, NftablesError> {
         let sequence = self.number();
         let mut bytes = Vec::new();
-        let header = NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, 0);
+        let header = NetfilterHeader::new(family, 0, 0);
         append(&mut bytes, NetfilterMessage::new(header, request), flags | NLM_F_REQUEST, sequence);
         self.hear(&bytes, sequence, found)
     }

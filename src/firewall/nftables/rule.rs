@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::Ipv6Net;
 use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
 use netlink_packet_netfilter::nftables::Bitwise;
 use netlink_packet_netfilter::nftables::{
@@ -56,7 +57,7 @@ pub(super) fn message(chain: &Chain, rule: &Rule) -> RuleMessage {
 }
 
 /// Type, length, text with its final zero byte. `nft(8)` shows at most 127 characters.
-fn comment(text: &str) -> Vec<u8> {
+pub(super) fn comment(text: &str) -> Vec<u8> {
     let text = text.as_bytes().get(..text.len().min(127)).unwrap_or_default();
     let length = u8::try_from(text.len().saturating_add(1)).unwrap_or(u8::MAX);
     [&[UDATA_COMMENT, length], text, &[0]].concat()
@@ -97,6 +98,8 @@ impl Machine {
                 self.load(NETWORK_HEADER, 16, 1, Register::Reg1);
                 self.compare(Operator::Equal, &[127]);
             }
+            Match::SourceNet(net) => self.net(net, 8),
+            Match::DestinationNet(net) => self.net(net, 24),
             Match::SourcePort(transport, port) => self.port(transport, 0, port),
             Match::DestinationPort(transport, port) => self.port(transport, 2, port),
             Match::DestinationIn(family, transport, set) => self.pair_in(family, transport, set, false),
@@ -244,6 +247,20 @@ impl Machine {
             (Family::V6, true) => self.load(NETWORK_HEADER, 8, 16, Register::Reg1),
             (Family::V6, false) => self.load(NETWORK_HEADER, 24, 16, Register::Reg1),
         }
+    }
+
+    /// Where the prefix ends with an octet only those before are looked at, as `nft` does.
+    fn net(&mut self, net: Ipv6Net, offset: u32) {
+        self.family(Family::V6);
+        let whole = net.prefix_len().is_multiple_of(8);
+        let octets = if whole { usize::from(net.prefix_len() / 8) } else { 16 };
+        let (address, mask) = (net.network().octets(), net.netmask().octets());
+        let prefix = |octets_of: &[u8; 16]| octets_of.iter().copied().take(octets).collect::<Vec<u8>>();
+        self.load(NETWORK_HEADER, offset, u32::try_from(octets).unwrap_or(16), Register::Reg1);
+        if !whole {
+            self.mask(&prefix(&mask));
+        }
+        self.compare(Operator::Equal, &prefix(&address));
     }
 
     fn port(&mut self, transport: Transport, offset: u32, port: u16) {

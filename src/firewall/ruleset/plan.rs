@@ -3,6 +3,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
+use ipnet::Ipv6Net;
+
 use super::{
     Action, Base, Chain, Content, DENIED4, DENIED6, Direction, Family, HELD4, HELD6, Hook, INBOUND, Icmp6,
     Kind, Match, OPEN4, OPEN6, Policy, Protocol, Rule, Ruleset, Set, State, Transport,
@@ -14,6 +16,9 @@ const ENGINE_RESOLVER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11));
 const BEFORE_DOCKER: i32 = -110;
 const DNS: u16 = 53;
 const ROOT: u32 = 0;
+/// Of the SSH server that a platform runs beside the box, as root. Its rules ask nothing of connection tracking, which
+/// such a machine may lack or which may have begun after the operator's session.
+const SSH: u16 = 22;
 const TRANSPORTS: [Transport; 2] = [Transport::Udp, Transport::Tcp];
 
 const UPSTREAM4: &str = "upstream4";
@@ -38,6 +43,8 @@ pub struct FirewallPlan {
     pub engine_dns: Option<EngineDns>,
     /// Ports that the operator opened to the outside.
     pub inbound: Vec<(Transport, u16)>,
+    /// Where the platform's own SSH server has its operators (Fly Machines).
+    pub ssh_from: Vec<Ipv6Net>,
     /// Listeners older than Innkeeper's own: a pod's sidecar, the engine. Closed to everybody.
     pub closed_loopback: Vec<SocketAddr>,
     /// The NFLOG group that the watch worker reads; 0 for a kernel without NFLOG, which would refuse the whole table.
@@ -267,6 +274,13 @@ fn output(plan: &FirewallPlan) -> Vec<Rule> {
     if plan.vm {
         rules.extend(dhcp_out());
     }
+    rules.extend(plan.ssh_from.iter().map(|net| {
+        let to = [Match::DestinationNet(*net), Match::SourcePort(Transport::Tcp, SSH)];
+        accept(
+            [&to[..], &[Match::Uid(ROOT)]].concat(),
+            "answers of the platform's SSH server to its operators",
+        )
+    }));
     rules.push(accept(
         vec![Match::State(State::Established), Match::Direction(Direction::Reply), Match::OutLoopback],
         "answers inside the box, the DNS worker's too",
@@ -537,6 +551,10 @@ fn input(plan: &FirewallPlan) -> Vec<Rule> {
             comment: "opened by the operator (network.inbound)",
         });
     }
+    rules.extend(plan.ssh_from.iter().map(|net| {
+        let from = vec![Match::SourceNet(*net), Match::DestinationPort(Transport::Tcp, SSH)];
+        accept(from, "the platform's SSH server, for its operators")
+    }));
     if plan.vm {
         rules.extend(
             [(67, 68, "answer about the DHCP lease"), (547, 546, "answer about the DHCPv6 lease")].map(

@@ -116,6 +116,8 @@ impl Display for Match {
             Self::Destination(IpAddr::V4(address)) => write!(f, "ip daddr {address}"),
             Self::Destination(IpAddr::V6(address)) => write!(f, "ip6 daddr {address}"),
             Self::DestinationLoopback4 => write!(f, "ip daddr 127.0.0.0/8"),
+            Self::SourceNet(net) => write!(f, "ip6 saddr {net}"),
+            Self::DestinationNet(net) => write!(f, "ip6 daddr {net}"),
             Self::SourcePort(transport, port) => write!(f, "{transport} sport {port}"),
             Self::DestinationPort(transport, port) => write!(f, "{transport} dport {port}"),
             Self::DestinationIn(Family::V4, transport, set) => {
