@@ -37,6 +37,11 @@ pub(super) fn fly_machine(innkeeper: &Innkeeper) -> bool {
 
 /// Neither nf_tables nor iptables will do.
 pub(super) fn no_packet_filter(why: &str) -> Trouble {
+    if why.contains("ermission denied") || why.contains("not permitted") {
+        let next =
+            "add the capabilities that iptables asks for: docker run --cap-add NET_ADMIN --cap-add NET_RAW …";
+        return Trouble::unfit(format!("nothing here can hold the firewall: {why}"), next);
+    }
     Trouble::unfit(
         format!("nothing here can hold the firewall: {why}"),
         "load the missing module on the host, put iptables and ip6tables into the image, or use a kernel that has what \
@@ -66,6 +71,12 @@ pub(super) fn firewall_trouble(error: &firewall::FirewallError) -> Trouble {
         Some(BackendError::Iptables(IptablesError::Missing { .. })) => {
             "put iptables and ip6tables into the image (Debian: apt-get install iptables), or run on a kernel with \
              nf_tables"
+        }
+        // iptables asks the kernel by a raw socket: in the legacy variant always, in the other for ipset.
+        Some(BackendError::Iptables(IptablesError::Failed { said, .. }))
+            if said.contains("ermission denied") =>
+        {
+            "add the capability: docker run --cap-add NET_RAW …"
         }
         Some(BackendError::Iptables(_)) => {
             "the kernel lacks a part of iptables that the line above names: load its module on the host, or run on a \

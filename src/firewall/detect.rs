@@ -304,7 +304,9 @@ fn iptables(programs: &dyn Programs, variant: Variant) -> Candidate {
         for (feature, why) in tried(programs, variant, family, sets.as_ref().map(|sets| sets.name(family))) {
             let why = format!("{why}: {} is needed", feature.option);
             match feature.cost {
-                Cost::Unfit => offer = Offer::Unfit(why),
+                // The first is the least that is asked for.
+                Cost::Unfit if offer.fit() => offer = Offer::Unfit(why),
+                Cost::Unfit => {}
                 Cost::Closed if offer.opens() => offer = Offer::Closed(why),
                 Cost::Closed => {}
                 Cost::Log => candidate.no_log = Some(why),
