@@ -14,8 +14,8 @@ use innkeeper::firewall::programs::{Answer, Direct, Failure, Job, Programs, Prog
 use innkeeper::firewall::ruleset::{EngineDns, Family, FirewallPlan, Transport, lockdown, skeleton};
 
 use super::place::{
-    AGENT, BOX4, BOX6, DNS, FIRST4, FIRST6, Flow, Guard, Kind, OUTSIDE4, OUTSIDE6, ROOT, UPSTREAM4, World,
-    open,
+    AGENT, BOX4, BOX6, DNS, FIRST4, FIRST6, Flow, Guard, Kind, OUTSIDE4, OUTSIDE6, ROOT, SECOND4, UPSTREAM4,
+    World, open,
 };
 use super::{plan, received};
 
@@ -207,6 +207,28 @@ fn f27_others_rules_stay_as_they_were(kind: Kind) {
     assert_eq!(before, others());
 }
 
+/// What we let pass still meets the rules of others: an administrator's refusal, and Docker's own redirection of its
+/// resolver, without which the DNS worker would not reach it.
+fn f27_others_rules_still_count(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
+    let program = kind.program().unwrap_or("iptables-nft");
+    let docker = "-p udp -m udp --dport 53 -j DNAT --to-destination 127.0.0.11:41234";
+    world.inside.program(program, &format!("-t nat -A OUTPUT -d 127.0.0.11/32 {docker}"));
+    world.inside.program(program, &format!("-A OUTPUT -d {SECOND4}/32 -p tcp -j REJECT"));
+    let upstreams = vec!["127.0.0.11:53".parse().unwrap()];
+    let guard = Guard::start(&world, FirewallPlan { upstreams, ..plan() }, "a.test;b.test");
+    guard.admit("a.test", &[FIRST4]);
+    guard.admit("b.test", &[SECOND4]);
+    Flow::open(&world, &format!("{FIRST4}:443"));
+    let _listens = world.outside.listen(&format!("{SECOND4}:443"));
+    let refused = world.inside.connect(AGENT, &format!("{SECOND4}:443")).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    let engine = world.inside.udp(ROOT, "127.0.0.11:41234");
+    let worker = world.inside.udp(DNS, "127.0.0.1:0");
+    worker.send_to(b"question", "127.0.0.11:53").unwrap();
+    assert_eq!(received(&engine).0, "question");
+}
+
 /// F26: whatever closed the box before, by whatever way, is gone once the next way's rules are in, and nothing passed in
 /// between; a second time changes nothing.
 #[test]
@@ -344,6 +366,7 @@ fn t203_rules_by_uid_are_positive(kind: Kind) {
 
 on_every_backend! {
     f27_others_rules_stay_as_they_were,
+    f27_others_rules_still_count,
     t25_a_closed_family_is_closed,
     t203_rules_by_uid_are_positive,
 }
