@@ -44,10 +44,13 @@ pub struct Attributor {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
+/// Hears why processes have no name.
+type Tell = Arc<dyn Fn(&str) + Send + Sync>;
+
 struct Shared {
     uid: u32,
     gid: u32,
+    tell: Tell,
     /// Started by the first question, so that a boot does not wait for them.
     threads: OnceLock<Threads>,
 }
@@ -68,12 +71,18 @@ struct Question {
     answer: SyncSender<Option<String>>,
 }
 
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("uid", &self.uid).finish_non_exhaustive()
+    }
+}
+
 impl Attributor {
     /// `uid`, `gid`: the agent's, whose descriptors are read by taking them as a thread's file-system uid and gid. Both
-    /// count: the kernel compares them with all of a process's (`__ptrace_may_access`).
+    /// count: the kernel compares them with all of a process's (`__ptrace_may_access`). `tell` hears if that can't be.
     #[must_use]
-    pub fn new(uid: u32, gid: u32) -> Self {
-        Self { shared: Arc::new(Shared { uid, gid, threads: OnceLock::new() }) }
+    pub fn new(uid: u32, gid: u32, tell: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self { shared: Arc::new(Shared { uid, gid, tell: Arc::new(tell), threads: OnceLock::new() }) }
     }
 
     /// The name of the process that holds the socket with this inode; none if it is gone, or may not be looked at, or
@@ -86,8 +95,8 @@ impl Attributor {
             thread.try_send(Question { uid, inode, until, answer }).ok()?;
             answered.recv_timeout(until.saturating_duration_since(Instant::now())).ok()?
         };
-        let Shared { uid: agent, gid, threads } = &*self.shared;
-        let threads = threads.get_or_init(|| Threads::start(*agent, *gid));
+        let Shared { uid: agent, gid, tell, threads } = &*self.shared;
+        let threads = threads.get_or_init(|| Threads::start(*agent, *gid, tell));
         if uid.is_some_and(|uid| uid != *agent) {
             return ask(&threads.as_ourselves);
         }
@@ -97,16 +106,21 @@ impl Attributor {
 }
 
 impl Threads {
-    fn start(uid: u32, gid: u32) -> Self {
+    fn start(uid: u32, gid: u32, tell: &Tell) -> Self {
         let ptrace = caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_PTRACE).unwrap_or(false);
-        let like_agent = start("attribution", move || become_agent(uid, gid));
-        let as_ourselves = start("attribution-own", || true);
+        let heard = Arc::clone(tell);
+        let like_agent = start("attribution", tell, move || become_agent(uid, gid, &heard));
+        let as_ourselves = start("attribution-own", tell, || true);
         Self { like_agent, as_ourselves, ptrace }
     }
 }
 
 /// Starts a thread; where there is none to be had, nobody has a name.
-fn start(name: &'static str, prepare: impl FnOnce() -> bool + Send + 'static) -> SyncSender<Question> {
+fn start(
+    name: &'static str,
+    tell: &Tell,
+    prepare: impl FnOnce() -> bool + Send + 'static,
+) -> SyncSender<Question> {
     let (questions, asked) = sync_channel(QUESTIONS);
     let run = move || {
         if prepare() {
@@ -114,13 +128,13 @@ fn start(name: &'static str, prepare: impl FnOnce() -> bool + Send + 'static) ->
         }
     };
     if let Err(error) = crate::supervisor::thread(name, run) {
-        crate::report::event("attribution", &format!("no process will have a name: {error}"));
+        tell(&format!("no process behind a refused packet will have a name: {error}"));
     }
     questions
 }
 
 /// This thread's rights from here on: what the agent may read, and no capability. Whether it is so.
-fn become_agent(uid: u32, gid: u32) -> bool {
+fn become_agent(uid: u32, gid: u32, tell: &Tell) -> bool {
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     setfsgid(gid);
     setfsuid(uid);
@@ -131,9 +145,8 @@ fn become_agent(uid: u32, gid: u32) -> bool {
     // They return no error; an id that can't be taken asks for the one that is there (setfsuid(2)).
     let taken = setfsuid(Uid::from_raw(u32::MAX)) == uid && setfsgid(Gid::from_raw(u32::MAX)) == gid;
     if !(dropped && taken) {
-        crate::report::event(
-            "attribution",
-            "cannot take the agent's file-system uid: its processes have no name",
+        tell(
+            "cannot take the agent's file-system uid: the agent's processes behind refused packets have no name",
         );
     }
     dropped && taken
@@ -252,7 +265,7 @@ mod tests {
     fn our_own_socket_leads_to_our_own_name() {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let uid = rustix::process::getuid().as_raw();
-        let attributor = Attributor::new(uid.wrapping_add(1), uid.wrapping_add(1));
+        let attributor = Attributor::new(uid.wrapping_add(1), uid.wrapping_add(1), |_| {});
         let name = std::fs::read_to_string("/proc/self/comm").unwrap();
         let found = attributor.process(Some(uid), inode(&socket));
         assert_eq!(found.as_deref(), Some(name.trim_end()));

@@ -24,7 +24,7 @@ use task::task;
 use crate::filesystem::Sealed;
 use crate::firewall::EgressLocked;
 use crate::innkeeper::Innkeeper;
-use crate::prerequisites::{self, Lack, together};
+use crate::prerequisites::{self, together};
 use crate::report::event;
 use crate::status::milliseconds;
 use crate::status::report::Phase;
@@ -41,12 +41,7 @@ const SEAL: Step = Step { name: "seal", limit: Duration::from_secs(20) };
 const READINESS: Step = Step { name: "readiness", limit: Duration::from_secs(30) };
 const STEPS: [Step; 9] = [CONFIG, LOCKDOWN, MOUNTS, HOME, DNS, FIREWALL, IDENTITY, SEAL, READINESS];
 
-/// The remedy of a packet filter that can't be had, for `doctor` too.
-#[must_use]
-pub fn no_packet_filter(why: &str) -> Lack {
-    let Trouble { what, next, .. } = host::no_packet_filter(why);
-    Lack { what, next }
-}
+pub use protections::remedy;
 
 /// Boots, then starts the task. Returns when both are under way.
 pub fn run(innkeeper: &Arc<Innkeeper>) -> Result<(), Failure> {

@@ -13,7 +13,7 @@ mod network;
 mod places;
 pub mod trial;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use finding::{Examination, Finding};
 use trial::Trial;
@@ -35,6 +35,8 @@ pub struct DoctorArgs {
     pub json: bool,
     #[arg(long, hide = true, value_name = "WHAT")]
     pub trial: Option<Trial>,
+    #[arg(long, hide = true, default_value = "/")]
+    pub path: PathBuf,
 }
 
 /// Exit status 0 if a boot would succeed, 78 if not.
@@ -42,6 +44,7 @@ pub struct DoctorArgs {
 pub fn run(args: &DoctorArgs) -> u8 {
     match args.trial {
         Some(Trial::UserNamespace) => return ended(trial::user_namespace().map(|()| String::new())),
+        Some(Trial::Door) => return ended(trial::door(&args.path).map(|()| String::new())),
         Some(Trial::Mounts) => return ended(try_mounts()),
         None => {}
     }
@@ -155,7 +158,9 @@ impl Subject {
         let owner = agent.as_ref().map_or(layout::ROOT, crate::account::Account::owner);
         if owner != layout::ROOT {
             let writable = Writable::new(&layout, owner);
+            let accepts = |name: &str| config.is_some_and(|config| config.boot.accepts(name));
             findings.extend(places::findings(&layout, &writable, self.rootfs(), &self.given));
+            findings.extend(places::doors(agent.as_ref(), accepts("host-doors"), &self.given));
         }
         let userns = config.is_some_and(|config| config.agent.userns);
         findings.extend(kernel::findings(self.accounts.as_ref().ok(), userns));

@@ -82,11 +82,18 @@ pub fn foresee(place: &Mount, table: &MountTable, no_new_privs: bool) -> Result<
     let (path, source) = (place.path.clone(), nix::errno::Errno::EPERM);
     match table.at(&place.path) {
         Some(entry) if entry.has("noexec") && place.exec => Err(FilesystemError::Noexec { path }),
-        Some(entry) if entry.has("nosuid") && entry.has("nodev") || no_new_privs => Ok(()),
+        Some(entry) if restricted(entry) || no_new_privs => Ok(()),
         Some(_) => Err(FilesystemError::Flags { path, what: SETUID_OR_DEVICES, source }),
-        None if a_directory_will_do(place, table) => Ok(()),
+        None if a_directory_will_do(place, table) => {
+            let fit = no_new_privs || table.covering(&place.path).is_some_and(restricted);
+            if fit { Ok(()) } else { Err(FilesystemError::Flags { path, what: SETUID_OR_DEVICES, source }) }
+        }
         None => Err(FilesystemError::Mount { path, source }),
     }
+}
+
+fn restricted(entry: &MountEntry) -> bool {
+    entry.has("nosuid") && entry.has("nodev")
 }
 
 /// Where only we decide what is in it, a directory on a tmpfs of the runtime's is as good as a tmpfs of its own.
@@ -119,7 +126,7 @@ fn keep(place: &Mount, entry: &MountEntry) -> Result<(), FilesystemError> {
 
 /// Takes setuid files and devices from a mount that somebody else made.
 fn restrict(place: &Mount, entry: &MountEntry) -> Result<(), FilesystemError> {
-    if !(entry.has("nosuid") && entry.has("nodev")) {
+    if !restricted(entry) {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
         match mount(None::<&str>, &place.path, None::<&str>, flags | entry.flags(), None::<&str>) {
             // Said by the verification.
@@ -232,8 +239,8 @@ fn no_new_privs() -> bool {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
     pub detail: String,
-    /// Held by something else than the flags that were asked for.
-    pub weaker: Vec<String>,
+    /// Held by something else than the flags that were asked for: which places, and by what.
+    pub weaker: Option<String>,
 }
 
 /// Looks at the outcome: mounted, with the flags, owner and mode that were asked for.
@@ -257,10 +264,7 @@ pub fn verify(layout: &[Mount]) -> Result<Found, String> {
             if !no_new_privs() {
                 return Err(format!("{path} is mounted without {flags}"));
             }
-            weaker.push(format!(
-                "{path} is a volume without {flags}, and a remount is refused: no_new_privs and the runtime's list of \
-                 devices stand in"
-            ));
+            weaker.push(format!("{path} (without {flags})"));
         }
         let metadata = std::fs::symlink_metadata(&place.path).map_err(|error| format!("{path}: {error}"))?;
         let as_planned = metadata.uid() == place.owner.uid && metadata.mode() & 0o7777 == place.mode;
@@ -275,6 +279,10 @@ pub fn verify(layout: &[Mount]) -> Result<Found, String> {
         }
         seen.push(format!("{path} ({})", entry.fs_type));
     }
+    let weaker = (!weaker.is_empty()).then(|| {
+        let stand_in = "no_new_privs and the runtime's list of devices stand in";
+        format!("mounts of the runtime's can't be remounted: {}; {stand_in}", weaker.join(", "))
+    });
     Ok(Found { detail: seen.join(", "), weaker })
 }
 

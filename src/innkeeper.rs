@@ -83,10 +83,11 @@ impl Innkeeper {
         let sources = Sources { env: sources.env.with_credentials(&config.secrets), ..sources };
         let rules = std::mem::take(&mut config.network.rules);
         let policy = LivePolicy::new(rules, config.network.ceiling.clone());
+        let told = Arc::clone(&board);
         let innkeeper = Self {
             allowlist: Mutex::new(Allowlist::new(policy.rules())),
             policy: Mutex::new(policy),
-            attributor: Attributor::new(accounts.agent.uid, accounts.agent.gid),
+            attributor: Attributor::new(accounts.agent.uid, accounts.agent.gid, move |what| told.warn(what)),
             config,
             sources,
             accounts,

@@ -243,7 +243,7 @@ fn a_process_is_found_without_the_right_to_trace() {
     let descriptor = format!("/proc/{}/fd/0", child.id());
     assert_eq!(std::fs::read_link(&descriptor).unwrap_err().kind(), ErrorKind::PermissionDenied);
 
-    let attributor = Attributor::new(AGENT, AGENT);
+    let attributor = Attributor::new(AGENT, AGENT, |_| {});
     let found = attributor.process(Some(AGENT), socket);
     assert_eq!(found.as_deref(), Some("\\u{1b}]0;init\\u{7}"), "a name is inert, whatever it is");
     assert_eq!(attributor.process(None, socket), found, "also where the uid is not known");
@@ -283,7 +283,7 @@ fn looking_costs_a_share_of_the_time() {
     }
     // Far more than one look gets through.
     let (mut crowd, hidden) = agents_holder("bound 200000");
-    let attributor = Attributor::new(AGENT, AGENT);
+    let attributor = Attributor::new(AGENT, AGENT, |_| {});
     let began = std::time::Instant::now();
     for _ in 0..200 {
         assert_eq!(attributor.process(Some(AGENT), hidden + 1), None);

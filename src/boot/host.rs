@@ -35,20 +35,6 @@ pub(super) fn fly_machine(innkeeper: &Innkeeper) -> bool {
     innkeeper.given("FLY_MACHINE_ID").is_some() && Path::new("/.fly").exists()
 }
 
-/// Neither nf_tables nor iptables will do.
-pub(super) fn no_packet_filter(why: &str) -> Trouble {
-    if why.contains("ermission denied") || why.contains("not permitted") {
-        let next =
-            "add the capabilities that iptables asks for: docker run --cap-add NET_ADMIN --cap-add NET_RAW …";
-        return Trouble::unfit(format!("nothing here can hold the firewall: {why}"), next);
-    }
-    Trouble::unfit(
-        format!("nothing here can hold the firewall: {why}"),
-        "load the missing module on the host, put iptables and ip6tables into the image, or use a kernel that has what \
-         is missing; `innkeeper doctor` shows every part",
-    )
-}
-
 /// The remedy by the cause.
 pub(super) fn firewall_trouble(error: &firewall::FirewallError) -> Trouble {
     let source = match error {
@@ -160,8 +146,17 @@ pub(super) fn foreign_rules(innkeeper: &Innkeeper) {
     let path = ("PATH".to_owned(), "/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
     let launch = Launch::own("foreign-rules", None).env(vec![path]);
     let said = innkeeper.spawner.listen(launch, FOREIGN_LIMIT, 64 << 10);
-    let Ok(said) = said else { return };
-    let found: foreign::Foreign = serde_json::from_str(&said.text).unwrap_or_default();
+    let said = said.map_err(|error| chain(&error)).and_then(|said| {
+        serde_json::from_str::<foreign::Foreign>(&said.text)
+            .map_err(|_| format!("{}: {}", said.exit, said.text))
+    });
+    let found = match said {
+        Ok(found) => found,
+        Err(error) => {
+            let what = "whether rules of others stop allowed packets could not be looked at";
+            return innkeeper.board().warn(format!("{what}: {}", crate::report::inert(error.trim())));
+        }
+    };
     for rule in found.conflicts {
         innkeeper
             .board()

@@ -130,7 +130,7 @@ struct Loaded {
 fn ground(innkeeper: &Innkeeper) -> Result<Candidate, Trouble> {
     let wanted = innkeeper.config.network.backend;
     let found = detect::candidates(programs(innkeeper).as_ref(), Scope::First(wanted));
-    let candidate = detect::choose(wanted, &found).map_err(|why| host::no_packet_filter(&why))?;
+    let candidate = detect::choose(wanted, &found).map_err(|why| needs::no_filter(&why))?;
     for (family, offer) in [(Family::V4, &candidate.ipv4), (Family::V6, &candidate.ipv6)] {
         if let Offer::Closed(why) = offer {
             innkeeper.board().warn(format!("{family} is closed, and no name has an address of it: {why}"));

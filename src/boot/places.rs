@@ -13,13 +13,15 @@ use crate::config::Model;
 use crate::control;
 use crate::filesystem::layout::{self, Mount};
 use crate::filesystem::seal::Writable;
+use crate::filesystem::surfaces::{SECRETS, SurfaceError, readable_secrets};
 use crate::filesystem::{self, Sealed};
 use crate::identity;
 use crate::innkeeper::{CREDENTIAL_HOSTS, Innkeeper};
 use crate::prerequisites::places::seal_lack;
 use crate::prerequisites::privileges::Privileges;
-use crate::prerequisites::{self, limits, together};
+use crate::prerequisites::{self, limits, programs, together};
 use crate::report::{chain, event};
+use crate::session;
 use crate::supervisor::Launch;
 use crate::supervisor::run_as::Identity;
 
@@ -37,6 +39,8 @@ pub(super) fn home_arguments(innkeeper: &Innkeeper) -> Vec<String> {
 const HOME_PROBLEMS: usize = 5;
 /// A child that furnishes the home copies a few small files.
 const HOME_LIMIT: Duration = Duration::from_secs(15);
+/// It prints a word and ends.
+const TMUX_LIMIT: Duration = Duration::from_secs(5);
 
 pub(super) fn mounts(innkeeper: &Arc<Innkeeper>, steps: &Steps) -> Result<Vec<Mount>, Failure> {
     let agent = &innkeeper.accounts.agent;
@@ -57,7 +61,7 @@ pub(super) fn mounts(innkeeper: &Arc<Innkeeper>, steps: &Steps) -> Result<Vec<Mo
         |places| {
             let next = "let the runtime make it as README.md says, or chown the volume to the agent's uid";
             let found = filesystem::verify(places).map_err(|found| Trouble::unfit(found, next))?;
-            for weaker in found.weaker {
+            if let Some(weaker) = found.weaker {
                 innkeeper.board().warn(weaker);
             }
             Ok(Verified::new(places.clone(), found.detail))
@@ -117,9 +121,20 @@ pub(super) fn as_agent(
     Err(Trouble::unfit(format!("`innkeeper {subcommand}` as the agent: {}: {words}", said.exit), next))
 }
 
+/// The session's tmux is there already; whether it is new enough, only it can say.
+fn tmux(innkeeper: &Innkeeper) -> Result<(), Trouble> {
+    let launch = Launch::program(session::tmux(), agent_identity(innkeeper, "/")).args(["-V"]);
+    let said =
+        innkeeper.spawner.listen(launch, TMUX_LIMIT, 256).map_err(|error| Trouble::internal(&error))?;
+    programs::tmux_lack(&said.text).map_or(Ok(()), |lack| Err(lack.into()))
+}
+
 pub(super) fn furnish(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failure> {
     let agent = &innkeeper.accounts.agent;
-    let plan = || Ok(home_arguments(innkeeper));
+    let plan = || {
+        tmux(innkeeper)?;
+        Ok(home_arguments(innkeeper))
+    };
     let mut problems = String::new();
     let apply = |args: &Vec<String>| {
         problems = as_agent(innkeeper, "home", args.clone())?;
@@ -187,8 +202,7 @@ pub(super) fn seal(innkeeper: &Innkeeper, steps: &Steps, places: &[Mount]) -> Re
             let failed = filesystem::surfaces::cover(doors).map_err(|error| Trouble::internal(&error))?;
             uncovered.set(failed.len());
             for error in failed {
-                let what = "only its own modes keep the agent out, until --cap-add SYS_ADMIN lets innkeeper cover it";
-                innkeeper.board().warn(format!("{}: {what}", chain(&error)));
+                uncovered_door(innkeeper, &error);
             }
             if let Err(error) = filesystem::seal::apply(writable) {
                 event("seal", &chain(&error));
@@ -207,6 +221,19 @@ pub(super) fn seal(innkeeper: &Innkeeper, steps: &Steps, places: &[Mount]) -> Re
             Err(found) => Err(seal_lack(found, Privileges::look().may_mount()).into()),
         },
     )
+}
+
+/// A door that stays open to whoever its modes let through: the self-attack judges the doors, and secrets are said here.
+fn uncovered_door(innkeeper: &Innkeeper, error: &SurfaceError) {
+    let how = "only its own modes keep the agent out, until --cap-add SYS_ADMIN lets innkeeper cover it";
+    innkeeper.board().warn(format!("{}: {how}", chain(error)));
+    let of_secrets = matches!(error, SurfaceError::Cover { path, .. } if path == Path::new(SECRETS));
+    let readable = if of_secrets { readable_secrets(innkeeper.accounts.agent.owner()) } else { Vec::new() };
+    if !readable.is_empty() {
+        let list: Vec<String> = readable.iter().map(|path| path.display().to_string()).collect();
+        let next = "give them mode 0400, or --cap-add SYS_ADMIN";
+        innkeeper.board().warn(format!("the agent can read the mounted secrets {}: {next}", list.join(", ")));
+    }
 }
 
 /// The line of the boot log; what is less than it could be becomes a warning.

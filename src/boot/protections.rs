@@ -114,7 +114,8 @@ pub(super) fn give_up_network(innkeeper: &Innkeeper, why: String) {
 }
 
 /// What the operator does about a protection that was attacked and did not hold.
-fn remedy(name: &str) -> String {
+#[must_use]
+pub fn remedy(name: &str) -> String {
     let promise = "the box is not what it promises, so no agent was started";
     if !PROTECTIONS.iter().any(|protection| protection.word == name) {
         return format!(

@@ -24,7 +24,11 @@ pub(super) fn task(innkeeper: &Arc<Innkeeper>, locked: &EgressLocked, _: &Sealed
     let (spawner, board) = (innkeeper.spawner.clone(), Arc::clone(innkeeper.board()));
     match Session::start(plan, spawner, board, locked) {
         Ok(session) => drop(innkeeper.session.set(session)),
-        Err(error) => event("session", &format!("cannot start its thread: {error}")),
+        Err(error) => {
+            let why = format!("the session's thread can't be started: {error}");
+            innkeeper.board().session(|session| session.detail = why.clone());
+            innkeeper.board().warn(why);
+        }
     }
     let looking = Arc::clone(innkeeper);
     let look = thread("look", move || {
@@ -32,7 +36,7 @@ pub(super) fn task(innkeeper: &Arc<Innkeeper>, locked: &EgressLocked, _: &Sealed
         host::foreign_rules(&looking);
     });
     if let Err(error) = look {
-        event("audit", &format!("the image was not looked at: {error}"));
+        innkeeper.board().warn(format!("the image and the rules of others were not looked at: {error}"));
     }
 }
 

@@ -1,6 +1,7 @@
 //! What kernel and cgroup do for the agent's confinement.
 
 use std::fs::OpenOptions;
+use std::path::Path;
 
 use super::finding::Finding;
 use super::trial::{self, Trial};
@@ -16,6 +17,7 @@ pub(super) fn findings(accounts: Option<&Accounts>, wants_userns: bool) -> Vec<F
         processes(),
         badness(),
         sysctls(),
+        apparmor(),
         cpu(),
     ]
 }
@@ -43,7 +45,8 @@ fn seccomp() -> Finding {
 /// Only for who asks for them by `agent.allow`.
 fn user_namespaces(accounts: Option<&Accounts>, wanted: bool) -> Finding {
     let (mechanism, tried) = ("user namespaces", "unshare(2) as the agent, in a child");
-    let made = accounts.map(|accounts| trial::run_as_agent(&accounts.agent, Trial::UserNamespace));
+    let made =
+        accounts.map(|accounts| trial::run_as_agent(&accounts.agent, Trial::UserNamespace, Path::new("/")));
     match (made, wanted) {
         (Some(Ok(())), true) => Finding::ok(mechanism, "the agent can make them, as agent.allow says", tried),
         (Some(Ok(())), false) => {
@@ -109,6 +112,17 @@ fn sysctls() -> Finding {
         Err(error) => Finding::ok(mechanism, format!("closed: {error}"), tried),
         Ok(_) => Finding::ok(mechanism, "root's alone; the boot attacks it as the agent", tried),
     }
+}
+
+/// The profile of this process (apparmor(7)); another security module may write something else there.
+fn apparmor() -> Finding {
+    let (mechanism, path) = ("AppArmor", "/proc/self/attr/current");
+    let profile = std::fs::read_to_string(path).unwrap_or_default();
+    let profile = profile.trim_matches(['\0', '\n', ' ']);
+    if profile.is_empty() || profile == "unconfined" {
+        return Finding::not_applicable(mechanism, "no profile", path);
+    }
+    Finding::ok(mechanism, format!("{profile}; what it refuses shows above"), path)
 }
 
 fn cpu() -> Finding {

@@ -7,6 +7,7 @@ use super::finding::Finding;
 use crate::config::{Backend, Config};
 use crate::dns::resolv_conf::{self, ENGINE};
 use crate::firewall::detect::{self, Scope};
+use crate::firewall::ground::{Candidate, Offer};
 use crate::firewall::programs::Direct;
 use crate::namespace::{self, Network, Surroundings};
 use crate::prerequisites::network::{self as needs, RESOLV_CONF};
@@ -24,8 +25,7 @@ pub(super) fn findings(
 ) -> Vec<Finding> {
     let accepted = config.is_some_and(|config| config.boot.accepts("shared-network"));
     let mut findings = vec![whose(network, machine, accepted), another_box()];
-    findings.extend(packet_filter(config, given));
-    findings.push(logging(given));
+    findings.extend(packet_filter(given, config));
     findings.extend(addresses(network));
     findings.push(listeners());
     findings.push(resolvers(config));
@@ -54,47 +54,73 @@ fn another_box() -> Finding {
     }
 }
 
-/// Every way to program the kernel, tried in a network namespace that ends with its thread. Where none can be made only
-/// nf_tables is asked: its trial is undone before it is anything.
-fn packet_filter(config: Option<&Config>, given: &Privileges) -> Vec<Finding> {
+/// What the boot would find, found in a network namespace that ends with its thread. Where none can be made only
+/// nf_tables is asked, in batches that the kernel undoes: trying iptables would leave its tables here.
+fn packet_filter(given: &Privileges, config: Option<&Config>) -> Vec<Finding> {
     let mechanism = "packet filter";
     if !given.has("NET_ADMIN") {
         return vec![Finding::not_applicable(mechanism, "NET_ADMIN is missing: see above", "capget(2)")];
     }
     let wanted = config.map_or(Backend::Auto, |config| config.network.backend);
-    let apart = given.has("SYS_ADMIN").then(|| in_a_namespace(|| detect::candidates(&Direct, Scope::All)));
-    let (found, tried) = match apart.flatten() {
-        Some(found) => (found, "rules of each kind, in a network namespace of its own"),
-        None => {
-            let found = detect::candidates(&Direct, Scope::First(Backend::Nftables));
-            (found, "the rules in a batch that the kernel undoes")
-        }
+    let apart = given.has("SYS_ADMIN");
+    let found = if apart {
+        in_a_namespace(|| detect::candidates(&Direct, Scope::All))
+    } else {
+        Some(detect::candidates(&Direct, Scope::First(Backend::Nftables)))
     };
-    let chosen = match detect::choose(wanted, &found) {
-        Ok(chosen) => {
-            let what = format!("{}, {}", chosen.backend, chosen.storage);
-            match chosen.closed().first() {
-                None => Finding::ok(mechanism, what, tried),
-                Some(family) => {
-                    let lacks = [&chosen.ipv4, &chosen.ipv6].into_iter().find_map(|offer| offer.lack());
-                    let why = lacks.unwrap_or_default();
-                    Finding::weaker(mechanism, format!("{what}; {family} would be closed: {why}"), tried)
-                }
-            }
-        }
-        Err(why) => Finding::missing(mechanism, &crate::boot::no_packet_filter(&why), tried),
+    let Some(candidates) = found else {
+        return vec![Finding::weaker(mechanism, "could not be tried without effect", "unshare(2)")];
     };
-    let ways = found.iter().map(|candidate| {
-        let mechanism = format!("packet filter by {}", candidate.backend);
-        let lacks: Vec<&str> =
-            [&candidate.ipv4, &candidate.ipv6].into_iter().filter_map(|offer| offer.lack()).collect();
-        match lacks.first() {
-            None => Finding::ok(mechanism, format!("IPv4 and IPv6, {}", candidate.storage), tried),
-            // Another way may do.
-            Some(why) => Finding::not_applicable(mechanism, *why, tried),
+    let tried =
+        if apart { "loaded in a network namespace of its own" } else { "loaded in a batch that is undone" };
+    let chosen = detect::choose(wanted, &candidates);
+    let mut findings: Vec<Finding> = candidates
+        .iter()
+        .map(|candidate| backend(candidate, chosen.as_ref().is_ok_and(|chosen| chosen == candidate), tried))
+        .collect();
+    match chosen {
+        Ok(chosen) => findings.push(log(&chosen, tried)),
+        Err(why) if !apart && wanted != Backend::Nftables => {
+            let found = format!("{why}; the boot tries iptables, which can't be tried here without effect");
+            findings.push(
+                Finding::weaker(mechanism, found, tried).next("--cap-add SYS_ADMIN lets doctor try it"),
+            );
         }
-    });
-    std::iter::once(chosen).chain(ways).collect()
+        Err(why) => findings.push(Finding::missing(mechanism, &needs::no_filter(&why), tried)),
+    }
+    findings
+}
+
+/// One way to program the kernel, family by family.
+fn backend(candidate: &Candidate, chosen: bool, tried: &str) -> Finding {
+    let mechanism = format!("packet filter {}", candidate.backend);
+    let family = |name: &str, offer: &Offer| match offer {
+        Offer::Whole => name.to_owned(),
+        Offer::Closed(why) => format!("{name} closed, so no name has an address of it ({why})"),
+        Offer::Absent(why) => format!("{name} is not here ({why})"),
+        Offer::Unfit(why) => format!("{name} can't even be closed ({why})"),
+    };
+    let families = [family("IPv4", &candidate.ipv4), family("IPv6", &candidate.ipv6)].join(", ");
+    let found = format!("{families}; addresses in {}", candidate.storage);
+    let closed = !candidate.closed().is_empty();
+    match (chosen, closed) {
+        (true, false) => Finding::ok(mechanism, found, tried),
+        (true, true) => {
+            Finding::weaker(mechanism, found, tried).next("a kernel with connection tracking and NAT")
+        }
+        (false, _) => Finding::not_applicable(mechanism, format!("not used here: {found}"), tried),
+    }
+}
+
+fn log(chosen: &Candidate, tried: &str) -> Finding {
+    let mechanism = "packet log (NFLOG)";
+    match &chosen.no_log {
+        None => logging(),
+        Some(why) => {
+            Finding::weaker(mechanism, format!("refused packets are counted, not listed: {why}"), tried)
+                .next("a kernel with CONFIG_NETFILTER_NETLINK_LOG")
+        }
+    }
 }
 
 /// Runs this on a thread in a network namespace of its own; `None` where none can be made.
@@ -104,11 +130,8 @@ fn in_a_namespace<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -
 }
 
 /// Bound for a moment; the group is nobody's.
-fn logging(given: &Privileges) -> Finding {
+fn logging() -> Finding {
     let (mechanism, tried) = ("packet log (NFLOG)", "a group of our own bound");
-    if !given.has("NET_ADMIN") {
-        return Finding::not_applicable(mechanism, "NET_ADMIN is missing: see above", "capget(2)");
-    }
     match Queue::open(TRIAL_GROUP) {
         Ok(queue) => {
             drop(queue);

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::finding::Finding;
 use super::trial::{self, Trial};
+use crate::account::Account;
 use crate::filesystem::layout::Mount;
 use crate::filesystem::mountinfo::{MountEntry, MountTable};
 use crate::filesystem::seal::Writable;
@@ -50,7 +51,6 @@ pub(super) fn findings(
             findings.push(Finding::weaker("mounts and seal", found, tried));
         }
     }
-    findings.extend(doors());
     findings
 }
 
@@ -85,19 +85,39 @@ fn of_place(place: &Mount, table: &MountTable, given: &Privileges) -> Finding {
     Finding::weaker(mechanism, found, MOUNTINFO).next("--cap-add SYS_ADMIN lets innkeeper remount it")
 }
 
-fn doors() -> Vec<Finding> {
-    let (mechanism, tried) = ("doors of the host", "mounted sockets, known paths");
-    match surfaces::find() {
-        Ok(doors) if doors.is_empty() => vec![Finding::not_applicable(mechanism, "none", tried)],
-        Ok(doors) => {
-            let list: Vec<String> = doors.iter().map(|door| door.display().to_string()).collect();
-            vec![
-                Finding::weaker(mechanism, format!("{}: to be covered", list.join(", ")), tried)
-                    .next("leave its mount out (-v …)"),
-            ]
+/// Sockets and tokens of the host: covered where the boot can, else their modes must keep the agent out.
+pub(super) fn doors(agent: Option<&Account>, accepted: bool, given: &Privileges) -> Vec<Finding> {
+    let tried =
+        if given.may_mount() { "mounted sockets, known paths" } else { "access(2) as the agent, in a child" };
+    match (surfaces::find(), agent) {
+        (Ok(doors), _) if doors.is_empty() => {
+            vec![Finding::not_applicable("doors of the host", "none", "mounted sockets, known paths")]
         }
-        Err(error) => {
-            vec![Finding::missing(mechanism, &Lack::new(chain(&error), "let the runtime show /proc"), tried)]
+        (Ok(doors), Some(agent)) => {
+            doors.iter().map(|path| door(path, agent, accepted, given, tried)).collect()
+        }
+        (Ok(_), None) => Vec::new(),
+        (Err(error), _) => {
+            let lack = Lack::new(chain(&error), "let the runtime show /proc");
+            vec![Finding::missing("doors of the host", &lack, tried)]
+        }
+    }
+}
+
+fn door(path: &Path, agent: &Account, accepted: bool, given: &Privileges, tried: &str) -> Finding {
+    let mechanism = format!("door {}", path.display());
+    if given.may_mount() {
+        return Finding::ok(mechanism, "to be covered", tried).next("leave its mount out (-v …)");
+    }
+    match (trial::run_as_agent(agent, Trial::Door, path), accepted) {
+        (Err(error), _) => Finding::ok(mechanism, format!("its modes keep the agent out: {error}"), tried),
+        (Ok(()), true) => {
+            Finding::weaker(mechanism, "open to the agent: given up by boot.accept=host-doors", tried)
+                .next("leave its mount out (-v …)")
+        }
+        (Ok(()), false) => {
+            let what = format!("host-doors: the self-attack got through: door-{}", path.display());
+            Finding::missing(mechanism, &Lack::new(what, crate::boot::remedy("host-doors")), tried)
         }
     }
 }

@@ -1,9 +1,12 @@
 //! What can only be tried in a process of its own: its namespaces end with it.
 
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::unistd::{AccessFlags, access};
 
 use crate::account::Account;
 use crate::filesystem::seal::{self, Writable};
@@ -21,6 +24,8 @@ pub enum Trial {
     Mounts,
     /// A user namespace, as the agent.
     UserNamespace,
+    /// Whether the agent may open a door of the host's.
+    Door,
 }
 
 impl Trial {
@@ -28,6 +33,7 @@ impl Trial {
         match self {
             Self::Mounts => "mounts",
             Self::UserNamespace => "user-namespace",
+            Self::Door => "door",
         }
     }
 }
@@ -54,10 +60,11 @@ pub(super) fn run(trial: Trial) -> Result<Vec<Lack>, String> {
 }
 
 /// Runs a trial as the agent, without its seccomp filter.
-pub(super) fn run_as_agent(agent: &Account, trial: Trial) -> Result<(), String> {
+pub(super) fn run_as_agent(agent: &Account, trial: Trial, path: &Path) -> Result<(), String> {
     let mut command = Command::new("/proc/self/exe");
     command.env_clear().arg("run-as").args(Identity::worker(agent.uid, agent.gid).to_args());
-    let said = output(command.args(["--", "/proc/self/exe", "doctor", "--trial", trial.word()]))?;
+    command.args(["--", "/proc/self/exe", "doctor", "--trial", trial.word(), "--path"]);
+    let said = output(command.arg(path))?;
     if said.status.success() { Ok(()) } else { Err(reason(&said.stderr)) }
 }
 
@@ -69,6 +76,14 @@ fn reason(words: &[u8]) -> String {
 /// In the child.
 pub(super) fn user_namespace() -> Result<(), String> {
     unshare(CloneFlags::CLONE_NEWUSER).map_err(|error| format!("a user namespace is refused: {error}"))
+}
+
+/// In the child: by its modes alone, nobody is disturbed.
+pub(super) fn door(path: &Path) -> Result<(), String> {
+    let socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
+    // Connecting asks for the right to write (unix(7)).
+    let right = if socket { AccessFlags::W_OK } else { AccessFlags::R_OK };
+    access(path, right).map_err(|error| error.to_string())
 }
 
 /// In the child: the boot's mounts and seal, in a mount namespace whose mounts reach no other.

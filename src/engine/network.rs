@@ -166,9 +166,11 @@ pub fn make(name: &str, link: &Link, pid: u32) -> Result<(), LinkError> {
 pub fn remove(name: &str) -> Result<(), LinkError> {
     let failed = |source| LinkError::Remove { name: name.to_owned(), source };
     talk(|handle| async move {
-        match index(&handle, name).await.map_err(failed)? {
-            Some(index) => handle.link().del(index).execute().await.map_err(failed),
-            None => Ok(()),
+        let Some(number) = index(&handle, name).await.map_err(failed)? else { return Ok(()) };
+        match handle.link().del(number).execute().await {
+            // The kernel takes it too, with the box's network namespace, whenever it gets to it.
+            Err(_) if index(&handle, name).await.map_err(failed)?.is_none() => Ok(()),
+            done => done.map_err(failed),
         }
     })
 }

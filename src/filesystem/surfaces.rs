@@ -1,7 +1,7 @@
 //! Doors of the host inside the box: control sockets, service-account tokens. They are covered, and the readiness
 //! attack shows from the agent's side whether that held.
 
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
@@ -34,7 +34,7 @@ pub const KNOWN: &[&str] = &[
 
 /// Credentials that the runtime mounts for us. Covered like a door; where that can't be, their own modes decide, and
 /// what the agent can read of them is said with the secrets.
-const SECRETS: &str = "/run/secrets";
+pub const SECRETS: &str = "/run/secrets";
 
 /// The doors of this box: the known ones that exist, and every socket that was mounted into it.
 pub fn found(table: &MountTable) -> Vec<PathBuf> {
@@ -72,6 +72,23 @@ pub fn cover(doors: &[PathBuf]) -> Result<Vec<SurfaceError>, SurfaceError> {
         }
     }
     Ok(failed)
+}
+
+/// The mounted secrets that this uid could read if nothing covers them: their own modes decide.
+#[must_use]
+pub fn readable_secrets(reader: super::layout::Owner) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(SECRETS).into_iter().flatten().flatten();
+    // By their links, as a kubelet makes them; the directory is the runtime's.
+    let may_read = |path: &PathBuf| std::fs::metadata(path).is_ok_and(|metadata| readable(&metadata, reader));
+    entries.map(|entry| entry.path()).filter(may_read).collect()
+}
+
+fn readable(metadata: &std::fs::Metadata, reader: super::layout::Owner) -> bool {
+    let mode = metadata.mode();
+    metadata.is_file()
+        && (mode & 0o004 != 0
+            || metadata.uid() == reader.uid && mode & 0o400 != 0
+            || metadata.gid() == reader.gid && mode & 0o040 != 0)
 }
 
 /// Whether something can be bound over this door; in a mount namespace that is thrown away.

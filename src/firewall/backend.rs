@@ -104,6 +104,15 @@ pub enum Kernel {
 }
 
 impl Kernel {
+    /// Whether what one of them loads takes the place of what the other one loaded.
+    pub(super) fn shares_place(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Nftables(_), Self::Nftables(_)) => true,
+            (Self::Iptables(one), Self::Iptables(other)) => one.variant() == other.variant(),
+            (Self::Nftables(_), Self::Iptables(_)) | (Self::Iptables(_), Self::Nftables(_)) => false,
+        }
+    }
+
     /// As `status` shows it.
     #[must_use]
     pub fn describe(&self) -> String {
@@ -119,15 +128,6 @@ impl Kernel {
         match self {
             Self::Nftables(_) => format!("the table inet {}", super::ruleset::TABLE),
             Self::Iptables(_) => format!("the chains {}*", super::iptables::PREFIX),
-        }
-    }
-
-    /// Whether both put their rules in the same tables of the kernel.
-    pub(super) fn shares_tables(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Nftables(_), Self::Nftables(_)) => true,
-            (Self::Iptables(one), Self::Iptables(other)) => one.variant() == other.variant(),
-            (Self::Nftables(_), Self::Iptables(_)) | (Self::Iptables(_), Self::Nftables(_)) => false,
         }
     }
 
@@ -201,6 +201,18 @@ impl Kernel {
         match self {
             Self::Nftables(kernel) => Ok(kernel.fingerprint()?),
             Self::Iptables(kernel) => Ok(kernel.fingerprint()?),
+        }
+    }
+
+    /// Whether nothing of ours was here before, in whichever way it was loaded. Where it can't be told, something was.
+    pub(super) fn is_fresh(&mut self) -> bool {
+        // Who has tables of the legacy variant could only be told by running it.
+        let absent = self.fingerprint().is_ok_and(|found| found.is_absent()) && !legacy_in_use();
+        match self {
+            Self::Nftables(kernel) => {
+                absent && kernel.has_chains(super::iptables::PREFIX).is_ok_and(|has| !has)
+            }
+            Self::Iptables(_) => absent,
         }
     }
 

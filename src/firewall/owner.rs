@@ -14,7 +14,7 @@ use super::drift::{self, Drift};
 use super::ground::{Backend, Candidate};
 use super::iptables::Iptables;
 use super::nftables::Nftables;
-use super::programs::Programs;
+use super::programs::{Direct, Programs};
 use super::ruleset::{self, Family, FirewallPlan, Ruleset};
 use super::{Admission, FirewallError, Notices, Order};
 use crate::allowlist::{Allowlist, DomainName};
@@ -131,8 +131,7 @@ impl Owner {
 
     fn lockdown(&mut self) -> Result<(), FirewallError> {
         self.book = Book::default();
-        // Where it can't be told, what is there stays.
-        self.fresh = self.kernel()?.fingerprint().is_ok_and(|found| found.is_absent());
+        self.fresh = self.kernel()?.is_fresh();
         self.replace(ruleset::lockdown())
     }
 
@@ -142,10 +141,15 @@ impl Owner {
         }
         // Before anything else: what is gone on purpose is not to be repaired.
         (self.ruleset, self.loaded, self.book) = (None, None, Book::default());
-        self.kernel()?.remove().map_err(FirewallError::Load)?;
-        if let Some(mut former) = self.former.take() {
+        // What closed the box before another way was chosen; iptables has the same chains whatever it stores.
+        if let Some(mut former @ Kernel::Nftables(_)) = self.former.take() {
             former.remove().map_err(FirewallError::Load)?;
         }
+        // The supervisor has ended: nobody reaps, and nobody else runs programs any more.
+        let choice =
+            self.choice.take().map(|(_, candidate)| (Arc::new(Direct) as Arc<dyn Programs>, candidate));
+        let mut kernel = open(choice.as_ref()).map_err(FirewallError::Open)?;
+        kernel.remove().map_err(FirewallError::Load)?;
         Ok(true)
     }
 
@@ -169,12 +173,13 @@ impl Owner {
     /// read back. What is left over only closes more, so it is told and no error.
     fn sweep(&mut self) {
         let mut outcomes = Vec::new();
-        let former = self.former.take();
-        // What used the same tables was replaced, not only followed.
-        let elsewhere = |former: &Kernel| self.kernel.as_ref().is_some_and(|now| !now.shares_tables(former));
-        if let Some(mut former) = former.filter(elsewhere) {
+        let replaced =
+            |former: &Kernel| self.kernel.as_ref().is_some_and(|kernel| kernel.shares_place(former));
+        // What has the same chains was replaced, and is in force: taking it away would open the box.
+        if let Some(mut former) = self.former.take_if(|former| !replaced(former)) {
             outcomes.push(former.remove());
         }
+        self.former = None;
         let programs = self.choice.as_ref().map(|(programs, _)| Arc::clone(programs));
         if let Some(kernel) = &mut self.kernel {
             outcomes.push(kernel.sweep_others(programs.as_deref()));

@@ -70,7 +70,7 @@ pub trait Programs: Send + Sync + std::fmt::Debug {
     fn perform(&self, job: &Job) -> Result<Vec<Answer>, ProgramsError>;
 }
 
-/// In this process, and in the network namespace of the calling thread. Never in PID 1.
+/// In this process, and in the network namespace of the calling thread. Never in PID 1 beside its reaper.
 #[derive(Debug, Clone, Copy)]
 pub struct Direct;
 

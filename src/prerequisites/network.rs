@@ -41,6 +41,22 @@ pub fn unseen_listeners(error: impl std::fmt::Display) -> Lack {
     )
 }
 
+/// No backend can hold the firewall; every one's reason is in `why`.
+#[must_use]
+pub fn no_filter(why: &str) -> Lack {
+    // iptables asks the kernel by a raw socket: in the legacy variant always, in the other for ipset.
+    if why.contains("ermission denied") || why.contains("not permitted") {
+        let next =
+            "add the capabilities that iptables asks for: docker run --cap-add NET_ADMIN --cap-add NET_RAW …";
+        return Lack::new(format!("nothing here can hold the firewall: {why}"), next);
+    }
+    Lack::new(
+        format!("nothing here can hold the firewall: {why}"),
+        "load the missing module on the host, put iptables and ip6tables into the image, or use a kernel that has what \
+         is missing; `innkeeper doctor` shows every part",
+    )
+}
+
 /// Whether the file can be opened for writing, never through a link.
 pub fn writable(path: &Path) -> std::io::Result<()> {
     OpenOptions::new().write(true).custom_flags(nix::libc::O_NOFOLLOW).open(path).map(drop)

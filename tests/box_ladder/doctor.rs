@@ -1,5 +1,7 @@
 //! `doctor` says what the boot would, in its words, and changes nothing.
 
+use std::os::unix::fs::PermissionsExt;
+
 use serde_json::{Value, json};
 
 use super::{Found, PLACES, data, least, least_with, listed, outcomes, seccomp, tmpfs};
@@ -21,8 +23,10 @@ fn verdict<'a>(examination: &'a Value, mechanism: &str) -> &'a Value {
 #[test]
 fn doctor_and_boot_agree_and_doctor_changes_nothing() {
     let Some(rig) = Rig::new() else { return };
-    let door = rig.dir.join("none.sock");
-    drop(std::os::unix::net::UnixListener::bind(&door).unwrap());
+    let door = rig.dir.join("host.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&door).unwrap();
+    std::fs::set_permissions(&door, std::fs::Permissions::from_mode(0o666)).unwrap();
+    let door = format!("{}:/run/host.sock", door.display());
     let refusal = json!({ "names": ["mount"], "action": "SCMP_ACT_ERRNO", "errnoRet": 13 });
     let profile = seccomp(&rig, "mount.json", &refusal);
     let data = data(&rig);
@@ -42,6 +46,9 @@ fn doctor_and_boot_agree_and_doctor_changes_nothing() {
         (BoxOptions::new().docker(&["--security-opt", &profile]), false),
         (BoxOptions::new().claude().docker(&["--tmpfs", "/opt/claude:ro"]), false),
         (BoxOptions::bare(), false),
+        (least().volume(&door), false),
+        (least().volume(&door).env("INNKEEPER_BOOT_ACCEPT", "host-doors"), true),
+        (BoxOptions::new().volume(&door), true),
         (BoxOptions::new().env("INNKEEPER_SESSION_ON_EXIT", "dance"), false),
     ];
     for (options, fit) in &hosts {
@@ -110,6 +117,7 @@ fn doctor_names_every_mechanism() {
     let (_, examination) = examined(&rig, &limits);
     assert_eq!(verdict(&examination, "memory limit"), "ok");
     assert_eq!(verdict(&examination, "process limit"), "ok");
+    assert_eq!(verdict(&examination, "AppArmor"), "n/a");
     // In a living box, and on the host's own network.
     let guest = rig.boot(&least());
     let inside = guest.innkeeper(&["doctor"]);

@@ -80,7 +80,7 @@ fn f09_volumes_are_kept_and_what_stands_in_for_their_flags_is_said() {
     let first = rig.boot(&options);
     let status = holds(&first);
     for place in ["/home/claude", "/workspace"] {
-        let warning = format!("{place} is a volume without nosuid and nodev");
+        let warning = format!("{place} (without nosuid and nodev)");
         assert!(status["warnings"].to_string().contains(&warning), "{}", status["warnings"]);
     }
     first.as_session("echo mine > ~/kept && echo work > /workspace/kept").expect("work");
@@ -143,6 +143,34 @@ fn t25_without_ipv6_the_box_works_by_ipv4_alone() {
         let tried = guest.client(AGENT, &["tcp", "2001:db8::66", "80", "leak"]);
         assert!(!tried.ok(), "{interfaces}: {tried:?}");
     }
+}
+
+#[test]
+fn secrets_that_nothing_can_cover_are_named_where_the_agent_can_read_them() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(rig) = Rig::new() else { return };
+    let mode = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let (open, closed) = (rig.file("secrets/MY_OPEN_KEY", "x"), rig.file("secrets/MY_KEY", "x"));
+    mode(&open, 0o644);
+    mode(&closed, 0o400);
+    let directory = open.parent().unwrap();
+    mode(directory, 0o755);
+    let mount = format!("{}:/run/secrets:ro", directory.display());
+    let guest = rig.boot(&least().volume(&mount));
+    let warnings = holds(&guest)["warnings"].to_string();
+    assert!(
+        warnings.contains("the agent can read the mounted secrets /run/secrets/MY_OPEN_KEY: "),
+        "{warnings}"
+    );
+    assert!(!warnings.contains("MY_KEY,") && !warnings.contains(", /run/secrets/MY_KEY"), "{warnings}");
+    let read = guest.as_session("cat /run/secrets/*");
+    assert!(read.out == "x" && read.err.contains("MY_KEY: Permission denied"), "{read:?}");
+    guest.stop();
+    let covered = rig.boot(&BoxOptions::new().volume(&mount));
+    assert!(!covered.status()["warnings"].to_string().contains("/run/secrets"));
+    assert!(!covered.as_session("ls /run/secrets").ok());
 }
 
 #[test]

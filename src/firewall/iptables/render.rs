@@ -270,12 +270,12 @@ fn reduce(matches: &[Match], family: Family) -> Option<Vec<Match>> {
             Match::DestinationLoopback4 | Match::Options4 | Match::Protocol(Protocol::Icmp) => {
                 Some(Family::V4)
             }
-            Match::Icmp6(_)
+            Match::SourceNet(_)
+            | Match::DestinationNet(_)
+            | Match::Icmp6(_)
             | Match::HopLimit(_)
             | Match::Routing6
-            | Match::Protocol(Protocol::Icmp6)
-            | Match::SourceNet(_)
-            | Match::DestinationNet(_) => Some(Family::V6),
+            | Match::Protocol(Protocol::Icmp6) => Some(Family::V6),
             Match::InLoopback
             | Match::OutLoopback
             | Match::OutNotLoopback
