@@ -19,6 +19,8 @@ mod place;
 mod drift;
 #[path = "netns_firewall/flows.rs"]
 mod flows;
+#[path = "netns_firewall/ground.rs"]
+mod ground;
 #[path = "netns_firewall/platform.rs"]
 mod platform;
 

@@ -58,6 +58,12 @@ pub(super) fn firewall_trouble(error: &firewall::FirewallError) -> Trouble {
             "put iptables and ip6tables into the image (Debian: apt-get install iptables), or run on a kernel with \
              nf_tables"
         }
+        // iptables asks the kernel by a raw socket: in the legacy variant always, in the other for ipset.
+        Some(BackendError::Iptables(IptablesError::Failed { said, .. }))
+            if said.contains("ermission denied") =>
+        {
+            "add the capability: docker run --cap-add NET_RAW …"
+        }
         Some(BackendError::Iptables(_)) => {
             "the kernel lacks a part of iptables that the line above names: load its module on the host, or run on a \
              kernel with nf_tables"

@@ -97,6 +97,35 @@ fn programs(innkeeper: &Innkeeper) -> Arc<dyn Programs> {
     Arc::new(Supervised::new(innkeeper.spawner.clone()))
 }
 
+/// Loads the rules. Where nf_tables closed the box it gets them at once: only a kernel that refuses them is looked at part
+/// by part, since that takes longer than loading.
+fn load(innkeeper: &Innkeeper, firewall: &Firewall, plan: &FirewallPlan) -> Result<Loaded, Trouble> {
+    let trouble = |error: FirewallError| host::firewall_trouble(&error);
+    let usual = firewall.backend() == Candidate::usual().backend.to_string()
+        && innkeeper.config.network.backend != config::Backend::Iptables;
+    if usual {
+        let (plan, queues) = queues(innkeeper, plan.clone(), None);
+        firewall.choose(programs(innkeeper), Candidate::usual()).map_err(trouble)?;
+        match firewall.load(plan.clone(), innkeeper.allowlist()) {
+            Ok(()) => return Ok(Loaded { plan, queues }),
+            Err(FirewallError::Load(BackendError::Nftables(NftablesError::Refused { .. }))) => {}
+            Err(error) => return Err(trouble(error)),
+        }
+    }
+    let ground = ground(innkeeper)?;
+    let plan = FirewallPlan { closed: ground.closed(), ..plan.clone() };
+    let (plan, queues) = queues(innkeeper, plan, ground.no_log.as_ref());
+    firewall.choose(programs(innkeeper), ground).map_err(trouble)?;
+    firewall.load(plan.clone(), innkeeper.allowlist()).map_err(trouble)?;
+    Ok(Loaded { plan, queues })
+}
+
+/// The rules as they were loaded, and where their packets are heard.
+struct Loaded {
+    plan: FirewallPlan,
+    queues: Option<Queues>,
+}
+
 /// How the kernel is to be programmed: by trying, in a box that is closed already.
 fn ground(innkeeper: &Innkeeper) -> Result<Candidate, Trouble> {
     let wanted = innkeeper.config.network.backend;
@@ -162,7 +191,6 @@ pub(super) struct Resolver {
     servers: Vec<NameServer>,
     plan: FirewallPlan,
     ipv6: bool,
-    ground: Candidate,
 }
 
 /// A pod has a handful of sidecars; more listeners are closed all the same.
@@ -170,7 +198,6 @@ const MAX_NAMED_LISTENERS: usize = 16;
 
 pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Result<Resolver, Failure> {
     let configured = &innkeeper.config.network.upstreams;
-    let mut ground = None;
     let plan = || {
         let text = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
         let mut upstreams = resolv_conf::parse(&text);
@@ -184,7 +211,6 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
         }
         // Looked at before our own listeners exist: whatever listened then is not the agent's.
         let listeners = innkeeper.surroundings.listeners().map_err(needs::unseen_listeners)?;
-        ground = Some(self::ground(innkeeper)?);
         Ok((upstreams, host::closed_listeners(&listeners, &innkeeper.config.network.loopback)))
     };
     let mut sockets = None;
@@ -208,18 +234,17 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
         },
     )?;
     let (upstreams, closed) = resolver;
-    let (Some(sockets), Some(ground)) = (sockets, ground) else {
+    let Some(sockets) = sockets else {
         let trouble = Trouble::unfit("no socket was opened", "please report this");
         return Err(Failure { step: DNS.name, trouble });
     };
-    let plan = rules(innkeeper, network, &sockets, (&upstreams, closed), &ground);
+    let plan = rules(innkeeper, network, &sockets, (&upstreams, closed));
     let servers = if configured.is_empty() {
         upstreams.servers.into_iter().map(NameServer::plain).collect()
     } else {
         configured.clone()
     };
-    let ipv6 = network.ipv6_route && ground.ipv6.opens();
-    Ok(Resolver { sockets, servers, plan, ipv6, ground })
+    Ok(Resolver { sockets, servers, plan, ipv6: network.ipv6_route })
 }
 
 /// The facts that the rules depend on.
@@ -228,7 +253,6 @@ fn rules(
     network: &Network,
     sockets: &Sockets,
     (upstreams, closed): (&Upstreams, Vec<SocketAddr>),
-    ground: &Candidate,
 ) -> FirewallPlan {
     let dns_v6 = sockets.v6.then(|| SocketAddrV6::new(Ipv6Addr::LOCALHOST, keeper::PORT, 0, 0));
     FirewallPlan {
@@ -243,7 +267,7 @@ fn rules(
         nflog_group: NFLOG_GROUP,
         uses_group: USES_GROUP,
         vm: network.initial && network.initial_pids,
-        closed: ground.closed(),
+        closed: Vec::new(),
     }
 }
 
@@ -322,8 +346,7 @@ pub(super) fn firewall(
         let trouble = Trouble::unfit("the lockdown is gone", "please report this");
         return Err(Failure { step: FIREWALL.name, trouble });
     };
-    let Resolver { sockets, servers, plan, ipv6, ground } = resolver;
-    let (plan, queues) = queues(innkeeper, plan, ground.no_log.as_ref());
+    let Resolver { sockets, servers, plan, ipv6 } = resolver;
     if let Some(engine) = &plan.engine_dns {
         innkeeper.board().warn(host::engine_warning(engine));
     }
@@ -332,10 +355,7 @@ pub(super) fn firewall(
         FIREWALL,
         || Ok(plan),
         |plan| {
-            let allowlist = innkeeper.allowlist();
-            let chosen = firewall.choose(programs(innkeeper), ground.clone());
-            let loaded = chosen.and_then(|()| firewall.load(plan.clone(), allowlist));
-            loaded.map_err(|error| host::firewall_trouble(&error))?;
+            let Loaded { plan, queues } = load(innkeeper, firewall, plan)?;
             if let Some(queues) = queues {
                 watch(innkeeper, firewall, queues);
             }
@@ -354,7 +374,7 @@ pub(super) fn firewall(
             let (keeper, primed) = started.map_err(|error| Trouble::internal(&error))?;
             drop(innkeeper.keeper.set(keeper));
             drop(innkeeper.upstreams.set(plan.upstreams.clone()));
-            drop(innkeeper.rules.set(crate::firewall::ruleset::skeleton(plan).to_string()));
+            drop(innkeeper.rules.set(crate::firewall::ruleset::skeleton(&plan).to_string()));
             if primed.recv_timeout(limit).is_err() {
                 event("boot", "not every name was answered in time; it goes on in the background");
             }

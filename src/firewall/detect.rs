@@ -100,7 +100,7 @@ fn everything() -> Option<FirewallPlan> {
         upstreams: vec!["192.0.2.53:53".parse().ok()?, "[2001:db8::53]:53".parse().ok()?],
         engine_dns: Some(EngineDns { forwards_to: Vec::new() }),
         inbound: vec![(Transport::Tcp, 22)],
-        ssh_from: Vec::new(),
+        ssh_from: vec!["fdaa::/16".parse().ok()?],
         closed_loopback: Vec::new(),
         nflog_group: 1,
         uses_group: 1,
@@ -304,7 +304,9 @@ fn iptables(programs: &dyn Programs, variant: Variant) -> Candidate {
         for (feature, why) in tried(programs, variant, family, sets.as_ref().map(|sets| sets.name(family))) {
             let why = format!("{why}: {} is needed", feature.option);
             match feature.cost {
-                Cost::Unfit => offer = Offer::Unfit(why),
+                // The first is the least that is asked for.
+                Cost::Unfit if offer.fit() => offer = Offer::Unfit(why),
+                Cost::Unfit => {}
                 Cost::Closed if offer.opens() => offer = Offer::Closed(why),
                 Cost::Closed => {}
                 Cost::Log => candidate.no_log = Some(why),

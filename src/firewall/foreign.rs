@@ -6,6 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::iptables::PREFIX;
+
 /// What was found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Foreign {
@@ -53,7 +55,8 @@ fn conflicts(rule: &str) -> bool {
         (Some(&"-P"), _) => words.last() == Some(&"DROP"),
         (_, Some(&("DROP" | "REJECT" | "REDIRECT" | "DNAT" | "TPROXY"))) => true,
         (_, Some(other)) => {
-            !matches!(*other, "ACCEPT" | "RETURN" | "LOG" | "NFLOG" | "MARK" | "DOCKER_OUTPUT")
+            !other.starts_with(PREFIX)
+                && !matches!(*other, "ACCEPT" | "RETURN" | "LOG" | "NFLOG" | "MARK" | "DOCKER_OUTPUT")
         }
         (_, None) => false,
     }
@@ -71,5 +74,6 @@ mod tests {
         assert!(conflicts("-A OUTPUT -p tcp -j REDIRECT --to-ports 15001"));
         assert!(conflicts("-A OUTPUT -j ISTIO_OUTPUT"));
         assert!(!conflicts("-A OUTPUT -j ACCEPT"));
+        assert!(!conflicts("-A OUTPUT -j INNKEEPER-OUTPUT"), "our own");
     }
 }

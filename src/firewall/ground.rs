@@ -102,6 +102,19 @@ pub struct Candidate {
 }
 
 impl Candidate {
+    /// What a kernel of these days gives: worth loading before anything is tried.
+    #[must_use]
+    pub fn usual() -> Self {
+        Self {
+            backend: Backend::Nftables,
+            storage: Storage::Sets,
+            ipv4: Offer::Whole,
+            ipv6: Offer::Whole,
+            no_log: None,
+            comments: true,
+        }
+    }
+
     /// The families that are there and may not be opened.
     #[must_use]
     pub fn closed(&self) -> Vec<Family> {

@@ -153,6 +153,8 @@ impl Iptables {
     /// New sets with all they are to hold, beside those in use.
     fn prepare(&mut self, ruleset: &Ruleset, content: &Edit) -> Result<Option<u32>, IptablesError> {
         let Some(sets) = self.sets.as_mut().filter(|_| !ruleset.sets.is_empty()) else { return Ok(None) };
+        // Also if what follows fails: what was made by then is nobody's.
+        self.old_sets = true;
         let numbers = sets.names()?.into_iter().filter_map(|name| number_of(&name));
         let number = numbers.max().unwrap_or_default().checked_add(1).unwrap_or_default();
         for (set, family, timed) in FILLED {

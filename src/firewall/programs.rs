@@ -235,7 +235,9 @@ fn restore(variant: Variant, family: Family, text: &str) -> Result<(), Failure> 
         return Ok(());
     }
     let said = said(&output.stderr);
-    let line = said.split("line ").nth(1).and_then(|rest| {
+    // "line 7 failed" in the one variant, "at line: 7" in the other.
+    let line = said.rsplit("line").next().and_then(|rest| {
+        let rest = rest.trim_start_matches([':', ' ']);
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
         text.lines().nth(digits.parse::<usize>().ok()?.checked_sub(1)?)
     });
@@ -245,7 +247,8 @@ fn restore(variant: Variant, family: Family, text: &str) -> Result<(), Failure> 
 
 fn said(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let lines: Vec<&str> =
+        text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("Try `")).collect();
     crate::report::bounded(&lines.join("; "), 400)
 }
 

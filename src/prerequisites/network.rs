@@ -60,9 +60,7 @@ pub fn filter(
         Offer::Whole | Offer::Closed(_) | Offer::Absent(_) => candidate.clone(),
     };
     let relaxed: Vec<Candidate> = candidates.iter().map(without).collect();
-    let what = format!("nothing here can hold the firewall: {why}");
-    let next = "load the missing module on the host, put iptables and ip6tables into the image, or use a kernel that has \
-                what is missing; `innkeeper doctor` shows every part";
+    let Lack { what, next } = no_filter(&why);
     match detect::choose(wanted, &relaxed) {
         Ok(chosen) if ipv6_given_up => {
             let lack = chosen.ipv6.lack().unwrap_or(&why).to_owned();
@@ -77,6 +75,21 @@ pub fn filter(
         )),
         Err(_) => Err(Lack::new(what, next)),
     }
+}
+
+/// No backend can hold the firewall; every one's reason is in `why`.
+fn no_filter(why: &str) -> Lack {
+    // iptables asks the kernel by a raw socket: in the legacy variant always, in the other for ipset.
+    if why.contains("ermission denied") || why.contains("not permitted") {
+        let next =
+            "add the capabilities that iptables asks for: docker run --cap-add NET_ADMIN --cap-add NET_RAW …";
+        return Lack::new(format!("nothing here can hold the firewall: {why}"), next);
+    }
+    Lack::new(
+        format!("nothing here can hold the firewall: {why}"),
+        "load the missing module on the host, put iptables and ip6tables into the image, or use a kernel that has what \
+         is missing; `innkeeper doctor` shows every part",
+    )
 }
 
 /// Whether the file can be opened for writing, never through a link.

@@ -466,15 +466,31 @@ pub(crate) struct Guard {
 
 impl Guard {
     pub(crate) fn start(world: &World, plan: FirewallPlan, policy: &str) -> Self {
+        let guard = Self::unloaded(world);
+        let programs: Arc<dyn Programs> = Arc::new(Direct);
+        guard.firewall.choose(programs, world.kind.candidate()).unwrap();
+        guard.load(plan, policy);
+        guard
+    }
+
+    /// As in the first moment of a boot.
+    pub(crate) fn closed(world: &World) -> Self {
+        let guard = Self::unloaded(world);
+        guard.firewall.lockdown().unwrap();
+        guard
+    }
+
+    pub(crate) fn unloaded(world: &World) -> Self {
         let (says, said) = mpsc::channel();
         let repaired = move |what: &str| drop(says.send(what.to_owned()));
         let notices = Notices { refused: Box::new(|_, _, _| {}), repaired: Box::new(repaired) };
         // Its thread inherits the namespace of whoever starts it.
         let firewall = world.inside.run(ROOT, || Firewall::start(notices).unwrap());
-        let programs: Arc<dyn Programs> = Arc::new(Direct);
-        firewall.choose(programs, world.kind.candidate()).unwrap();
-        firewall.load(plan, allowlist(policy)).unwrap();
         Self { firewall, said }
+    }
+
+    pub(crate) fn load(&self, plan: FirewallPlan, policy: &str) {
+        self.firewall.load(plan, allowlist(policy)).unwrap();
     }
 
     pub(crate) fn policy(&self, text: &str) {
@@ -483,10 +499,15 @@ impl Guard {
 
     /// What `dns` says when a name was answered. All of it must be open then.
     pub(crate) fn admit(&self, name: &str, addresses: &[&str]) {
+        let wanted: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        assert_eq!(self.learn(name, addresses), wanted);
+    }
+
+    /// The same, and what of it is open.
+    pub(crate) fn learn(&self, name: &str, addresses: &[&str]) -> Vec<IpAddr> {
         let addresses: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
         let name = DomainName::parse(name).unwrap();
-        let learned = Learned { id: 1, name, addresses: addresses.clone(), ttl_s: 60, stale: false };
-        assert_eq!(self.firewall.admit(learned).open, addresses);
+        self.firewall.admit(Learned { id: 1, name, addresses, ttl_s: 60, stale: false }).open
     }
 }
 

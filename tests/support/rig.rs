@@ -30,6 +30,7 @@
 //! - Judge what leaked by `rig.world`: [`World::packets_since`], [`World::log`], [`World::saw`].
 //! - `INNKEEPER_TEST_TAMPER` is a command of nft that takes a rule out of every box once it is ready: the tests of that rule
 //!   must turn red (`nft insert rule inet innkeeper output accept`). Innkeeper repairs it after some seconds.
+//! - `INNKEEPER_TEST_BACKEND` is `network.backend` of every box that does not say otherwise.
 //! - `INNKEEPER_TEST_IMAGE` names the image (`innkeeper:test`); tests never build it.
 
 #![allow(dead_code, reason = "every test file takes the part of the rig that it needs")]
@@ -722,6 +723,9 @@ impl BoxOptions {
             let pem = rig.world.dir.join("ca.pem");
             args.extend(["-v".to_owned(), format!("{}:/etc/innkeeper/ca.pem:ro", pem.display())]);
             args.extend(["-e".to_owned(), "INNKEEPER_TLS_CA_CERTS=/etc/innkeeper/ca.pem".to_owned()]);
+        }
+        if let Ok(backend) = std::env::var("INNKEEPER_TEST_BACKEND") {
+            args.extend(["-e".to_owned(), format!("INNKEEPER_NETWORK_BACKEND={backend}")]);
         }
         for (variable, value) in &self.env {
             args.extend(["-e".to_owned(), format!("{variable}={value}")]);
