@@ -95,7 +95,7 @@ write("worker_frame", {
 POLICY = {"generation": 2, "rules": ["ok.test", "*.wild.test:22,443 private"]}
 write("setup_frame", {
     "setup": frame({"op": "setup", "sockets": ["udp", "tcp"], "upstreams": [PLAIN, TLS], "roots": None, "policy": POLICY,
-                    "refresh_s": 300, "ipv6": True, "known": [{"name": "ok.test", "addresses": ["93.184.215.20"], "ended_s": 5}]}),
+                    "refresh_s": 300, "ipv4": True, "ipv6": True, "known": [{"name": "ok.test", "addresses": ["93.184.215.20"], "ended_s": 5}]}),
     "policy": frame({"op": "policy", **POLICY}),
     "admitted": frame({"op": "admitted", "id": 7, "addresses": ["93.184.215.20"]}),
     "forget": frame({"op": "forget", "names": ["ok.test"]}),

@@ -126,7 +126,13 @@ fn tmux(innkeeper: &Innkeeper) -> Result<(), Trouble> {
     let launch = Launch::program(session::tmux(), agent_identity(innkeeper, "/")).args(["-V"]);
     let said =
         innkeeper.spawner.listen(launch, TMUX_LIMIT, 256).map_err(|error| Trouble::internal(&error))?;
-    programs::tmux_lack(&said.text).map_or(Ok(()), |lack| Err(lack.into()))
+    if let Some(lack) = programs::tmux_lack(&said.text) {
+        return Err(lack.into());
+    }
+    if let Some(lack) = programs::tmux_flickers(&said.text) {
+        innkeeper.board().warn(format!("{}: {}", lack.what, lack.next));
+    }
+    Ok(())
 }
 
 pub(super) fn furnish(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failure> {

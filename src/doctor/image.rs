@@ -58,8 +58,9 @@ fn program(needed: &Needed) -> Finding {
 fn tmux() -> Finding {
     let (mechanism, tried) = ("tmux 3.6 or newer", "tmux -V");
     let said = trial::said(session::tmux(), &["-V"]);
-    match programs::tmux_lack(&said) {
-        None => Finding::ok(mechanism, said.trim(), tried),
-        Some(lack) => Finding::missing(mechanism, &lack, tried),
+    match (programs::tmux_lack(&said), programs::tmux_flickers(&said)) {
+        (Some(lack), _) => Finding::missing(mechanism, &lack, tried),
+        (None, Some(lack)) => Finding::weaker(mechanism, lack.what, tried).next(lack.next),
+        (None, None) => Finding::ok(mechanism, said.trim(), tried),
     }
 }

@@ -78,8 +78,10 @@ pub fn lacks(config: &Config, home: &str) -> Vec<Lack> {
     relative.into_iter().chain(needed(config, home).iter().filter_map(Needed::lack)).collect()
 }
 
-/// The oldest tmux that draws Claude Code without flicker and has what the session asks for.
-pub const TMUX_VERSION: (u32, u32) = (3, 6);
+/// The oldest tmux that has what the session asks for.
+const TMUX_OLDEST: (u32, u32) = (3, 3);
+/// The oldest that draws Claude Code without flicker (synchronized output).
+const TMUX_STEADY: (u32, u32) = (3, 6);
 
 /// Reads what `tmux -V` says: `tmux 3.6a`, `tmux next-3.7`.
 #[must_use]
@@ -93,18 +95,30 @@ pub fn tmux_version(said: &str) -> Option<(u32, u32)> {
 /// A tmux that is too old, or that can't be asked.
 #[must_use]
 pub fn tmux_lack(said: &str) -> Option<Lack> {
-    let (major, minor) = TMUX_VERSION;
-    let next = format!("install tmux {major}.{minor} or newer in the image (Debian has it in backports)");
     match tmux_version(said) {
-        Some(version) if version >= TMUX_VERSION => None,
-        Some((has, minor)) => Some(Lack::new(format!("tmux {has}.{minor} is too old for the session"), next)),
-        None => Some(Lack::new(format!("tmux does not say its version: {:?}", said.trim()), next)),
+        Some(version) if version >= TMUX_OLDEST => None,
+        Some((has, minor)) => {
+            Some(Lack::new(format!("tmux {has}.{minor} is too old for the session"), newer_tmux()))
+        }
+        None => Some(Lack::new(format!("tmux does not say its version: {:?}", said.trim()), newer_tmux())),
     }
+}
+
+/// What is less pleasant with a tmux that will do.
+#[must_use]
+pub fn tmux_flickers(said: &str) -> Option<Lack> {
+    let (has, minor) = tmux_version(said).filter(|version| *version < TMUX_STEADY)?;
+    Some(Lack::new(format!("tmux {has}.{minor} draws Claude Code with flicker"), newer_tmux()))
+}
+
+fn newer_tmux() -> String {
+    let (major, minor) = TMUX_STEADY;
+    format!("install tmux {major}.{minor} or newer in the image (Debian has it in backports)")
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{tmux_lack, tmux_version};
+    use super::{tmux_flickers, tmux_lack, tmux_version};
 
     #[test]
     fn versions_of_tmux_are_compared_as_numbers() {
@@ -112,9 +126,10 @@ mod tests {
         assert_eq!(tmux_version("tmux next-3.7"), Some((3, 7)));
         assert_eq!(tmux_version("tmux 3.10"), Some((3, 10)));
         for fit in ["tmux 3.6", "tmux 3.10", "tmux 4.0"] {
-            assert_eq!(tmux_lack(fit), None, "{fit}");
+            assert_eq!((tmux_lack(fit), tmux_flickers(fit)), (None, None), "{fit}");
         }
-        for unfit in ["tmux 3.5a", "tmux 2.9", "", "tmux master"] {
+        assert!(tmux_lack("tmux 3.5a").is_none() && tmux_flickers("tmux 3.5a").is_some());
+        for unfit in ["tmux 3.2a", "tmux 2.9", "", "tmux master"] {
             assert!(tmux_lack(unfit).unwrap().next.contains("3.6 or newer"), "{unfit}");
         }
     }

@@ -205,10 +205,10 @@ fn a_boot_that_fails_late_puts_rules_and_resolv_conf_back() {
     squatter.end();
     before.is_still_so(&rig);
 
-    let old = rig.file("tmux", "#!/bin/sh\necho tmux 3.5a\n");
+    let old = rig.file("tmux", "#!/bin/sh\necho tmux 2.9a\n");
     std::fs::set_permissions(&old, std::fs::Permissions::from_mode(0o755)).unwrap();
     let old = BoxOptions::new().volume(&format!("{}:/usr/bin/tmux:ro", old.display()));
-    refused(&outcomes(&rig, &[old]).remove(0), &["tmux 3.5 is too old", "install tmux 3.6 or newer"]);
+    refused(&outcomes(&rig, &[old]).remove(0), &["tmux 2.9 is too old", "install tmux 3.6 or newer"]);
     before.is_still_so(&rig);
 
     let (door, _listener) = door(&rig);
