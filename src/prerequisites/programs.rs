@@ -86,7 +86,8 @@ const TMUX_STEADY: (u32, u32) = (3, 6);
 /// Reads what `tmux -V` says: `tmux 3.6a`, `tmux next-3.7`.
 #[must_use]
 pub fn tmux_version(said: &str) -> Option<(u32, u32)> {
-    let number = said.trim().strip_prefix("tmux ")?.trim_start_matches("next-");
+    // The loader may have said something before.
+    let number = said.lines().find_map(|line| line.strip_prefix("tmux "))?.trim().trim_start_matches("next-");
     let (major, minor) = number.split_once('.')?;
     let digits: String = minor.chars().take_while(char::is_ascii_digit).collect();
     Some((major.parse().ok()?, digits.parse().ok()?))
@@ -125,6 +126,7 @@ mod tests {
         assert_eq!(tmux_version("tmux 3.6a\n"), Some((3, 6)));
         assert_eq!(tmux_version("tmux next-3.7"), Some((3, 7)));
         assert_eq!(tmux_version("tmux 3.10"), Some((3, 10)));
+        assert_eq!(tmux_version("ld.so: a preload is ignored\ntmux 3.7c\n"), Some((3, 7)));
         for fit in ["tmux 3.6", "tmux 3.10", "tmux 4.0"] {
             assert_eq!((tmux_lack(fit), tmux_flickers(fit)), (None, None), "{fit}");
         }
