@@ -8,15 +8,29 @@ mod rig;
 mod demo {
     use std::time::Instant;
 
-    use crate::rig::{BoxOptions, PATIENCE, Rig, RunningBox};
+    use crate::rig::{AGENT, BoxOptions, PATIENCE, Rig, RunningBox, run};
 
     fn tour(rig: &Rig, options: BoxOptions) -> (RunningBox, String) {
         let command = "/usr/local/bin/innkeeper\ntour\n--shell";
         let guest = rig.boot(&options.env("INNKEEPER_SESSION_COMMAND", command));
         guest.await_status("a session", |status| status["session"]["state"] == "running");
         let until = Instant::now() + PATIENCE;
+        // What `docker exec` starts has the variables that `docker run -e` gave (T68): the tour would find them.
+        let look = [
+            "exec",
+            "-e",
+            "CLAUDE_CODE_OAUTH_TOKEN=",
+            "-e",
+            "GH_TOKEN=",
+            "-u",
+            AGENT,
+            &guest.name,
+            "tmux",
+            "-S",
+        ];
+        let pane = ["/run/user/1000/tmux.sock", "capture-pane", "-p", "-J", "-S", "-", "-t", "claude:0.0"];
         loop {
-            let screen = guest.tmux(&["capture-pane", "-p", "-J", "-S", "-", "-t", "claude:0.0"]).out;
+            let screen = run("docker", &[&look[..], &pane].concat()).out;
             if screen.contains("A shell, for attempts") {
                 return (guest, screen);
             }
