@@ -33,9 +33,8 @@ const CONFIG: Step = Step { name: "config", limit: Duration::from_secs(5) };
 const LOCKDOWN: Step = Step { name: "lockdown", limit: Duration::from_secs(10) };
 const MOUNTS: Step = Step { name: "mounts", limit: Duration::from_secs(10) };
 const HOME: Step = Step { name: "home", limit: Duration::from_secs(20) };
-/// Finds out how the packet filter can be programmed, if need be by running iptables some twenty times.
-const DNS: Step = Step { name: "dns", limit: Duration::from_secs(60) };
-/// Longer than `network.boot_timeout` can be, which is five minutes.
+const DNS: Step = Step { name: "dns", limit: Duration::from_secs(10) };
+/// Longer than `network.boot_timeout` can be, which is five minutes. Finding out about iptables takes a second or two.
 const FIREWALL: Step = Step { name: "firewall", limit: Duration::from_secs(330) };
 const IDENTITY: Step = Step { name: "identity", limit: Duration::from_secs(20) };
 const SEAL: Step = Step { name: "seal", limit: Duration::from_secs(20) };
