@@ -20,7 +20,7 @@ pub enum StateError {
     Io { what: &'static str, path: PathBuf, source: io::Error },
     #[error("{path} belongs to somebody else than root: remove it")]
     Foreign { path: PathBuf },
-    #[error("the record {path} is damaged")]
+    #[error("the record {path} is damaged: end its box if it runs, then remove that directory")]
     Damaged { path: PathBuf, source: serde_json::Error },
 }
 
@@ -106,7 +106,7 @@ impl Desk {
         Ok(Self { _lock: lock })
     }
 
-    /// Every record, by name; one that can't be read is a box all the same.
+    /// Every record, by name. One that can't be read may stand for a box that lives, so nothing goes on beside it.
     pub fn records(&self) -> Result<Vec<Record>, StateError> {
         let top = Path::new(DIRECTORY);
         let mut found = Vec::new();
