@@ -23,7 +23,7 @@ RUN set -eu; \
     cargo build --release --locked --target "$target"; \
     cargo clean --release --locked --target "$target" --package innkeeper; \
     rm -r src
-# The small files of the image are in the binary too: a box without any image has them from there (src/engine/files.rs).
+# The small files of the image are in the binary too: a box without any image has them from there (src/engine/embedded/files.rs).
 COPY network network
 COPY image image
 COPY src src

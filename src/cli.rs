@@ -93,7 +93,7 @@ enum Command {
     /// Run a command in a box of this host; without one, enter its session
     In(engine::In),
     #[command(hide = true)]
-    EngineInner(engine::inner::Inner),
+    EngineInner(engine::embedded::inner::Inner),
     #[command(hide = true)]
     EngineConsole {
         #[arg(last = true, required = true)]
@@ -201,8 +201,8 @@ fn dispatch(command: Command) -> u8 {
         Command::Ls => engine::ls(),
         Command::Rm(named) => engine::rm(&named),
         Command::In(arguments) => engine::enter(&arguments),
-        Command::EngineInner(inner) => engine::inner::run(&inner),
-        Command::EngineConsole { command } => failed("in", &engine::terminal::console(&command)),
+        Command::EngineInner(inner) => engine::embedded::inner::run(&inner),
+        Command::EngineConsole { command } => failed("in", &engine::embedded::terminal::console(&command)),
         Command::Tour { shell } => crate::tour::run(shell),
         Command::CountProcesses => match processes::in_use() {
             Some(count) => print(&count.to_string()),

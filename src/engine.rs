@@ -8,29 +8,7 @@
 mod demo;
 #[cfg(target_os = "linux")]
 pub mod embedded;
-#[cfg(target_os = "linux")]
-pub mod enter;
 pub mod environment;
-#[cfg(target_os = "linux")]
-pub mod files;
-#[cfg(target_os = "linux")]
-pub mod ids;
-#[cfg(target_os = "linux")]
-pub mod inner;
-#[cfg(target_os = "linux")]
-pub mod legacy;
-#[cfg(target_os = "linux")]
-pub mod network;
-#[cfg(target_os = "linux")]
-pub mod plan;
-#[cfg(target_os = "linux")]
-pub mod programs;
-#[cfg(target_os = "linux")]
-pub mod root;
-#[cfg(target_os = "linux")]
-pub mod state;
-#[cfg(target_os = "linux")]
-pub mod terminal;
 mod vessel;
 
 use std::path::PathBuf;
@@ -140,7 +118,7 @@ impl Run {
     fn programs(&self) -> PathBuf {
         let named =
             self.programs.clone().or_else(|| std::env::var_os("INNKEEPER_PROGRAMS").map(PathBuf::from));
-        named.unwrap_or_else(|| PathBuf::from(programs::DIRECTORY))
+        named.unwrap_or_else(|| PathBuf::from(embedded::programs::DIRECTORY))
     }
 }
 
@@ -182,13 +160,13 @@ pub fn ls() -> u8 {
 
 #[cfg(target_os = "linux")]
 fn embedded_boxes() -> Result<Vec<[String; 5]>, embedded::EmbeddedError> {
-    if !nix::unistd::geteuid().is_root() || !std::path::Path::new(state::DIRECTORY).exists() {
+    if !nix::unistd::geteuid().is_root() || !std::path::Path::new(embedded::state::DIRECTORY).exists() {
         return Ok(Vec::new());
     }
-    let desk = state::Desk::open()?;
+    let desk = embedded::state::Desk::open()?;
     embedded::sweep(&desk)?;
-    let line = |record: state::Record| {
-        let alive = record.guest.is_some_and(state::Process::alive);
+    let line = |record: embedded::state::Record| {
+        let alive = record.guest.is_some_and(embedded::state::Process::alive);
         let pid = record.guest.map_or_else(|| "-".to_owned(), |guest| guest.pid.to_string());
         let state = if alive { "running" } else { "starting" };
         [record.name, "embedded".to_owned(), pid, state.to_owned(), record.since]
@@ -225,11 +203,11 @@ fn stop_embedded(name: &str) -> Option<u8> {
 }
 
 #[cfg(target_os = "linux")]
-fn find(name: &str) -> Result<Option<state::Record>, embedded::EmbeddedError> {
-    if !nix::unistd::geteuid().is_root() || !std::path::Path::new(state::DIRECTORY).exists() {
+fn find(name: &str) -> Result<Option<embedded::state::Record>, embedded::EmbeddedError> {
+    if !nix::unistd::geteuid().is_root() || !std::path::Path::new(embedded::state::DIRECTORY).exists() {
         return Ok(None);
     }
-    let desk = state::Desk::open()?;
+    let desk = embedded::state::Desk::open()?;
     embedded::sweep(&desk)?;
     Ok(desk.records()?.into_iter().find(|record| record.name == name))
 }
@@ -244,7 +222,7 @@ pub fn enter(arguments: &In) -> u8 {
                 return unfit("the box is only being started", "try again in a moment");
             };
             embedded::close_inherited();
-            return match enter::run(guest, &arguments.command) {
+            return match embedded::enter::run(guest, &arguments.command) {
                 Ok(status) => u8::try_from(status).unwrap_or(exit::INTERNAL),
                 Err(error) => {
                     report::last_words("in", &report::chain(&error));

@@ -5,9 +5,20 @@
 //! an LSM. What holds it is a user namespace over a block of ids that nobody on the host has, all other namespaces,
 //! and Innkeeper's own firewall and seal.
 
+pub mod enter;
+pub mod files;
+pub mod ids;
+pub mod inner;
 mod leftovers;
+pub mod legacy;
+pub mod network;
+pub mod plan;
 mod preparation;
-pub(super) mod signals;
+pub mod programs;
+pub mod root;
+mod signals;
+pub mod state;
+pub mod terminal;
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -24,15 +35,15 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use preparation::prepare;
 use signals::Signals;
 
-use super::network::{self, LinkError};
-use super::plan::Plan;
-use super::programs::ProgramError;
-use super::state::{Desk, Process, Record, StateError};
-use super::terminal::Terminal;
-use super::{Run, legacy};
+use super::Run;
 use crate::firewall::nftables::NftablesError;
 use crate::firewall::nftables::passage::Passage;
 use crate::report::{self, exit};
+use network::LinkError;
+use plan::Plan;
+use programs::ProgramError;
+use state::{Desk, Process, Record, StateError};
+use terminal::Terminal;
 
 use leftovers::{forward, take_back};
 pub(super) use leftovers::{stop, sweep};
@@ -212,7 +223,7 @@ fn start(
         desk.write(&record)?;
         told.read_exact(&mut byte).map_err(failed("hear from the box's first process"))?;
         for map in ["uid_map", "gid_map"] {
-            let text = format!("0 {} {}", plan.base, super::plan::IDS);
+            let text = format!("0 {} {}", plan.base, plan::IDS);
             fs::write(format!("/proc/{pid}/{map}"), text).map_err(failed("map the box's ids"))?;
         }
         forward(desk)?;

@@ -6,8 +6,8 @@ use std::fs;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::EmbeddedError;
-use crate::engine::state::{Desk, Process, Record};
-use crate::engine::{legacy, network};
+use super::state::{Desk, Process, Record};
+use super::{legacy, network};
 use crate::firewall::nftables::passage;
 use crate::report;
 

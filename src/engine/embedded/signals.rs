@@ -10,8 +10,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 
 use super::EmbeddedError;
+use super::terminal::Terminal;
 use crate::engine::status_of;
-use crate::engine::terminal::Terminal;
 
 /// Signals as something to poll.
 #[derive(Debug)]

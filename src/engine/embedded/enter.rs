@@ -9,13 +9,13 @@ use nix::sched::{CloneFlags, setns};
 use nix::unistd::{Gid, Uid};
 use rustix::process::DumpableBehavior;
 
-use super::SHORT;
-use super::embedded::EmbeddedError;
-use super::embedded::signals::Signals;
-use super::environment::PATH;
+use super::EmbeddedError;
 use super::inner;
+use super::signals::Signals;
 use super::state::Process;
 use super::terminal::Terminal;
+use crate::engine::SHORT;
+use crate::engine::environment::PATH;
 
 #[derive(Debug, thiserror::Error)]
 pub enum EnterError {

@@ -5,36 +5,36 @@ pub type File = (&'static str, &'static str);
 
 /// Below `/opt/innkeeper/home`, the skeleton of the agent's home.
 pub const HOME: &[File] = &[
-    (".bashrc", include_str!("../../image/home/.bashrc")),
-    (".claude/settings.json", include_str!("../../image/home/.claude/settings.json")),
-    (".config/pip/pip.conf", include_str!("../../image/home/.config/pip/pip.conf")),
-    (".npmrc", include_str!("../../image/home/.npmrc")),
-    (".profile", include_str!("../../image/home/.profile")),
+    (".bashrc", include_str!("../../../image/home/.bashrc")),
+    (".claude/settings.json", include_str!("../../../image/home/.claude/settings.json")),
+    (".config/pip/pip.conf", include_str!("../../../image/home/.config/pip/pip.conf")),
+    (".npmrc", include_str!("../../../image/home/.npmrc")),
+    (".profile", include_str!("../../../image/home/.profile")),
 ];
 
 /// Below `/root`.
 pub const ROOT: &[File] = &[
-    (".bashrc", include_str!("../../image/root/.bashrc")),
-    (".profile", include_str!("../../image/root/.profile")),
+    (".bashrc", include_str!("../../../image/root/.bashrc")),
+    (".profile", include_str!("../../../image/root/.profile")),
 ];
 
-pub const TMUX_CONF: &str = include_str!("../../image/tmux.conf");
+pub const TMUX_CONF: &str = include_str!("../../../image/tmux.conf");
 
 /// Below `/etc/innkeeper/network`, where the operator gives no directory of his own.
 pub const NETWORK: &[File] = &[
-    ("domains.conf", include_str!("../../network/domains.conf")),
-    ("profiles/bun.conf", include_str!("../../network/profiles/bun.conf")),
-    ("profiles/claude-telemetry.conf", include_str!("../../network/profiles/claude-telemetry.conf")),
-    ("profiles/claude.conf", include_str!("../../network/profiles/claude.conf")),
-    ("profiles/crates.conf", include_str!("../../network/profiles/crates.conf")),
-    ("profiles/debian.conf", include_str!("../../network/profiles/debian.conf")),
-    ("profiles/fly.conf", include_str!("../../network/profiles/fly.conf")),
-    ("profiles/gcs.conf", include_str!("../../network/profiles/gcs.conf")),
-    ("profiles/github-actions.conf", include_str!("../../network/profiles/github-actions.conf")),
-    ("profiles/github.conf", include_str!("../../network/profiles/github.conf")),
-    ("profiles/go.conf", include_str!("../../network/profiles/go.conf")),
-    ("profiles/npm.conf", include_str!("../../network/profiles/npm.conf")),
-    ("profiles/pypi.conf", include_str!("../../network/profiles/pypi.conf")),
+    ("domains.conf", include_str!("../../../network/domains.conf")),
+    ("profiles/bun.conf", include_str!("../../../network/profiles/bun.conf")),
+    ("profiles/claude-telemetry.conf", include_str!("../../../network/profiles/claude-telemetry.conf")),
+    ("profiles/claude.conf", include_str!("../../../network/profiles/claude.conf")),
+    ("profiles/crates.conf", include_str!("../../../network/profiles/crates.conf")),
+    ("profiles/debian.conf", include_str!("../../../network/profiles/debian.conf")),
+    ("profiles/fly.conf", include_str!("../../../network/profiles/fly.conf")),
+    ("profiles/gcs.conf", include_str!("../../../network/profiles/gcs.conf")),
+    ("profiles/github-actions.conf", include_str!("../../../network/profiles/github-actions.conf")),
+    ("profiles/github.conf", include_str!("../../../network/profiles/github.conf")),
+    ("profiles/go.conf", include_str!("../../../network/profiles/go.conf")),
+    ("profiles/npm.conf", include_str!("../../../network/profiles/npm.conf")),
+    ("profiles/pypi.conf", include_str!("../../../network/profiles/pypi.conf")),
 ];
 
 /// The users of the image; `nobody` is the kernel's overflow id.
