@@ -140,7 +140,7 @@ const INITIAL_NET_ONLY: &str = "/proc/sys/net/core/netdev_budget";
 impl Network {
     /// Looks around by rtnetlink.
     pub fn inspect() -> Result<Self, NamespaceError> {
-        let mut network = asked(ask)?;
+        let mut network = asked(NamespaceError::Socket, ask)?;
         network.initial = Path::new(INITIAL_NET_ONLY).exists();
         network.initial_pids = crate::kernel::initial_pids();
         Ok(network)
@@ -168,15 +168,18 @@ impl Network {
     }
 }
 
-/// Asks the kernel by rtnetlink, on this thread.
-fn asked<T, F>(ask: impl FnOnce(Handle) -> F) -> Result<T, NamespaceError>
+/// Speaks with the kernel by rtnetlink, on this thread and in its network namespace. `socket`: what it is called that there
+/// is no way to.
+pub(crate) fn asked<T, E, F>(
+    socket: impl Fn(std::io::Error) -> E,
+    ask: impl FnOnce(Handle) -> F,
+) -> Result<T, E>
 where
-    F: Future<Output = Result<T, NamespaceError>>,
+    F: Future<Output = Result<T, E>>,
 {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(NamespaceError::Socket)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(&socket)?;
     runtime.block_on(async {
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(NamespaceError::Socket)?;
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(&socket)?;
         let connection = tokio::spawn(connection);
         let answer = ask(handle).await;
         connection.abort();

@@ -54,7 +54,7 @@ pub fn watch(changed: impl Fn(&Reach) + Send + 'static) -> std::io::Result<()> {
 impl Reach {
     /// Asks the kernel.
     pub fn look() -> Result<Self, NamespaceError> {
-        asked(ask)
+        asked(NamespaceError::Socket, ask)
     }
 }
 

@@ -6,7 +6,6 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::sched::{CloneFlags, setns};
-use nix::unistd::{Gid, Uid};
 use rustix::process::DumpableBehavior;
 
 use super::EmbeddedError;
@@ -27,8 +26,8 @@ pub enum EnterError {
     Ended,
     #[error("cannot {0}")]
     Become(&'static str, #[source] nix::errno::Errno),
-    #[error("cannot give up capabilities")]
-    GiveUp(#[from] inner::InnerError),
+    #[error(transparent)]
+    Confine(#[from] inner::InnerError),
     #[error("cannot stay with the command")]
     Wait(#[source] EmbeddedError),
     #[error("cannot execute {program} in the box")]
@@ -64,21 +63,13 @@ pub fn run(guest: Process, command: &[String]) -> Result<i32, EnterError> {
     for (name, flag, door) in doors {
         setns(door, flag).map_err(|error| EnterError::Enter(name, error))?;
     }
-    become_root()?;
+    inner::become_root()?;
     inner::give_up()?;
     execute(command)
 }
 
 fn errno(error: rustix::io::Errno) -> nix::errno::Errno {
     nix::errno::Errno::from_raw(error.raw_os_error())
-}
-
-fn become_root() -> Result<(), EnterError> {
-    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
-    nix::unistd::setgroups(&[]).map_err(|error| EnterError::Become("drop the host's groups", error))?;
-    nix::unistd::setresgid(gid, gid, gid)
-        .map_err(|error| EnterError::Become("become the box's group", error))?;
-    nix::unistd::setresuid(uid, uid, uid).map_err(|error| EnterError::Become("become the box's root", error))
 }
 
 fn execute(command: &[String]) -> Result<i32, EnterError> {

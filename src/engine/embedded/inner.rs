@@ -16,6 +16,7 @@ use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
 use super::plan::{INTERFACE, Link, PREFIX4, PREFIX6, Plan};
 use super::root;
+use crate::namespace::asked;
 use crate::report::{self, exit};
 
 /// Descriptors that the keeper handed over, by number.
@@ -126,7 +127,7 @@ fn become_box(inner: &Inner) -> Result<std::convert::Infallible, InnerError> {
     // The engines do the same: who binds low ports is the firewall's business, and PID 1 needs one capability less.
     let path = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
     std::fs::write(path, "0").map_err(|source| InnerError::Sysctl { path, source })?;
-    connect(&plan.link)?;
+    asked(InnerError::Socket, async |handle| configure(&handle, &plan.link).await)?;
     root::close_proc()?;
     give_up()?;
     // After the last change of ids, which would clear it (prctl(2), PR_SET_PDEATHSIG): a box that nobody keeps ends.
@@ -152,7 +153,7 @@ fn take_plan(fd: i32) -> Result<Plan, InnerError> {
     serde_json::from_slice(&bytes).map_err(InnerError::Damaged)
 }
 
-fn become_root() -> Result<(), InnerError> {
+pub(super) fn become_root() -> Result<(), InnerError> {
     let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
     nix::unistd::setgroups(&[]).map_err(|error| InnerError::Become("drop the host's groups", error))?;
     nix::unistd::setresgid(gid, gid, gid)
@@ -175,18 +176,6 @@ pub(super) fn give_up() -> Result<(), InnerError> {
     // Set-uid programs of the host's /usr give nobody anything, besides their mounts being nosuid.
     rustix::thread::set_no_new_privs(true).map_err(|error| {
         InnerError::Become("set no_new_privs", nix::errno::Errno::from_raw(error.raw_os_error()))
-    })
-}
-
-fn connect(link: &Link) -> Result<(), InnerError> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(InnerError::Socket)?;
-    runtime.block_on(async {
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(InnerError::Socket)?;
-        let connection = tokio::spawn(connection);
-        let done = configure(&handle, link).await;
-        connection.abort();
-        done
     })
 }
 

@@ -11,6 +11,7 @@ use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage}
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::plan::{INTERFACE, Link, Link6, PREFIX4, PREFIX6};
+use crate::namespace::asked;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
@@ -71,25 +72,9 @@ pub fn unique_local() -> Link6 {
     Link6 { host: octets(1), guest: octets(2) }
 }
 
-/// Runs one conversation with the kernel's routing tables.
-fn talk<T, F>(ask: impl FnOnce(Handle) -> F) -> Result<T, LinkError>
-where
-    F: Future<Output = Result<T, LinkError>>,
-{
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(LinkError::Socket)?;
-    runtime.block_on(async {
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(LinkError::Socket)?;
-        let connection = tokio::spawn(connection);
-        let answer = ask(handle).await;
-        connection.abort();
-        answer
-    })
-}
-
 /// Looks what is routed here.
 pub fn look() -> Result<Routes, LinkError> {
-    talk(|handle| async move {
+    asked(LinkError::Socket, |handle| async move {
         let mut found = Routes::default();
         let questions =
             [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
@@ -130,7 +115,7 @@ fn note(found: &mut Routes, route: &RouteMessage) {
 
 /// The interfaces that are there.
 pub fn names() -> Result<Vec<String>, LinkError> {
-    talk(|handle| async move {
+    asked(LinkError::Socket, |handle| async move {
         let mut links = handle.link().get().execute();
         let mut names = Vec::new();
         while let Some(link) = links.try_next().await.map_err(LinkError::Read)? {
@@ -146,7 +131,7 @@ pub fn names() -> Result<Vec<String>, LinkError> {
 /// Makes the pair: one end here, the other in the network namespace of this process.
 pub fn make(name: &str, link: &Link, pid: u32) -> Result<(), LinkError> {
     let failed = |source| LinkError::Make { name: name.to_owned(), source };
-    talk(|handle| async move {
+    asked(LinkError::Socket, |handle| async move {
         let peer = LinkMessageBuilder::<LinkUnspec>::new().name(INTERFACE).setns_by_pid(pid).build();
         let pair = LinkVeth::new(name, INTERFACE).set_info_data(InfoData::Veth(InfoVeth::Peer(peer))).build();
         handle.link().add(pair).execute().await.map_err(failed)?;
@@ -165,7 +150,7 @@ pub fn make(name: &str, link: &Link, pid: u32) -> Result<(), LinkError> {
 /// Removes the host's end, and the other with it; one that is gone is no error.
 pub fn remove(name: &str) -> Result<(), LinkError> {
     let failed = |source| LinkError::Remove { name: name.to_owned(), source };
-    talk(|handle| async move {
+    asked(LinkError::Socket, |handle| async move {
         let Some(number) = index(&handle, name).await.map_err(failed)? else { return Ok(()) };
         match handle.link().del(number).execute().await {
             // The kernel takes it too, with the box's network namespace, whenever it gets to it.
