@@ -12,7 +12,8 @@ mod engines {
     use serde_json::{Value, json};
 
     use crate::rig::{
-        AGENT, BoxOptions, Done, OAUTH_TOKEN, PATIENCE, ROOT, Rig, RunningBox, host, image, must, run,
+        AGENT, BoxOptions, CAPABILITIES, Done, OAUTH_TOKEN, PATIENCE, ROOT, Rig, RunningBox, host, image,
+        must, run,
     };
 
     /// The promise in short: what is allowed works, nothing else leaves, and everything is proven.
@@ -61,7 +62,7 @@ mod engines {
     #[test]
     fn podman_gives_the_same_box_read_only_and_without_sys_admin() {
         let Some(rig) = Rig::new().filter(|_| podman_is_here()) else { return };
-        let guest = rig.boot(&least(BoxOptions::new().podman()));
+        let guest = rig.boot(&BoxOptions::new().podman().least());
         keeps_the_promise(&rig, &guest);
         assert_eq!(guest.stop(), 143);
     }
@@ -83,21 +84,6 @@ mod engines {
         // Refused packets are listed there too.
         guest.await_status("a denial", |status| status["denials"].to_string().contains(&host("evil")));
         assert_eq!(guest.stop(), 143);
-    }
-
-    /// README's line of least privilege.
-    fn least(options: BoxOptions) -> BoxOptions {
-        let capabilities =
-            ["NET_ADMIN", "SETUID", "SETGID", "SETPCAP", "KILL", "CHOWN", "FOWNER", "DAC_OVERRIDE"];
-        let mounts = ["/run", "/tmp:exec,mode=1777", "/workspace:exec", "/home/claude:exec"];
-        let mut options = options.without_cap("SYS_ADMIN").docker(&["--cap-drop", "ALL", "--read-only"]);
-        for capability in capabilities {
-            options = options.docker(&["--cap-add", capability]);
-        }
-        for mount in mounts {
-            options = options.docker(&["--tmpfs", mount]);
-        }
-        options.docker(&["--security-opt", "no-new-privileges"])
     }
 
     /// A box that runc starts by a configuration of its own, as containerd does it: no engine looks after it.
@@ -155,8 +141,7 @@ mod engines {
 
     /// The least that the box needs: capabilities, file systems, namespaces; the root file system is read-only.
     fn config(network: &str) -> Value {
-        let names = ["NET_ADMIN", "SETUID", "SETGID", "SETPCAP", "KILL", "CHOWN", "FOWNER", "DAC_OVERRIDE"];
-        let capabilities: Vec<String> = names.iter().map(|name| format!("CAP_{name}")).collect();
+        let capabilities: Vec<String> = CAPABILITIES.iter().map(|name| format!("CAP_{name}")).collect();
         let mount = |to: &str, kind: &str, options: &[&str]| json!({ "destination": to, "type": kind, "source": kind, "options": options });
         let place = |to: &str, mode: &str| mount(to, "tmpfs", &["nosuid", "nodev", mode]);
         let env = [

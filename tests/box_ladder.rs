@@ -15,38 +15,20 @@ mod ladder {
 
     use serde_json::Value;
 
-    use crate::rig::{BoxOptions, Rig, run};
+    use crate::rig::{BoxOptions, PLACES, Rig, run};
 
-    /// The capabilities of README.md's least-privilege line, all others dropped.
-    pub(crate) const CAPABILITIES: [&str; 8] =
-        ["NET_ADMIN", "SETUID", "SETGID", "SETPCAP", "KILL", "CHOWN", "FOWNER", "DAC_OVERRIDE"];
-
-    /// What the runtime mounts where innkeeper can't.
-    pub(crate) const PLACES: [&str; 4] =
-        ["/run", "/tmp:exec,mode=1777", "/workspace:exec", "/home/claude:exec"];
-
-    /// `--cap-drop ALL` and the listed ones.
     pub(crate) fn listed() -> BoxOptions {
-        let mut flags = vec!["--cap-drop", "ALL"];
-        for capability in &CAPABILITIES {
-            flags.extend(["--cap-add", capability]);
-        }
-        BoxOptions::new().without_cap("SYS_ADMIN").docker(&flags)
+        BoxOptions::new().listed()
     }
 
-    pub(crate) fn tmpfs(options: BoxOptions, places: &[&str]) -> BoxOptions {
-        places.iter().fold(options, |options, place| options.docker(&["--tmpfs", place]))
-    }
-
-    /// README.md's least-privilege line.
     pub(crate) fn least() -> BoxOptions {
-        tmpfs(listed(), &PLACES).docker(&["--read-only", "--security-opt", "no-new-privileges"])
+        BoxOptions::new().least()
     }
 
     /// `least()` with this in the place of one of its volumes or tmpfs.
     pub(crate) fn least_with(place: &str, instead: &[&str]) -> BoxOptions {
         let rest: Vec<&str> = PLACES.into_iter().filter(|other| *other != place).collect();
-        tmpfs(listed(), &rest).docker(&["--read-only", "--security-opt", "no-new-privileges"]).docker(instead)
+        listed().tmpfs(&rest).docker(&["--read-only", "--security-opt", "no-new-privileges"]).docker(instead)
     }
 
     pub(crate) fn held(status: &Value) -> Vec<(String, bool)> {

@@ -6,6 +6,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use innkeeper::prerequisites::privileges::REQUIRED;
+
 fn text(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -32,8 +34,7 @@ fn commands(text: &str) -> Vec<(String, BTreeSet<String>)> {
 
 #[test]
 fn every_printed_way_asks_for_the_same_least_privileges() {
-    let wanted = ["NET_ADMIN", "SETUID", "SETGID", "SETPCAP", "KILL", "CHOWN", "FOWNER", "DAC_OVERRIDE"];
-    let wanted: BTreeSet<String> = wanted.map(str::to_owned).into();
+    let wanted: BTreeSet<String> = REQUIRED.iter().map(|(_, name, _)| (*name).to_owned()).collect();
     assert_eq!(list(&text("deploy/compose.yaml"), "cap_add:"), wanted);
     assert_eq!(list(&text("deploy/kubernetes.yaml"), "add:"), wanted);
     for file in ["README.md", "docs/hosts.md"] {

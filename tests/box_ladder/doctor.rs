@@ -4,8 +4,8 @@ use std::os::unix::fs::PermissionsExt;
 
 use serde_json::{Value, json};
 
-use super::{Found, PLACES, data, least, least_with, listed, outcomes, seccomp, tmpfs};
-use crate::rig::{BoxOptions, Rig};
+use super::{Found, data, least, least_with, listed, outcomes, seccomp};
+use crate::rig::{BoxOptions, PLACES, Rig};
 
 /// Its exit status and what it printed.
 fn examined(rig: &Rig, options: &BoxOptions) -> (i32, Value) {
@@ -34,13 +34,13 @@ fn doctor_and_boot_agree_and_doctor_changes_nothing() {
         (least(), true),
         (BoxOptions::new(), true),
         (listed().cap("SYS_ADMIN"), true),
-        (tmpfs(BoxOptions::new().without_cap("SYS_ADMIN"), &PLACES).docker(&["--read-only"]), true),
+        (BoxOptions::new().without_cap("SYS_ADMIN").tmpfs(&PLACES).docker(&["--read-only"]), true),
         (BoxOptions::new().without_cap("NET_ADMIN"), false),
         (BoxOptions::new().without_cap("SYS_ADMIN"), false),
         (BoxOptions::new().docker(&["--user", "1000"]), false),
         (least_with("/workspace:exec", &["--tmpfs", "/workspace"]), false),
         (least_with("/tmp:exec,mode=1777", &[]), false),
-        (tmpfs(listed(), &PLACES), true),
+        (listed().tmpfs(&PLACES), true),
         (least().volume(&data), false),
         (least().volume(&data).env("INNKEEPER_BOOT_ACCEPT", "rootfs"), true),
         (BoxOptions::new().docker(&["--security-opt", &profile]), false),

@@ -1,7 +1,7 @@
 //! The least privileges: every protection holds, and the box works.
 
-use super::{PLACES, held, least, least_with, listed, not_held, tmpfs};
-use crate::rig::{AGENT, BoxOptions, ROOT, Rig, RunningBox, host};
+use super::{held, least, least_with, listed, not_held};
+use crate::rig::{AGENT, BoxOptions, PLACES, ROOT, Rig, RunningBox, host};
 
 const PROTECTIONS: [&str; 7] =
     ["egress-ipv4", "egress-ipv6", "dns", "rootfs", "host-doors", "agent", "control"];
@@ -73,7 +73,8 @@ fn f09_volumes_are_kept_and_what_stands_in_for_their_flags_is_said() {
     let Some(rig) = Rig::new() else { return };
     let (home, workspace) = (rig.volume(), rig.volume());
     let rest = [PLACES[0], PLACES[1]];
-    let options = tmpfs(listed(), &rest)
+    let options = listed()
+        .tmpfs(&rest)
         .docker(&["--read-only", "--security-opt", "no-new-privileges"])
         .volume(&format!("{home}:/home/claude"))
         .volume(&format!("{workspace}:/workspace"));
@@ -113,12 +114,12 @@ fn every_variation_of_the_runtime_holds_too() {
     assert!(!written.ok() && written.err.contains("Permission denied"), "{written:?}");
     guest.stop();
     // README.md's line without cap-drop and no-new-privileges.
-    let plain = tmpfs(BoxOptions::new().without_cap("SYS_ADMIN"), &PLACES).docker(&["--read-only"]);
+    let plain = BoxOptions::new().without_cap("SYS_ADMIN").tmpfs(&PLACES).docker(&["--read-only"]);
     let guest = rig.boot(&plain);
     holds(&guest);
     guest.stop();
     // Without --read-only root could write, and the agent finds no place: held, and said.
-    let open = rig.boot(&tmpfs(listed(), &PLACES));
+    let open = rig.boot(&listed().tmpfs(&PLACES));
     let status = holds(&open);
     assert!(
         status["warnings"].to_string().contains("stays writable for root: /, "),

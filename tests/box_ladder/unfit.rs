@@ -5,10 +5,8 @@ use std::os::unix::net::UnixListener;
 
 use serde_json::json;
 
-use super::{
-    CAPABILITIES, Found, PLACES, data, least, least_with, listed, outcomes, refused, seccomp, tmpfs, without,
-};
-use crate::rig::{AGENT, BoxOptions, Rig, host};
+use super::{Found, data, least, least_with, listed, outcomes, refused, seccomp, without};
+use crate::rig::{AGENT, BoxOptions, CAPABILITIES, PLACES, Rig, host};
 
 const EPERM: u8 = 1;
 const EACCES: u8 = 13;
@@ -34,7 +32,7 @@ fn words(words: &[&str]) -> Vec<String> {
 fn f08_each_capability_is_missed_by_name() {
     let Some(rig) = Rig::new() else { return };
     let rest = |missing: &str| {
-        let least = tmpfs(BoxOptions::new().without_cap("SYS_ADMIN").without_cap("NET_ADMIN"), &PLACES);
+        let least = BoxOptions::new().without_cap("SYS_ADMIN").without_cap("NET_ADMIN").tmpfs(&PLACES);
         let mut least =
             least.docker(&["--read-only", "--security-opt", "no-new-privileges", "--cap-drop", "ALL"]);
         for capability in CAPABILITIES.iter().filter(|capability| **capability != missing) {
@@ -97,7 +95,7 @@ fn f09_each_place_is_missed_by_name() {
         "--security-opt no-new-privileges",
         "--cap-add SYS_ADMIN",
     ];
-    table.push((tmpfs(listed(), &rest).docker(&["--read-only", "-v", &mount]), words(&said)));
+    table.push((listed().tmpfs(&rest).docker(&["--read-only", "-v", &mount]), words(&said)));
     each_is_refused(&rig, table);
 }
 
@@ -185,7 +183,7 @@ fn f09_mounts_that_are_refused_in_spite_of_the_capability_leave_the_network_as_i
         before.is_still_so(&rig);
         assert!(rig.outside(&evil).ok(), "as open as it was");
         // What the runtime mounted is as good.
-        let fit = tmpfs(BoxOptions::new(), &PLACES).docker(&["--read-only"]).docker(&refusing);
+        let fit = BoxOptions::new().tmpfs(&PLACES).docker(&["--read-only"]).docker(&refusing);
         let (code, logs) = outcomes(&rig, &[fit.args(&["doctor"])]).remove(0);
         assert_eq!(code, 0, "{logs}");
     }

@@ -584,6 +584,13 @@ fn json_lines(path: &Path) -> Vec<Value> {
     whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
+/// The capabilities of README.md's least-privilege line, all others dropped.
+pub(crate) const CAPABILITIES: [&str; 8] =
+    ["NET_ADMIN", "SETUID", "SETGID", "SETPCAP", "KILL", "CHOWN", "FOWNER", "DAC_OVERRIDE"];
+
+/// What the runtime mounts where innkeeper can't.
+pub(crate) const PLACES: [&str; 4] = ["/run", "/tmp:exec,mode=1777", "/workspace:exec", "/home/claude:exec"];
+
 /// How a box is started.
 #[derive(Debug, Clone)]
 pub(crate) struct BoxOptions {
@@ -658,6 +665,21 @@ impl BoxOptions {
     pub(crate) fn docker(mut self, options: &[&str]) -> Self {
         self.docker.extend(options.iter().map(|&option| option.to_owned()));
         self
+    }
+
+    /// Only the listed capabilities, all others dropped.
+    pub(crate) fn listed(self) -> Self {
+        let dropped = self.without_cap("SYS_ADMIN").docker(&["--cap-drop", "ALL"]);
+        CAPABILITIES.iter().fold(dropped, |options, name| options.docker(&["--cap-add", name]))
+    }
+
+    pub(crate) fn tmpfs(self, places: &[&str]) -> Self {
+        places.iter().fold(self, |options, place| options.docker(&["--tmpfs", place]))
+    }
+
+    /// README.md's least-privilege line.
+    pub(crate) fn least(self) -> Self {
+        self.listed().tmpfs(&PLACES).docker(&["--read-only", "--security-opt", "no-new-privileges"])
     }
 
     /// A terminal, as `docker run -it` gives.

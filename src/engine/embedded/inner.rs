@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use caps::{CapSet, Capability};
+use caps::CapSet;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid};
@@ -17,6 +17,7 @@ use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use super::plan::{INTERFACE, Link, PREFIX4, PREFIX6, Plan};
 use super::root;
 use crate::namespace::asked;
+use crate::prerequisites::privileges::REQUIRED;
 use crate::report::{self, exit};
 
 /// Descriptors that the keeper handed over, by number.
@@ -65,19 +66,6 @@ pub enum InnerError {
     #[error("cannot execute innkeeper in the box")]
     Exec(#[source] io::Error),
 }
-
-/// All that the box's root keeps: what `docs` ask of an engine, and nothing more. In the box's own user namespace, so
-/// over nothing of the host's.
-pub(super) const BOUNDING: [Capability; 8] = [
-    Capability::CAP_NET_ADMIN,
-    Capability::CAP_SETUID,
-    Capability::CAP_SETGID,
-    Capability::CAP_SETPCAP,
-    Capability::CAP_KILL,
-    Capability::CAP_CHOWN,
-    Capability::CAP_FOWNER,
-    Capability::CAP_DAC_OVERRIDE,
-];
 
 /// Becomes the box; returns only with a failure's exit status.
 pub fn run(inner: &Inner) -> u8 {
@@ -161,10 +149,11 @@ pub(super) fn become_root() -> Result<(), InnerError> {
     nix::unistd::setresuid(uid, uid, uid).map_err(|error| InnerError::Become("become the box's root", error))
 }
 
-/// Leaves the bounding set with what the box needs. Innkeeper then runs without SYS_ADMIN: it finds every mount made.
+/// Leaves the bounding set with what the box needs, in the box's own user namespace, so over nothing of the host's. Innkeeper then runs without SYS_ADMIN: it finds every mount made.
 pub(super) fn give_up() -> Result<(), InnerError> {
+    let kept = |capability| REQUIRED.iter().any(|(needed, _, _)| *needed == capability);
     for capability in caps::all() {
-        if !BOUNDING.contains(&capability) {
+        if !kept(capability) {
             caps::drop(None, CapSet::Bounding, capability)
                 .map_err(|error| InnerError::Capabilities("reduce the bounding set", error))?;
         }
