@@ -182,6 +182,55 @@ mod engines {
         })
     }
 
+    /// A box whose firewall is iptables keeps the promise, follows the operator, and undoes what root does to its chains.
+    fn by_iptables(rig: &Rig, options: &BoxOptions, backend: &str, program: &str) {
+        let evil = ["tcp", &host("evil"), "443", "before"];
+        assert!(rig.outside(&evil).ok());
+        let guest = rig.boot(options);
+        assert_eq!(guest.status()["firewall"]["backend"], backend);
+        keeps_the_promise(rig, &guest);
+        assert!(guest.status()["firewall"]["denied"].as_u64().unwrap() >= 4);
+        let tamper = format!("{program} -I OUTPUT 1 -j ACCEPT");
+        rig.inside(&tamper).expect("root opens everything");
+        guest.await_status("the repair", |status| {
+            status["warnings"].to_string().contains("somebody changed the chains INNKEEPER-*")
+        });
+        assert!(!guest.client(ROOT, &["tcp", &host("evil"), "443", "leak"]).ok());
+        guest.innkeeper(&["revoke", "ok.test:80"]).expect("revoke");
+        assert!(!guest.client(AGENT, &["tcp", &host("ok"), "80", "leak"]).ok());
+        assert_eq!(guest.stop(), 143);
+        assert!(!rig.outside(&evil).ok(), "after the box the network is still closed");
+    }
+
+    #[test]
+    fn t46_by_iptables_with_ipset_the_box_is_the_same() {
+        let Some(rig) = Rig::new() else { return };
+        let options = BoxOptions::new().env("INNKEEPER_NETWORK_BACKEND", "iptables");
+        by_iptables(&rig, &options, "iptables (nf_tables), ipset", "iptables-nft");
+    }
+
+    /// ipset asks for `NET_RAW`, which the least privileges do not have.
+    #[test]
+    fn t46_by_iptables_with_plain_rules_the_box_is_the_same() {
+        let Some(rig) = Rig::new() else { return };
+        let options = BoxOptions::new().least().env("INNKEEPER_NETWORK_BACKEND", "iptables");
+        by_iptables(&rig, &options, "iptables (nf_tables), plain rules", "iptables-nft");
+    }
+
+    /// No netfilter netlink socket can be made, as on a kernel without nf_tables: not even the lockdown is nftables'.
+    #[test]
+    fn t46_by_the_legacy_iptables_the_box_is_the_same() {
+        let Some(rig) = Rig::new() else { return };
+        let equal = |index: u32, value: u32| json!({ "index": index, "value": value, "op": "SCMP_CMP_EQ" });
+        // socket(AF_NETLINK, …, NETLINK_NETFILTER) gives EPROTONOSUPPORT.
+        let refusal = json!({ "names": ["socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": 93,
+            "args": [equal(0, 16), equal(2, 12)] });
+        let profile = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [refusal] });
+        let profile = format!("seccomp={}", rig.file("no-nf_tables.json", &profile.to_string()).display());
+        let options = BoxOptions::new().docker(&["--security-opt", &profile]);
+        by_iptables(&rig, &options, "iptables (legacy), plain rules", "iptables-legacy");
+    }
+
     #[test]
     fn runc_alone_gives_the_same_box() {
         let Some(rig) = Rig::new() else { return };
