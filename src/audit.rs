@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::report;
-use crate::status::report::{Denial, SCHEMA};
+use crate::status::report::{Denial, RequestState, SCHEMA, SessionState};
 
 /// Refusals and uses that are remembered, by name or address, port and uid.
 const MAX_TRAFFIC: usize = 2048;
@@ -46,6 +46,60 @@ pub enum What {
     Policy(PolicyChange),
     Denied(Refused),
     Used(Use),
+    /// The session became another, or Claude told something of it.
+    Session(SessionChange),
+    /// A worker started or ended.
+    Worker(WorkerChange),
+    /// A person came to the box, or left it.
+    Operator(Visit),
+    /// The agent asked for a name, or somebody decided on that.
+    Request(RequestChange),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionChange {
+    pub state: SessionState,
+    /// What led to it.
+    pub detail: String,
+    pub claude_pid: Option<i32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerChange {
+    pub name: String,
+    /// None: it has ended.
+    pub pid: Option<i32>,
+    pub restarts: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Coming {
+    Entered,
+    Left,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Visit {
+    /// The same number when the person leaves.
+    pub id: u64,
+    pub action: Coming,
+    /// What was entered: `session`, or a root `shell`.
+    pub place: String,
+    pub read_only: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestChange {
+    pub id: u64,
+    pub rule: String,
+    pub state: RequestState,
+    /// Whose doing this is: the agent's, the operator's, the clock's, the policy's.
+    pub by: String,
+    /// The agent's words.
+    pub reason: String,
+    /// What became of it.
+    pub detail: String,
 }
 
 /// The policy became another.
@@ -137,6 +191,32 @@ pub fn policy(change: PolicyChange) {
     );
     let entry = with(|log| log.event(What::Policy(change)));
     report::entry("policy", &entry, Some(&text));
+}
+
+/// The session's state. It has its own line in the log beside what is said about it.
+pub fn session(change: SessionChange) {
+    let entry = with(|log| log.event(What::Session(change)));
+    report::entry("session", &entry, None);
+}
+
+/// A worker's start or end.
+pub fn worker(change: WorkerChange) {
+    let entry = with(|log| log.event(What::Worker(change)));
+    report::entry("worker", &entry, None);
+}
+
+/// A person who comes or leaves.
+pub fn operator(visit: Visit) {
+    let text = visit.to_string();
+    let entry = with(|log| log.event(What::Operator(visit)));
+    report::entry("operator", &entry, Some(&text));
+}
+
+/// A request of the agent's, or what became of it.
+pub fn request(change: RequestChange) {
+    let text = change.to_string();
+    let entry = with(|log| log.event(What::Request(change)));
+    report::entry("request", &entry, Some(&text));
 }
 
 /// A refusal, counted with those before it.
@@ -262,6 +342,10 @@ impl std::fmt::Display for Entry {
                 change.by,
                 change.change.replace('\n', "; ")
             ),
+            What::Session(change) => format!("session   {change}"),
+            What::Worker(change) => format!("worker    {change}"),
+            What::Operator(visit) => format!("operator  {visit}"),
+            What::Request(change) => format!("request   {change}"),
             What::Denied(refused) => format!(
                 "denied    {} {}, {}×, {}: {}; {}",
                 refused.layer,
@@ -284,6 +368,46 @@ impl std::fmt::Display for Entry {
             }
         };
         write!(f, "{} {}", self.time, report::inert(&text))
+    }
+}
+
+impl std::fmt::Display for SessionChange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.state)?;
+        if let Some(pid) = self.claude_pid {
+            write!(f, ", pid {pid}")?;
+        }
+        if self.detail.is_empty() { Ok(()) } else { write!(f, ": {}", self.detail) }
+    }
+}
+
+impl std::fmt::Display for WorkerChange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.pid {
+            Some(pid) => write!(f, "{} runs, pid {pid}, {} restarts", self.name, self.restarts),
+            None => write!(f, "{} has ended, {} restarts", self.name, self.restarts),
+        }
+    }
+}
+
+impl std::fmt::Display for Visit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let action = match self.action {
+            Coming::Entered => "entered",
+            Coming::Left => "left",
+        };
+        let how = if self.read_only { ", read-only" } else { "" };
+        write!(f, "visitor {} {action} the {}{how}", self.id, self.place)
+    }
+}
+
+impl std::fmt::Display for RequestChange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} for {}: {} by {}", self.id, self.rule, self.state, self.by)?;
+        if !self.detail.is_empty() {
+            write!(f, ", {}", self.detail)?;
+        }
+        if self.reason.is_empty() { Ok(()) } else { write!(f, "; the agent says: {}", self.reason) }
     }
 }
 

@@ -11,6 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::audit::{self, SessionChange, WorkerChange};
 use report::{
     Boot, BoxIdentity, Denial, Dns, Firewall, Gate, Phase, Policy, Protection, Report, Repository, SCHEMA,
     SecretHeld, Session, SessionState, Step, StepState, Worker,
@@ -106,6 +107,11 @@ impl Board {
             secrets: Vec::new(),
             repositories: Vec::new(),
             warnings: Vec::new(),
+            requests: Vec::new(),
+            operators: Vec::new(),
+            resources: report::Resources::default(),
+            traffic: Vec::new(),
+            audit: report::Audit::default(),
         };
         Self {
             report: Mutex::new(report),
@@ -188,7 +194,7 @@ impl Board {
 
     /// Counts a refusal; the same one again raises its count.
     pub fn deny(&self, denial: Denial) {
-        crate::audit::denied(&denial);
+        audit::denied(&denial);
         let mut denials = lock(&self.denials);
         // Whoever could not be named is taken for who was refused the same before.
         let same = |known: &Denial| {
@@ -214,6 +220,11 @@ impl Board {
             change(&mut report.session);
             if report.session.state != before {
                 report.session.since = crate::report::now();
+                audit::session(SessionChange {
+                    state: report.session.state,
+                    detail: report.session.detail.clone(),
+                    claude_pid: report.session.claude_pid,
+                });
             }
         });
     }
@@ -227,6 +238,10 @@ impl Board {
             if let Some(worker) = report.workers.iter_mut().find(|worker| worker.name == name) {
                 let before = worker.pid;
                 change(worker);
+                if worker.pid != before {
+                    let (name, pid, restarts) = (worker.name.clone(), worker.pid, worker.restarts);
+                    audit::worker(WorkerChange { name, pid, restarts });
+                }
                 if worker.pid.is_some() && worker.pid != before {
                     lock(&self.started).insert(name.to_owned(), Instant::now());
                 }

@@ -120,6 +120,8 @@ impl Innkeeper {
             rule: rule.to_string(),
             by: rule.options.by.to_string(),
             origin: rule.origin.to_string(),
+            since: String::new(),
+            reason: None,
             expires_at: until.map(|until| report::time(wall + until.saturating_sub(now))),
         };
         policy.entries().map(shown).collect()

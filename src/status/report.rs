@@ -25,6 +25,118 @@ pub struct Report {
     pub repositories: Vec<Repository>,
     /// What a person should know and no field above says: accepted risks, too small a memory, ignored settings.
     pub warnings: Vec<String>,
+    /// What the agent asked to be allowed, the newest last.
+    pub requests: Vec<AccessRequest>,
+    /// Who is in the box now.
+    pub operators: Vec<Operator>,
+    pub resources: Resources,
+    /// Octets by name and port, the most first.
+    pub traffic: Vec<Traffic>,
+    pub audit: Audit,
+}
+
+/// The agent's wish for a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessRequest {
+    pub id: u64,
+    pub rule: String,
+    /// The agent's words, inert.
+    pub reason: String,
+    pub state: RequestState,
+    /// RFC 3339.
+    pub time: String,
+    pub decided_at: Option<String>,
+    /// Until when it is granted; none: until the box ends.
+    pub until: Option<String>,
+    /// Why it was refused, or what came of it.
+    pub detail: String,
+    /// How often it was asked.
+    pub count: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RequestState {
+    Pending,
+    Granted,
+    Refused,
+    /// Nobody answered in time, or the grant's time is over.
+    Expired,
+}
+
+impl std::fmt::Display for RequestState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Pending => "pending",
+            Self::Granted => "granted",
+            Self::Refused => "refused",
+            Self::Expired => "expired",
+        })
+    }
+}
+
+/// A person in the box.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operator {
+    pub id: u64,
+    /// RFC 3339.
+    pub since: String,
+    /// `session` or `shell`.
+    pub place: String,
+    pub read_only: bool,
+}
+
+/// What the box has, and how much of it is used up. Octets.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// None where no cgroup tells.
+    pub memory: Option<Memory>,
+    pub oom_kills: u64,
+    /// The newest first: who was killed, as far as it is known.
+    pub oom_victims: Vec<String>,
+    pub mounts: Vec<Fill>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    pub used: u64,
+    /// None: no limit but the host's.
+    pub limit: Option<u64>,
+}
+
+/// A file system of the box.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fill {
+    pub path: String,
+    pub size: u64,
+    pub used: u64,
+    pub inodes: u64,
+    pub inodes_used: u64,
+}
+
+/// What went to a name, and came from it. Octets of TCP's payload, as the kernel counted them for each connection.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    pub name: String,
+    pub port: u16,
+    pub connections: u64,
+    pub bytes_out: u64,
+    pub bytes_in: u64,
+}
+
+/// The state of the audit log.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Audit {
+    /// Entries written so far.
+    pub entries: u64,
+    /// Where they are kept beyond the box's life.
+    pub file: Option<String>,
+    /// The hash of the file's last line: who knows it notices a file that was cut.
+    pub head: Option<String>,
+    /// Lines that the file did not get: it was full or slow.
+    pub lost: u64,
+    /// Why the file can't be written now.
+    pub trouble: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,7 +200,12 @@ pub struct Policy {
 pub struct PolicyRule {
     pub rule: String,
     pub by: String,
+    /// Who: the file and line, the operator, or the request that was granted.
     pub origin: String,
+    /// RFC 3339.
+    pub since: String,
+    /// Why: what was said when it was added.
+    pub reason: Option<String>,
     pub expires_at: Option<String>,
 }
 
@@ -174,6 +291,21 @@ pub enum SessionState {
     Backoff,
     Parked,
     Done,
+}
+
+impl std::fmt::Display for SessionState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Waiting => "waiting",
+            Self::Limited => "limited",
+            Self::Exited => "exited",
+            Self::Backoff => "backoff",
+            Self::Parked => "parked",
+            Self::Done => "done",
+        })
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
