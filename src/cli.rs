@@ -15,7 +15,7 @@ use crate::identity::{credential, home};
 use crate::init::Init;
 use crate::readiness;
 use crate::report::{self, exit};
-use crate::session::{attach, pane};
+use crate::session::{attach, hook, pane, shell};
 use crate::status::command::StatusArgs;
 use crate::supervisor::processes;
 use crate::supervisor::run_as::{self, Identity};
@@ -40,6 +40,19 @@ const AFTER_HELP: &str = "Examples:
 `innkeeper settings` prints every variable and key. Exit status: 0 as asked, 64 usage, 70 a fault of
 innkeeper, 77 refused, 78 configuration or host unfit, 128+n after a stop by signal n.";
 
+const ATTACH_HELP: &str = "Examples:
+  docker exec -it BOX innkeeper attach              Ctrl-b d leaves, the box keeps running
+  docker exec -it BOX innkeeper attach --read-only
+  docker exec -it BOX innkeeper attach --clipboard  what is copied in the session arrives in your clipboard
+
+Ctrl-] four times within two seconds leaves too, whatever the session does.";
+
+const SHELL_HELP: &str = "Examples:
+  docker exec -it BOX innkeeper shell
+  docker exec -it -e INNKEEPER_NO_ATTACH=1 BOX bash
+
+The visit is in the audit log. Exit status: the shell's own.";
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Boot and supervise the box (what a bare `innkeeper` does as PID 1)
@@ -47,13 +60,25 @@ enum Command {
     /// Everything about the box on one screen
     Status(StatusArgs),
     /// Enter the session; until it is there, boot progress
+    #[command(after_help = ATTACH_HELP)]
     Attach {
         /// Look, but do not type
         #[arg(long)]
         read_only: bool,
+        /// Let the session write your clipboard (OSC 52); it never reads it
+        #[arg(long)]
+        clipboard: bool,
+        /// A root shell instead, as `innkeeper shell`
+        #[arg(long, conflicts_with_all = ["read_only", "clipboard"])]
+        no_attach: bool,
         #[arg(long, hide = true)]
         console: bool,
     },
+    /// A root shell with a fixed PATH and nothing of the agent's in it
+    #[command(after_help = SHELL_HELP)]
+    Shell,
+    #[command(hide = true)]
+    RootShell,
     /// The policy's verdict on a name, URL or address, and the rule that gives it
     Check {
         /// NAME, NAME:PORT, an address or a URL
@@ -118,6 +143,9 @@ enum Command {
     Watch,
     #[command(hide = true)]
     Pane,
+    /// What Claude Code's hooks run
+    #[command(hide = true)]
+    Hook,
     #[command(hide = true)]
     Probe {
         #[arg(long)]
@@ -184,9 +212,13 @@ fn dispatch(command: Command) -> u8 {
             crate::init::run(&init)
         }
         Command::Status(args) => crate::status::command::run(&args),
-        Command::Attach { read_only, console } => {
-            done("attach", attach::run(attach::Attach { console, read_only }))
+        Command::Attach { no_attach: true, .. } | Command::Shell => {
+            shell::run().unwrap_or_else(|error| failed("shell", &error))
         }
+        Command::Attach { read_only, clipboard, console, no_attach: false } => {
+            done("attach", attach::run(attach::Attach { console, read_only, clipboard }))
+        }
+        Command::RootShell => failed("shell", &shell::become_bash()),
         Command::Check { what } => ask(&Request::Check { what }),
         Command::Reload => ask(&Request::Reload),
         Command::Allow { rules, period } => {
@@ -225,6 +257,10 @@ fn dispatch(command: Command) -> u8 {
             done("watch", crate::watch::run())
         }
         Command::Pane => done("pane", pane::run()),
+        Command::Hook => {
+            hook::run();
+            exit::OK
+        }
         Command::Probe { attack, identity } => probe(&attack, &identity),
         Command::Home(home) => {
             let problems = home::run(&home);
@@ -297,6 +333,7 @@ fn ask(request: &Request) -> u8 {
             let said: String = said.iter().map(|line| format!("{}\n", report::inert(line))).collect();
             print(&format!("{said}policy generation {generation}: {rules} rules\n"))
         }
+        Ok(Response::Heard) => exit::OK,
         Ok(Response::Refused { reason }) => {
             report::last_words("refused", &reason);
             exit::CEILING
