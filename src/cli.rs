@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::audit::command::LogArgs;
 use crate::control::client;
@@ -20,6 +20,8 @@ use crate::status::command::StatusArgs;
 use crate::supervisor::processes;
 use crate::supervisor::run_as::{self, Identity};
 use crate::workspace::clone::{self, Clone};
+
+mod manual;
 
 /// PID 1 of a box in which an autonomous coding agent works behind an allowlist.
 #[derive(Debug, Parser)]
@@ -80,6 +82,8 @@ enum Command {
     Log(LogArgs),
     /// Every setting: key, default, variable
     Settings,
+    #[command(flatten)]
+    Manual(manual::Manual),
     /// What this host can and can't give, before a boot: run it with the flags that a boot would get
     Doctor(DoctorArgs),
     /// The firewall's rules in the syntax of nft, each with its purpose
@@ -194,6 +198,7 @@ fn dispatch(command: Command) -> u8 {
         }
         Command::Revoke { rules } => ask(&Request::Revoke { rules }),
         Command::Log(args) => crate::audit::command::run(&args),
+        Command::Manual(wanted) => manual::run(&wanted, Cli::command()),
         Command::Doctor(args) => crate::doctor::run(&args),
         Command::Settings => print(&crate::config::settings::help()),
         Command::Rules => ask(&Request::Rules),

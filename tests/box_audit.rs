@@ -7,8 +7,7 @@ mod rig;
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
-    use std::process::Command;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use serde_json::Value;
 
@@ -25,8 +24,7 @@ mod tests {
     fn until(what: &str, mut is_so: impl FnMut() -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !is_so() {
-            assert!(Instant::now() < deadline, "{what}");
-            std::thread::sleep(Duration::from_millis(50));
+            assert!(Instant::now() < deadline, "never: {what}");
         }
     }
 
@@ -188,15 +186,41 @@ mod tests {
         });
         let id = guest.status()["box"]["id"].as_str().unwrap().to_owned();
         assert_eq!(guest.stop(), 143);
-        let output = Command::new("docker").args(["logs", &guest.name]).output().unwrap();
-        let text = String::from_utf8(output.stderr).unwrap();
-        assert!(output.stdout.is_empty(), "standard output belongs to the session");
+        let said = run("docker", &["logs", &guest.name]);
+        assert!(said.out.is_empty(), "standard output belongs to the session");
+        let text = said.err;
         let all = lines(&text);
         assert!(all.iter().all(|one| one["schema"] == 1 && one["box"] == id.as_str()), "{text}");
         let copy = rig.file("stderr.jsonl", &text);
         let said = verify(&[&copy], &[]);
         assert!(said.ok() && said.out.contains("from the first one on"), "{}\n{text}", said.both());
         assert!(all.last().unwrap().to_string().contains("exit status 143"), "{text}");
+    }
+
+    /// What the box says is what `innkeeper schema` promises.
+    #[test]
+    fn every_line_and_the_status_are_valid_by_their_schemas() {
+        let Some(rig) = Rig::new() else { return };
+        let guest = rig.boot(&BoxOptions::new());
+        refused(&guest, "x.evil.test");
+        guest.client(crate::rig::AGENT, &["tcp", &host("evil"), "80", "x"]);
+        assert!(guest.exec_agent("curl -sS -m 10 http://ok.test/").out.contains("token-"));
+        guest.innkeeper(&["allow", "two.test:80", "--for", "1h"]).expect("allow");
+        until("a use", || guest.innkeeper(&["log", "--json"]).out.contains(r#""event":"used""#));
+        let judge = |subject: &str, values: &[Value]| {
+            let schema = guest.innkeeper(&["schema", subject]).expect("a schema");
+            let (mut compiler, mut schemas) = (boon::Compiler::new(), boon::Schemas::new());
+            compiler.add_resource("s.json", serde_json::from_str(&schema).unwrap()).unwrap();
+            let index = compiler.compile("s.json", &mut schemas).unwrap();
+            for value in values {
+                let result = schemas.validate(value, index);
+                assert!(result.is_ok(), "{subject}: {}\n{value}", result.unwrap_err());
+            }
+        };
+        judge("status", &[guest.status()]);
+        let events = lines(&guest.innkeeper(&["log", "--json"]).out);
+        assert!(events.len() > 10, "{events:?}");
+        judge("events", &events);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::status::report::{RequestState, SessionState};
 
 /// One entry. `seq` grows; an entry that is counted up gets a new one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Entry {
     pub schema: u8,
     pub seq: u64,
@@ -17,6 +18,7 @@ pub struct Entry {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase", tag = "event")]
 pub enum What {
     /// Something happened in this room of the box.
@@ -38,6 +40,7 @@ pub enum What {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SessionChange {
     pub state: SessionState,
     /// What led to it.
@@ -46,6 +49,7 @@ pub struct SessionChange {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct WorkerChange {
     pub name: String,
     /// None: it has ended.
@@ -54,6 +58,7 @@ pub struct WorkerChange {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Coming {
     Entered,
@@ -61,6 +66,7 @@ pub enum Coming {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Visit {
     /// The same number when the person leaves.
     pub id: u64,
@@ -71,6 +77,7 @@ pub struct Visit {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RequestChange {
     pub id: u64,
     pub rule: String,
@@ -85,6 +92,7 @@ pub struct RequestChange {
 
 /// The policy became another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PolicyChange {
     pub generation: u64,
     pub rules: usize,
@@ -96,6 +104,7 @@ pub struct PolicyChange {
 
 /// What was refused, so often.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Refused {
     pub layer: String,
     #[serde(rename = "what")]
@@ -113,6 +122,7 @@ pub struct Refused {
 
 /// Connections that the policy let out, to one address and port by one uid.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Use {
     /// The allowlisted name through which the address is open.
     pub name: String,
@@ -130,6 +140,7 @@ pub struct Use {
 
 /// Entries after a given one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Page {
     /// The box's id, which `log --json` adds to each.
     #[serde(rename = "box")]
