@@ -195,8 +195,9 @@ pub(crate) fn control_request(data: &[u8]) {
         assert_eq!(Request::parse(&again).unwrap(), request);
         let changes = match &request {
             Request::Reload | Request::Rules | Request::Allow { .. } | Request::Revoke { .. } => true,
+            Request::Seat { .. } => true,
             Request::Log { .. } | Request::Status | Request::Progress | Request::Check { .. } => false,
-            Request::Credential { .. } | Request::Pane => false,
+            Request::Credential { .. } | Request::Pane | Request::Hook { .. } => false,
         };
         assert!(!changes || Asker::new(1000, 1000).may(&request).is_err());
         assert!(Asker::new(901, 1000).may(&request).is_err());

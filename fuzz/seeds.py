@@ -108,6 +108,8 @@ write("control_request", {
     "revoke": '{"op":"revoke","rules":["ok.test"]}',
     "log": '{"op":"log","after":0,"denied":true}',
     "credential": '{"op":"credential","host":"github.com"}',
+    "seat": '{"op":"seat","place":"session","read_only":true}',
+    "hook": '{"op":"hook","turn":"ended","text":"All done."}',
     "padded": '{"op":"reload","as":"root"}',
     "pane-started": '{"news":"started","pid":40}',
     "pane-exited": '{"news":"exited","code":null,"signal":9}',

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::audit::command::LogArgs;
 use crate::control::client;
@@ -15,11 +15,13 @@ use crate::identity::{credential, home};
 use crate::init::Init;
 use crate::readiness;
 use crate::report::{self, exit};
-use crate::session::{attach, hook, pane, shell};
 use crate::status::command::StatusArgs;
 use crate::supervisor::processes;
 use crate::supervisor::run_as::{self, Identity};
 use crate::workspace::clone::{self, Clone};
+
+mod manual;
+mod seat;
 
 /// PID 1 of a box in which an autonomous coding agent works behind an allowlist.
 #[derive(Debug, Parser)]
@@ -40,45 +42,14 @@ const AFTER_HELP: &str = "Examples:
 `innkeeper settings` prints every variable and key. Exit status: 0 as asked, 64 usage, 70 a fault of
 innkeeper, 77 refused, 78 configuration or host unfit, 128+n after a stop by signal n.";
 
-const ATTACH_HELP: &str = "Examples:
-  docker exec -it BOX innkeeper attach              Ctrl-b d leaves, the box keeps running
-  docker exec -it BOX innkeeper attach --read-only
-  docker exec -it BOX innkeeper attach --clipboard  what is copied in the session arrives in your clipboard
-
-Ctrl-] four times within two seconds leaves too, whatever the session does.";
-
-const SHELL_HELP: &str = "Examples:
-  docker exec -it BOX innkeeper shell
-  docker exec -it -e INNKEEPER_NO_ATTACH=1 BOX bash
-
-The visit is in the audit log. Exit status: the shell's own.";
-
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Boot and supervise the box (what a bare `innkeeper` does as PID 1)
     Init(Init),
     /// Everything about the box on one screen
     Status(StatusArgs),
-    /// Enter the session; until it is there, boot progress
-    #[command(after_help = ATTACH_HELP)]
-    Attach {
-        /// Look, but do not type
-        #[arg(long)]
-        read_only: bool,
-        /// Let the session write your clipboard (OSC 52); it never reads it
-        #[arg(long)]
-        clipboard: bool,
-        /// A root shell instead, as `innkeeper shell`
-        #[arg(long, conflicts_with_all = ["read_only", "clipboard"])]
-        no_attach: bool,
-        #[arg(long, hide = true)]
-        console: bool,
-    },
-    /// A root shell with a fixed PATH and nothing of the agent's in it
-    #[command(after_help = SHELL_HELP)]
-    Shell,
-    #[command(hide = true)]
-    RootShell,
+    #[command(flatten)]
+    Seat(seat::Entry),
     /// The policy's verdict on a name, URL or address, and the rule that gives it
     Check {
         /// NAME, NAME:PORT, an address or a URL
@@ -105,6 +76,8 @@ enum Command {
     Log(LogArgs),
     /// Every setting: key, default, variable
     Settings,
+    #[command(flatten)]
+    Manual(manual::Manual),
     /// What this host can and can't give, before a boot: run it with the flags that a boot would get
     Doctor(DoctorArgs),
     /// The firewall's rules in the syntax of nft, each with its purpose
@@ -141,11 +114,6 @@ enum Command {
     Dns,
     #[command(hide = true)]
     Watch,
-    #[command(hide = true)]
-    Pane,
-    /// What Claude Code's hooks run
-    #[command(hide = true)]
-    Hook,
     #[command(hide = true)]
     Probe {
         #[arg(long)]
@@ -212,13 +180,7 @@ fn dispatch(command: Command) -> u8 {
             crate::init::run(&init)
         }
         Command::Status(args) => crate::status::command::run(&args),
-        Command::Attach { no_attach: true, .. } | Command::Shell => {
-            shell::run().unwrap_or_else(|error| failed("shell", &error))
-        }
-        Command::Attach { read_only, clipboard, console, no_attach: false } => {
-            done("attach", attach::run(attach::Attach { console, read_only, clipboard }))
-        }
-        Command::RootShell => failed("shell", &shell::become_bash()),
+        Command::Seat(entry) => seat::run(&entry),
         Command::Check { what } => ask(&Request::Check { what }),
         Command::Reload => ask(&Request::Reload),
         Command::Allow { rules, period } => {
@@ -226,6 +188,7 @@ fn dispatch(command: Command) -> u8 {
         }
         Command::Revoke { rules } => ask(&Request::Revoke { rules }),
         Command::Log(args) => crate::audit::command::run(&args),
+        Command::Manual(wanted) => manual::run(&wanted, Cli::command()),
         Command::Doctor(args) => crate::doctor::run(&args),
         Command::Settings => print(&crate::config::settings::help()),
         Command::Rules => ask(&Request::Rules),
@@ -255,11 +218,6 @@ fn dispatch(command: Command) -> u8 {
             // Fifteen octets are all that a name may have, and these are just as many.
             call_ourselves(c"innkeeper-watch");
             done("watch", crate::watch::run())
-        }
-        Command::Pane => done("pane", pane::run()),
-        Command::Hook => {
-            hook::run();
-            exit::OK
         }
         Command::Probe { attack, identity } => probe(&attack, &identity),
         Command::Home(home) => {

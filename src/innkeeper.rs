@@ -154,6 +154,7 @@ impl Innkeeper {
         let max_age = (asker == Asker::Operator).then_some(MAX_AGE);
         let mut report = self.board.report(max_age);
         report.policy.rules = self.shown_rules();
+        report.audit = audit::state();
         if let Some(firewall) = self.firewall.get() {
             report.firewall = firewall.report();
             self.names_are_back(&mut report);

@@ -60,6 +60,8 @@ pub mod report;
 #[path = "report/host.rs"]
 pub mod report;
 #[cfg(target_os = "linux")]
+pub mod schema;
+#[cfg(target_os = "linux")]
 pub mod seats;
 #[cfg(target_os = "linux")]
 pub mod secrets;

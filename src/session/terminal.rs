@@ -26,12 +26,13 @@
 //! sequences, and a bell of our own may be put there. What is longer than [`MAX_SEQUENCE`] is dropped to its end.
 
 /// Takes back what a program that was killed left set: synchronized output, alternate screen, margins, mouse and focus
-/// reports, bracketed paste, key modes, insertion, reverse video, character sets, a link without end, cursor, colours.
+/// reports, bracketed paste, key modes, insertion, reverse video, character sets, cursor, colours.
 pub const RESET: &str = concat!(
     "\x1b[?2026l\x1b[?1049l\x1b7\x1b[?69l\x1b[r\x1b8",
     "\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1005l\x1b[?1006l\x1b[?1004l\x1b[?2004l",
-    "\x1b[>4m\x1b[?1l\x1b>\x1b[4l\x1b[?5l\x1b[?7h\x1b(B\x0f\x1b]8;;\x1b\\\x1b[?25h\x1b[0m"
+    "\x1b[>4m\x1b[?1l\x1b>\x1b[4l\x1b[?5l\x1b[?7h\x1b(B\x0f\x1b[?25h\x1b[0m"
 );
+const END_OF_LINK: &str = "\x1b]8;;\x1b\\";
 /// The palette and the colours of text, ground and cursor as the operator configured them.
 const RESET_COLOURS: &str = "\x1b]104\x1b\\\x1b]110\x1b\\\x1b]111\x1b\\\x1b]112\x1b\\";
 
@@ -70,6 +71,7 @@ pub struct Filter {
     overlong: bool,
     removed: u64,
     clipboard: bool,
+    linked: bool,
     recoloured: bool,
 }
 
@@ -94,7 +96,7 @@ impl Filter {
     #[must_use]
     pub fn new(clipboard: bool) -> Self {
         let (held, state) = (Vec::new(), State::Ground);
-        Self { state, held, overlong: false, removed: 0, clipboard, recoloured: false }
+        Self { state, held, overlong: false, removed: 0, clipboard, linked: false, recoloured: false }
     }
 
     /// Appends to `out` what of `bytes` may pass.
@@ -122,8 +124,9 @@ impl Filter {
     /// What gives the terminal back as it was.
     #[must_use]
     pub fn farewell(&self) -> String {
+        let link = if self.linked { END_OF_LINK } else { "" };
         let colours = if self.recoloured { RESET_COLOURS } else { "" };
-        format!("{RESET}{colours}")
+        format!("{RESET}{link}{colours}")
     }
 
     fn step(&mut self, byte: u8, out: &mut Vec<u8>) {
@@ -246,7 +249,10 @@ impl Filter {
     fn end_osc(&mut self, byte: u8, out: &mut Vec<u8>) {
         let text = self.held.get(2..).unwrap_or_default();
         let passes = match osc(text.strip_suffix(&[ESC]).unwrap_or(text)) {
-            Osc::Link => true,
+            Osc::Link => {
+                self.linked = true;
+                true
+            }
             Osc::Colour => {
                 self.recoloured = true;
                 true

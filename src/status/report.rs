@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 pub const SCHEMA: u8 = 1;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Report {
     pub schema: u8,
     pub version: String,
@@ -37,6 +38,7 @@ pub struct Report {
 
 /// The agent's wish for a name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AccessRequest {
     pub id: u64,
     pub rule: String,
@@ -55,6 +57,7 @@ pub struct AccessRequest {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum RequestState {
     Pending,
@@ -77,6 +80,7 @@ impl std::fmt::Display for RequestState {
 
 /// A person in the box.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Operator {
     pub id: u64,
     /// RFC 3339.
@@ -88,6 +92,7 @@ pub struct Operator {
 
 /// What the box has, and how much of it is used up. Octets.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Resources {
     /// None where no cgroup tells.
     pub memory: Option<Memory>,
@@ -98,6 +103,7 @@ pub struct Resources {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Memory {
     pub used: u64,
     /// None: no limit but the host's.
@@ -106,6 +112,7 @@ pub struct Memory {
 
 /// A file system of the box.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Fill {
     pub path: String,
     pub size: u64,
@@ -116,6 +123,7 @@ pub struct Fill {
 
 /// What went to a name, and came from it. Octets of TCP's payload, as the kernel counted them for each connection.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Traffic {
     pub name: String,
     pub port: u16,
@@ -126,6 +134,7 @@ pub struct Traffic {
 
 /// The state of the audit log.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Audit {
     /// Entries written so far.
     pub entries: u64,
@@ -140,6 +149,7 @@ pub struct Audit {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     Booting,
@@ -149,6 +159,7 @@ pub enum Phase {
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct BoxIdentity {
     pub id: String,
     pub name: String,
@@ -157,6 +168,7 @@ pub struct BoxIdentity {
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Boot {
     pub lockdown_ms: Option<f64>,
     pub ready_ms: Option<f64>,
@@ -164,6 +176,7 @@ pub struct Boot {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Step {
     pub name: String,
     pub state: StepState,
@@ -172,6 +185,7 @@ pub struct Step {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum StepState {
     Pending,
@@ -182,6 +196,7 @@ pub enum StepState {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Protection {
     pub name: String,
     pub held: bool,
@@ -191,12 +206,14 @@ pub struct Protection {
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Policy {
     pub generation: u64,
     pub rules: Vec<PolicyRule>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PolicyRule {
     pub rule: String,
     pub by: String,
@@ -210,6 +227,7 @@ pub struct PolicyRule {
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Dns {
     pub queries: u64,
     pub allowed: u64,
@@ -220,6 +238,7 @@ pub struct Dns {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Upstream {
     pub address: String,
     pub healthy: bool,
@@ -229,12 +248,14 @@ pub struct Upstream {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct FailingName {
     pub name: String,
     pub cause: String,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Firewall {
     pub backend: String,
     pub addresses: Vec<OpenAddress>,
@@ -242,6 +263,7 @@ pub struct Firewall {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct OpenAddress {
     pub name: String,
     pub address: String,
@@ -253,6 +275,7 @@ pub struct OpenAddress {
 
 /// The egress gate is not in this version: its numbers are zero.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Gate {
     pub connections: u64,
     pub denied: u64,
@@ -261,6 +284,7 @@ pub struct Gate {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Denial {
     pub time: String,
     pub layer: String,
@@ -273,6 +297,7 @@ pub struct Denial {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Worker {
     pub name: String,
     pub pid: Option<i32>,
@@ -281,6 +306,7 @@ pub struct Worker {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum SessionState {
     Starting,
@@ -309,6 +335,7 @@ impl std::fmt::Display for SessionState {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Session {
     pub state: SessionState,
     pub since: String,
@@ -324,6 +351,7 @@ pub struct Session {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SecretHeld {
     pub name: String,
     pub source: String,
@@ -333,6 +361,7 @@ pub struct SecretHeld {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum RepositoryState {
     Cloning,
@@ -341,6 +370,7 @@ pub enum RepositoryState {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Repository {
     pub path: String,
     pub url: String,
