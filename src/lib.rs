@@ -49,6 +49,8 @@ pub mod kernel;
 #[cfg(target_os = "linux")]
 pub mod namespace;
 #[cfg(target_os = "linux")]
+pub mod notices;
+#[cfg(target_os = "linux")]
 pub mod policy;
 #[cfg(target_os = "linux")]
 pub mod prerequisites;
