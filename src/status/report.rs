@@ -345,6 +345,9 @@ pub struct Session {
     pub last_exit: Option<String>,
     /// Why it is in this state, where the state alone does not say.
     pub detail: String,
+    /// What Claude said last when it finished a turn: hearsay, inert but for its line ends, at most 2000 characters.
+    #[serde(default)]
+    pub last_message: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
