@@ -28,7 +28,7 @@ use table::Table;
 /// Where a connection goes.
 pub type Pair = (IpAddr, u16);
 /// The name for which each of these pairs is open, or was; none where there is none.
-pub type Names = Arc<dyn Fn(Vec<Pair>) -> Vec<Option<String>> + Send + Sync>;
+pub type Names = Arc<dyn Fn(&[Pair]) -> Vec<Option<String>> + Send + Sync>;
 
 /// Ends are read in lots: a flood of short connections wakes us ten times a second, and waits in the socket.
 const LOT: Duration = Duration::from_millis(100);
@@ -203,7 +203,7 @@ impl State {
         if pairs.is_empty() {
             return Vec::new();
         }
-        let names = (self.names)(pairs.clone());
+        let names = (self.names)(&pairs);
         if self.remembered.len().saturating_add(pairs.len()) > MAX_REMEMBERED {
             self.remembered.clear();
         }

@@ -26,7 +26,7 @@ use innkeeper::traffic::{Measured, Meter};
 use place::{AGENT, FIRST4, FIRST6, PATIENCE, ROOT, SECOND4, World};
 
 /// The names of the world's addresses.
-fn names(pairs: Vec<(IpAddr, u16)>) -> Vec<Option<String>> {
+fn names(pairs: &[(IpAddr, u16)]) -> Vec<Option<String>> {
     let name = |(address, _): &(IpAddr, u16)| match address.to_string().as_str() {
         FIRST4 => Some("first.test".to_owned()),
         SECOND4 => Some("second.test".to_owned()),
@@ -196,7 +196,7 @@ fn what_nobody_claims_has_no_name_and_a_name_once_known_is_kept() {
     let claimed = Arc::new(std::sync::atomic::AtomicBool::new(true));
     let asked = Arc::clone(&claimed);
     let meter = world.inside.run(ROOT, || {
-        Meter::start(Arc::new(move |pairs: Vec<(IpAddr, u16)>| {
+        Meter::start(Arc::new(move |pairs: &[(IpAddr, u16)]| {
             let claimed = asked.load(std::sync::atomic::Ordering::Relaxed);
             if claimed { names(pairs) } else { vec![None; pairs.len()] }
         }))

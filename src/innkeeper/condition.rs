@@ -25,9 +25,10 @@ impl Innkeeper {
     /// Counts octets from here on. A kernel that does not tell costs the numbers and nothing else.
     pub fn measure_traffic(self: &Arc<Self>) {
         let innkeeper = Arc::clone(self);
-        let names = move |pairs: Vec<(IpAddr, u16)>| {
+        let names = move |pairs: &[(IpAddr, u16)]| {
             let count = pairs.len();
-            let claims = innkeeper.firewall.get().map(|firewall| firewall.claims(pairs)).unwrap_or_default();
+            let claims =
+                innkeeper.firewall.get().map(|firewall| firewall.claims(pairs.to_vec())).unwrap_or_default();
             let first = claims.into_iter().map(|names| names.first().map(ToString::to_string));
             first.chain(std::iter::repeat(None)).take(count).collect()
         };
