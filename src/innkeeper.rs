@@ -1,6 +1,7 @@
 //! The box as a whole, as PID 1's threads share it: what was configured, what runs, and what requests and signals do.
 
 mod check;
+mod condition;
 mod policy_changes;
 
 use std::collections::HashMap;
@@ -25,11 +26,13 @@ use crate::firewall::Firewall;
 use crate::namespace::{Surroundings, changes};
 use crate::policy::LivePolicy;
 use crate::report::event;
+use crate::resources;
 use crate::seats::Seats;
 use crate::session::Session;
 use crate::status::report::{Phase, Report, SessionState, Step, StepState};
-use crate::status::{Board, MAX_AGE};
+use crate::status::{Board, MAX_AGE, audience};
 use crate::supervisor::{Conduct, Spawner};
+use crate::traffic::Meter;
 use crate::watch;
 
 /// The box.
@@ -55,6 +58,10 @@ pub struct Innkeeper {
     pub session: OnceLock<Session>,
     /// Who is in the box.
     pub seats: Arc<Seats>,
+    /// What of the box is used up.
+    pub resources: resources::Watcher,
+    /// Counts octets by name; why not, where this kernel does not tell.
+    pub meter: OnceLock<Result<Meter, String>>,
     /// The agent's process limit, counted once.
     pub processes: OnceLock<Option<u64>>,
     /// Whom the DNS worker asks.
@@ -108,6 +115,8 @@ impl Innkeeper {
             keeper: OnceLock::new(),
             watch: OnceLock::new(),
             session: OnceLock::new(),
+            resources: resources::Watcher::default(),
+            meter: OnceLock::new(),
             closed_ipv4: OnceLock::new(),
             closed_ipv6: OnceLock::new(),
             unfiltered_ipv6: OnceLock::new(),
@@ -159,6 +168,12 @@ impl Innkeeper {
             report.firewall = firewall.report();
             self.names_are_back(&mut report);
         }
+        self.add_condition(&mut report);
+        let report = if asker == Asker::Operator {
+            report
+        } else {
+            audience::for_agent(report, self.accounts.agent.uid)
+        };
         Response::Status { report: Box::new(report) }
     }
 
@@ -307,6 +322,10 @@ impl Conduct for Innkeeper {
     fn stopping(&self, signal: &str) {
         self.board.update(|report| report.phase = Phase::Stopping);
         event("stop", &format!("{signal}: ending the session, then the workers"));
+    }
+
+    fn killed(&self, name: &str) {
+        self.resources.killed(name);
     }
 }
 
