@@ -85,7 +85,7 @@ enum Command {
     /// Start a box on this host: by Docker or Podman where one answers, else by namespaces alone (root, Linux)
     Run(engine::Run),
     /// The boxes of this host
-    Ls,
+    Ls(engine::List),
     /// Stop a box of this host and remove what is left of it
     Rm(engine::Named),
     /// Run a command in a box of this host; without one, enter its session
@@ -193,7 +193,7 @@ fn dispatch(command: Command) -> u8 {
         Command::Settings => print(&crate::config::settings::help()),
         Command::Rules => ask(&Request::Rules),
         Command::Run(options) => engine::run(&options),
-        Command::Ls => engine::ls(),
+        Command::Ls(list) => engine::ls(list),
         Command::Rm(named) => engine::rm(&named),
         Command::In(arguments) => engine::enter(&arguments),
         Command::EngineInner(inner) => engine::embedded::inner::run(&inner),
