@@ -165,6 +165,8 @@ struct Log {
     events: BTreeMap<u64, Entry>,
     traffic: BTreeMap<u64, Entry>,
     places: HashMap<Key, (u64, Instant)>,
+    /// Refusals and uses that had to make room.
+    forgotten: u64,
 }
 
 static LOG: Mutex<Option<Log>> = Mutex::new(None);
@@ -239,6 +241,12 @@ pub fn page(after: u64, denied_only: bool, limit: usize) -> Page {
     with(|log| log.page(after, denied_only, limit))
 }
 
+/// How many refusals and uses are no longer known.
+#[must_use]
+pub fn forgotten() -> u64 {
+    with(|log| log.forgotten)
+}
+
 impl Log {
     fn next(&mut self) -> u64 {
         self.seq += 1;
@@ -307,6 +315,7 @@ impl Log {
             && let Some((oldest, _)) = self.traffic.pop_first()
         {
             self.places.retain(|_, (seq, _)| *seq != oldest);
+            self.forgotten += 1;
         }
         is_due.then_some(entry)
     }
