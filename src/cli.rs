@@ -4,25 +4,26 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::audit::command::LogArgs;
-use crate::control::client;
-use crate::control::protocol::{Request, Response};
+use crate::control::protocol::Request;
 use crate::doctor::DoctorArgs;
 use crate::engine;
 use crate::identity::{credential, home};
 use crate::init::Init;
-use crate::policy::command::{self as policy, CHECK_HELP, CheckArgs};
 use crate::readiness;
 use crate::report::{self, exit};
-use crate::requests::command as requests;
-use crate::session::{attach, pane};
 use crate::status::command::StatusArgs;
-use crate::status::report::SCHEMA;
 use crate::supervisor::processes;
 use crate::supervisor::run_as::{self, Identity};
 use crate::workspace::clone::{self, Clone};
+
+mod manual;
+mod policy;
+mod seat;
+
+pub(crate) use policy::answer;
 
 /// PID 1 of a box in which an autonomous coding agent works behind an allowlist.
 #[derive(Debug, Parser)]
@@ -49,77 +50,16 @@ enum Command {
     Init(Init),
     /// Everything about the box on one screen
     Status(StatusArgs),
-    /// Enter the session; until it is there, boot progress
-    Attach {
-        /// Look, but do not type
-        #[arg(long)]
-        read_only: bool,
-        #[arg(long, hide = true)]
-        console: bool,
-    },
-    /// The policy's verdict on names, URLs or addresses, and the rules that give it
-    #[command(after_help = CHECK_HELP)]
-    Check(CheckArgs),
-    /// Allow names in this box until it ends, or for a while; `!NAME` denies one
-    #[command(
-        after_help = "Example:\n  docker exec BOX innkeeper allow example.org --for 1h --reason 'the release notes'"
-    )]
-    Allow {
-        /// NAME[:PORT[,PORT…]] [private], as in network/domains.conf; all of them or none
-        #[arg(required = true)]
-        rules: Vec<String>,
-        /// For how long: 90s, 15m, 1h, 2days
-        #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
-        period: Option<std::time::Duration>,
-        /// Why; `status --json` and the log show it with the rule
-        #[arg(long, value_name = "TEXT")]
-        reason: Option<String>,
-        /// One JSON object
-        #[arg(long)]
-        json: bool,
-    },
-    /// Take rules back, whoever wrote them; open connections that they allowed end
-    #[command(after_help = "Example:\n  docker exec BOX innkeeper revoke example.org:22")]
-    Revoke {
-        /// The rule as `status --json` shows it; with some of its ports only these
-        #[arg(required = true)]
-        rules: Vec<String>,
-        /// One JSON object
-        #[arg(long)]
-        json: bool,
-    },
-    /// Read the allowlist again: all of it takes effect, or nothing
-    #[command(after_help = "Example:\n  docker exec BOX innkeeper reload")]
-    Reload {
-        /// One JSON object
-        #[arg(long)]
-        json: bool,
-    },
-    /// Ask the operator to allow a name (for the agent)
-    Request(requests::AskArgs),
-    /// What the agent asked for
-    Requests(requests::ListArgs),
-    /// Allow what the agent asked for, until the box ends or for a while
-    #[command(after_help = "Example:\n  docker exec BOX innkeeper grant 3 --for 1h")]
-    Grant {
-        /// The request's number
-        id: u64,
-        /// For how long: 90s, 15m, 1h, 2days
-        #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
-        period: Option<std::time::Duration>,
-        /// One JSON object
-        #[arg(long)]
-        json: bool,
-    },
-    /// Refuse what the agent asked for
-    Refuse(requests::RefuseArgs),
-    /// What can be learned from this box for the next one
-    #[command(subcommand)]
+    #[command(flatten)]
+    Seat(seat::Entry),
+    #[command(flatten)]
     Policy(policy::PolicyCommand),
     /// Every decision: what was refused, what was used, and who changed the policy
     Log(LogArgs),
     /// Every setting: key, default, variable
     Settings,
+    #[command(flatten)]
+    Manual(manual::Manual),
     /// What this host can and can't give, before a boot: run it with the flags that a boot would get
     Doctor(DoctorArgs),
     /// The firewall's rules in the syntax of nft, each with its purpose
@@ -156,8 +96,6 @@ enum Command {
     Dns,
     #[command(hide = true)]
     Watch,
-    #[command(hide = true)]
-    Pane,
     #[command(hide = true)]
     Probe {
         #[arg(long)]
@@ -224,24 +162,13 @@ fn dispatch(command: Command) -> u8 {
             crate::init::run(&init)
         }
         Command::Status(args) => crate::status::command::run(&args),
-        Command::Attach { read_only, console } => {
-            done("attach", attach::run(attach::Attach { console, read_only }))
-        }
-        Command::Check(args) => policy::check(&args),
-        Command::Reload { json } => ask(&Request::Reload, json),
-        Command::Allow { rules, period, reason, json } => {
-            ask(&Request::Allow { rules, for_s: seconds(period), reason }, json)
-        }
-        Command::Revoke { rules, json } => ask(&Request::Revoke { rules }, json),
-        Command::Request(args) => requests::ask(&args),
-        Command::Requests(args) => requests::list(&args),
-        Command::Grant { id, period, json } => ask(&Request::Grant { id, for_s: seconds(period) }, json),
-        Command::Refuse(args) => requests::refuse(&args),
-        Command::Policy(command) => policy::learn(&command),
+        Command::Seat(entry) => seat::run(&entry),
+        Command::Policy(command) => policy::run(command),
         Command::Log(args) => crate::audit::command::run(&args),
+        Command::Manual(wanted) => manual::run(&wanted, Cli::command()),
         Command::Doctor(args) => crate::doctor::run(&args),
         Command::Settings => print(&crate::config::settings::help()),
-        Command::Rules => ask(&Request::Rules, false),
+        Command::Rules => policy::ask(&Request::Rules, false),
         Command::Run(options) => engine::run(&options),
         Command::Ls => engine::ls(),
         Command::Rm(named) => engine::rm(&named),
@@ -249,13 +176,17 @@ fn dispatch(command: Command) -> u8 {
         Command::EngineInner(inner) => engine::embedded::inner::run(&inner),
         Command::EngineConsole { command } => failed("in", &engine::embedded::terminal::console(&command)),
         Command::Tour { shell } => crate::tour::run(shell),
-        Command::CountProcesses => {
-            processes::in_use().map_or(exit::INTERNAL, |count| print(&count.to_string()))
-        }
+        Command::CountProcesses => match processes::in_use() {
+            Some(count) => print(&count.to_string()),
+            None => exit::INTERNAL,
+        },
         Command::ForeignRules => {
             print(&serde_json::to_string(&crate::firewall::foreign::look()).unwrap_or_default())
         }
-        Command::Tables => tables(),
+        Command::Tables => match crate::firewall::programs::run() {
+            Ok(answer) => print(&answer),
+            Err(error) => failed("tables", &error),
+        },
         Command::Dns => {
             call_ourselves(c"innkeeper-dns");
             done("dns", crate::dns::run())
@@ -265,9 +196,11 @@ fn dispatch(command: Command) -> u8 {
             call_ourselves(c"innkeeper-watch");
             done("watch", crate::watch::run())
         }
-        Command::Pane => done("pane", pane::run()),
         Command::Probe { attack, identity } => probe(&attack, &identity),
-        Command::Home(home) => prepare_home(&home),
+        Command::Home(home) => {
+            let problems = home::run(&home);
+            print(&problems.iter().map(|problem| format!("{problem}\n")).collect::<String>())
+        }
         Command::Clone(clone) => {
             let outcome = clone::run(&clone);
             print(&format!("{}\n", outcome.line));
@@ -276,18 +209,6 @@ fn dispatch(command: Command) -> u8 {
         Command::Credential { operation } => answer_git(&operation),
         Command::RunAs { identity, command } => failed("run-as", &run_as::run(&identity, &command)),
     }
-}
-
-fn tables() -> u8 {
-    match crate::firewall::programs::run() {
-        Ok(answer) => print(&answer),
-        Err(error) => failed("tables", &error),
-    }
-}
-
-fn prepare_home(home: &home::Home) -> u8 {
-    let problems = home::run(home);
-    print(&problems.iter().map(|problem| format!("{problem}\n")).collect::<String>())
 }
 
 /// What `ps` shows: executed by /proc/self/exe, a process is called "exe".
@@ -332,57 +253,5 @@ fn answer_git(operation: &str) -> u8 {
         Ok(Some(answer)) => print(&answer),
         Ok(None) => exit::OK,
         Err(error) => failed("credential", &error),
-    }
-}
-
-fn seconds(period: Option<std::time::Duration>) -> Option<u64> {
-    period.map(|period| period.as_secs())
-}
-
-/// Asks the box and prints its answer in a line.
-fn ask(request: &Request, json: bool) -> u8 {
-    match client::ask(request) {
-        Ok(response) => answer(response, json),
-        Err(error) => failed("control", &error),
-    }
-}
-
-/// Prints an answer of the box's, and gives the exit status that it means.
-pub(crate) fn answer(response: Response, json: bool) -> u8 {
-    match response {
-        Response::Verdict(checked) => policy::verdict(&checked, json),
-        Response::Rules { text } => print(&text),
-        Response::Changed { generation, rules, said } if json => {
-            let changed = serde_json::json!({ "schema": SCHEMA, "generation": generation, "rules": rules, "said": said });
-            print(&format!("{changed}\n"))
-        }
-        Response::Changed { generation, rules, said } => {
-            let said: String = said.iter().map(|line| format!("{}\n", report::inert(line))).collect();
-            print(&format!("{said}policy generation {generation}: {rules} rules\n"))
-        }
-        Response::Refused { reason } => {
-            report::last_words("refused", &reason);
-            exit::CEILING
-        }
-        Response::Invalid { reason } => {
-            report::last_words("usage", &reason);
-            exit::USAGE
-        }
-        Response::Failed { reason } => {
-            report::last_words("failed", &reason);
-            exit::CONFIG
-        }
-        Response::Status { .. }
-        | Response::Progress { .. }
-        | Response::Request { .. }
-        | Response::Requests { .. }
-        | Response::Later { .. }
-        | Response::Lint { .. }
-        | Response::Suggestion { .. }
-        | Response::Log { .. }
-        | Response::Credential { .. } => {
-            report::last_words("control", "the box gave the answer to another question");
-            exit::INTERNAL
-        }
     }
 }

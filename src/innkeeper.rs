@@ -1,6 +1,7 @@
 //! The box as a whole, as PID 1's threads share it: what was configured, what runs, and what requests and signals do.
 
 mod check;
+mod condition;
 mod policy_changes;
 mod requests;
 
@@ -19,7 +20,7 @@ use crate::attribution::Attributor;
 use crate::audit;
 use crate::clock::{self, Jump, boottime};
 use crate::config::{Config, Requests, Sources};
-use crate::control::protocol::{Asker, Request, Response};
+use crate::control::protocol::{Asker, Place, Request, Response, Turn};
 use crate::control::server::Desk;
 use crate::dns::keeper::{Keeper, Standing};
 use crate::firewall::Firewall;
@@ -27,10 +28,13 @@ use crate::namespace::{Surroundings, changes};
 use crate::policy::LivePolicy;
 use crate::report::event;
 use crate::requests::Book;
+use crate::resources;
+use crate::seats::Seats;
 use crate::session::Session;
 use crate::status::report::{Phase, Report, SessionState, Step, StepState};
-use crate::status::{Board, MAX_AGE};
+use crate::status::{Board, MAX_AGE, audience};
 use crate::supervisor::{Conduct, Spawner};
+use crate::traffic::Meter;
 use crate::watch;
 
 /// The box.
@@ -54,6 +58,12 @@ pub struct Innkeeper {
     /// Finds the processes behind refused packets and questions.
     pub attributor: Attributor,
     pub session: OnceLock<Session>,
+    /// Who is in the box.
+    pub seats: Arc<Seats>,
+    /// What of the box is used up.
+    pub resources: resources::Watcher,
+    /// Counts octets by name; why not, where this kernel does not tell.
+    pub meter: OnceLock<Result<Meter, String>>,
     /// The agent's process limit, counted once.
     pub processes: OnceLock<Option<u64>>,
     /// Whom the DNS worker asks.
@@ -105,6 +115,7 @@ impl Innkeeper {
             sources,
             accounts,
             surroundings,
+            seats: Arc::new(Seats::new(Arc::clone(&board))),
             board,
             spawner,
             began,
@@ -112,6 +123,8 @@ impl Innkeeper {
             keeper: OnceLock::new(),
             watch: OnceLock::new(),
             session: OnceLock::new(),
+            resources: resources::Watcher::default(),
+            meter: OnceLock::new(),
             closed_ipv4: OnceLock::new(),
             closed_ipv6: OnceLock::new(),
             unfiltered_ipv6: OnceLock::new(),
@@ -164,10 +177,17 @@ impl Innkeeper {
         report.policy.rules = self.shown_rules();
         report.requests = self.all_requests();
         report.warnings.extend(lock(&self.lint).iter().cloned());
+        report.audit = audit::state();
         if let Some(firewall) = self.firewall.get() {
             report.firewall = firewall.report();
             self.names_are_back(&mut report);
         }
+        self.add_condition(&mut report);
+        let report = if asker == Asker::Operator {
+            report
+        } else {
+            audience::for_agent(report, self.accounts.agent.uid)
+        };
         Response::Status { report: Box::new(report) }
     }
 
@@ -233,6 +253,14 @@ impl Innkeeper {
         }
     }
 
+    fn hook(&self, turn: Turn, text: &str) -> Response {
+        match self.session.get() {
+            Some(session) if session.turn(turn, text) => Response::Heard,
+            Some(_) => Response::Failed { reason: "too many at a time".to_owned() },
+            None => Response::Failed { reason: "there is no session".to_owned() },
+        }
+    }
+
     fn progress(&self) -> Response {
         self.board.update(|report| Response::Progress {
             phase: report.phase,
@@ -271,8 +299,11 @@ impl Desk for Innkeeper {
                 None => Response::Failed { reason: "the rule set is not loaded yet".to_owned() },
             },
             Request::Credential { host } => self.credential(&host),
-            // Handled before: it keeps its connection.
-            Request::Pane => Response::Failed { reason: "no answer to a pane".to_owned() },
+            Request::Hook { turn, text } => self.hook(turn, &text),
+            // Handled before: they keep their connection.
+            Request::Pane | Request::Seat { .. } => {
+                Response::Failed { reason: "no answer to who stays".to_owned() }
+            }
         }
     }
 
@@ -280,6 +311,10 @@ impl Desk for Innkeeper {
         if let Some(session) = self.session.get() {
             session.pane(stream, pid);
         }
+    }
+
+    fn seat(&self, stream: UnixStream, place: Place, read_only: bool) {
+        self.seats.sit(stream, place, read_only);
     }
 }
 
@@ -308,6 +343,10 @@ impl Conduct for Innkeeper {
     fn stopping(&self, signal: &str) {
         self.board.update(|report| report.phase = Phase::Stopping);
         event("stop", &format!("{signal}: ending the session, then the workers"));
+    }
+
+    fn killed(&self, name: &str) {
+        self.resources.killed(name);
     }
 }
 

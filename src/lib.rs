@@ -62,6 +62,12 @@ pub mod report;
 #[cfg(target_os = "linux")]
 pub mod requests;
 #[cfg(target_os = "linux")]
+pub mod resources;
+#[cfg(target_os = "linux")]
+pub mod schema;
+#[cfg(target_os = "linux")]
+pub mod seats;
+#[cfg(target_os = "linux")]
 pub mod secrets;
 #[cfg(target_os = "linux")]
 pub mod session;
@@ -75,6 +81,8 @@ pub mod supervisor;
 pub mod time_share;
 #[cfg(target_os = "linux")]
 pub mod tour;
+#[cfg(target_os = "linux")]
+pub mod traffic;
 #[cfg(target_os = "linux")]
 pub mod watch;
 #[cfg(target_os = "linux")]

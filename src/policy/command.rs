@@ -28,17 +28,6 @@ pub struct CheckArgs {
     json: bool,
 }
 
-#[derive(Debug, Clone, clap::Subcommand)]
-pub enum PolicyCommand {
-    /// The smallest allowlist that would have served this box, from its uses and refusals
-    #[command(after_help = "Example:\n  docker exec BOX innkeeper policy suggest >network/domains.conf")]
-    Suggest {
-        /// One JSON object
-        #[arg(long)]
-        json: bool,
-    },
-}
-
 /// `innkeeper check`. Each is a request of its own, so that the agent's may be as many as an operator's.
 #[must_use]
 pub fn check(args: &CheckArgs) -> u8 {
@@ -103,14 +92,13 @@ fn all(json: bool) -> u8 {
     }
 }
 
-/// `innkeeper policy …`.
+/// `innkeeper policy suggest`.
 #[must_use]
-pub fn learn(command: &PolicyCommand) -> u8 {
-    let PolicyCommand::Suggest { json } = command;
+pub fn suggest(json: bool) -> u8 {
     match client::ask(&Request::Suggest) {
-        Ok(Response::Suggestion { suggestion }) if *json => print(&one_line(&suggestion)),
+        Ok(Response::Suggestion { suggestion }) if json => print(&one_line(&suggestion)),
         Ok(Response::Suggestion { suggestion }) => print(&suggest::render(&suggestion)),
-        Ok(other) => answer(other, *json),
+        Ok(other) => answer(other, json),
         Err(error) => {
             report::last_words("control", &report::chain(&error));
             exit::INTERNAL

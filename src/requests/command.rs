@@ -16,7 +16,7 @@ const PENDING: u8 = 75;
 /// How often a waiting command asks: a short request each time, so that those who wait hold no place at the socket.
 const PAUSE: Duration = Duration::from_secs(1);
 
-const ASK_HELP: &str = "Examples:
+pub const ASK_HELP: &str = "Examples:
   innkeeper request docs.example.org --reason 'the manual of the parser'
   innkeeper request git.example.org:22 --reason 'clone the fork' --wait 10m
   innkeeper request --status 3
@@ -25,7 +25,6 @@ Exit status: 0 asked, granted or allowed already; 1 refused or expired; 64 can't
 77 can't be granted in this box.";
 
 #[derive(Debug, Clone, clap::Args)]
-#[command(after_help = ASK_HELP)]
 pub struct AskArgs {
     /// NAME[:PORT[,PORT…]]: one exact name
     #[arg(required_unless_present = "status", conflicts_with = "status")]
@@ -39,27 +38,6 @@ pub struct AskArgs {
     /// What became of a request
     #[arg(long, value_name = "ID")]
     status: Option<u64>,
-    /// One JSON object
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Debug, Clone, clap::Args)]
-#[command(after_help = "Example:\n  docker exec BOX innkeeper requests")]
-pub struct ListArgs {
-    /// One JSON object a line
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Debug, Clone, clap::Args)]
-#[command(after_help = "Example:\n  docker exec BOX innkeeper refuse 3 --reason 'use the mirror'")]
-pub struct RefuseArgs {
-    /// The request's number
-    id: u64,
-    /// What the agent is told
-    #[arg(long, value_name = "TEXT")]
-    reason: Option<String>,
     /// One JSON object
     #[arg(long)]
     json: bool,
@@ -136,17 +114,17 @@ fn status_of(request: &AccessRequest) -> u8 {
 
 /// `innkeeper requests`.
 #[must_use]
-pub fn list(args: &ListArgs) -> u8 {
+pub fn list(json: bool) -> u8 {
     match client::ask(&Request::Requests) {
-        Ok(Response::Requests { requests }) if requests.is_empty() && !args.json => {
+        Ok(Response::Requests { requests }) if requests.is_empty() && !json => {
             print("nothing was asked for\n");
             exit::OK
         }
         Ok(Response::Requests { requests }) => {
-            show(&requests, args.json);
+            show(&requests, json);
             exit::OK
         }
-        Ok(other) => otherwise(other, args.json),
+        Ok(other) => otherwise(other, json),
         Err(error) => {
             report::last_words("control", &report::chain(&error));
             exit::INTERNAL
@@ -156,13 +134,13 @@ pub fn list(args: &ListArgs) -> u8 {
 
 /// `innkeeper refuse`.
 #[must_use]
-pub fn refuse(args: &RefuseArgs) -> u8 {
-    match client::ask(&Request::Refuse { id: args.id, reason: args.reason.clone() }) {
+pub fn refuse(id: u64, reason: Option<String>, json: bool) -> u8 {
+    match client::ask(&Request::Refuse { id, reason }) {
         Ok(Response::Request { request }) => {
-            show(&[request], args.json);
+            show(&[request], json);
             exit::OK
         }
-        Ok(other) => otherwise(other, args.json),
+        Ok(other) => otherwise(other, json),
         Err(error) => {
             report::last_words("control", &report::chain(&error));
             exit::INTERNAL

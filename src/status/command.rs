@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 
 use super::report::{Phase, Report, SessionState};
-use super::screen;
+use super::screen::{self, Frame};
 use crate::control::client;
 use crate::control::protocol::{Request, Response};
 use crate::report::{self, exit};
@@ -56,8 +56,26 @@ pub fn run(args: &StatusArgs) -> u8 {
             crate::cli::print(&(serde_json::to_string_pretty(&report).unwrap_or_default() + "\n"))
         }
         None => {
-            crate::cli::print(&screen::render(&report, std::io::IsTerminal::is_terminal(&std::io::stdout())))
+            let (frame, colour) = terminal();
+            crate::cli::print(&screen::render(&report, frame, colour, std::time::SystemTime::now()))
         }
+    }
+}
+
+/// A wider or higher terminal is used; whatever is not one gets what everybody has, without colour.
+fn terminal() -> (Frame, bool) {
+    let out = std::io::stdout();
+    let standard = Frame::STANDARD;
+    match rustix::termios::tcgetwinsize(&out) {
+        Ok(size) if size.ws_col > 0 && size.ws_row > 0 => {
+            let frame = Frame {
+                width: usize::from(size.ws_col),
+                height: usize::from(size.ws_row).max(standard.height),
+            };
+            (frame, true)
+        }
+        Ok(_) => (standard, true),
+        Err(_) => (standard, false),
     }
 }
 
