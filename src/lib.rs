@@ -60,6 +60,8 @@ pub mod report;
 #[path = "report/host.rs"]
 pub mod report;
 #[cfg(target_os = "linux")]
+pub mod requests;
+#[cfg(target_os = "linux")]
 pub mod resources;
 #[cfg(target_os = "linux")]
 pub mod schema;
