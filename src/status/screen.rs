@@ -8,6 +8,8 @@ mod sections;
 
 use std::time::SystemTime;
 
+pub(crate) use sections::denied;
+
 use super::report::Report;
 
 /// How a line is meant; a terminal shows it as a colour.

@@ -164,7 +164,7 @@ fn what_does_not_hold_comes_first_and_is_never_left_out() {
         let text = text(&report, 80, height);
         let mut lines = text.lines();
         assert!(lines.next().unwrap().starts_with("READY  NOT HELD: egress-ipv4"), "{text}");
-        assert!(lines.next().unwrap().contains("NOT HELD egress-ipv4 (7 s ago): nftables: z"), "{text}");
+        assert!(lines.next().unwrap().contains("egress-ipv4 NOT HELD (7 s ago): nftables: z"), "{text}");
     }
 }
 
