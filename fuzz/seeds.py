@@ -108,6 +108,8 @@ write("control_request", {
     "revoke": '{"op":"revoke","rules":["ok.test"]}',
     "log": '{"op":"log","after":0,"denied":true}',
     "credential": '{"op":"credential","host":"github.com"}',
+    "seat": '{"op":"seat","place":"session","read_only":true}',
+    "hook": '{"op":"hook","turn":"ended","text":"All done."}',
     "padded": '{"op":"reload","as":"root"}',
     "pane-started": '{"news":"started","pid":40}',
     "pane-exited": '{"news":"exited","code":null,"signal":9}',
@@ -152,6 +154,12 @@ write("terminal", {
     "c1-left-over": b"a\xc2\xc2\x9b\x9b6nb",
     "c1-after-intermediate": b"\x1b(\xc2\x9b6n",
     "c1-in-link": b"\x1b]8;;\xc2\x9c\xc2\x9b6n\x1b\\",
+    "tmux-frame": b"\x1b[?1049h\x1b[22;0;0t\x1b[?1h\x1b=\x1b[H\x1b[2J\x1b[?12l\x1b[?25h\x1b[?1000l\x1b[?1006h\x1b[>4;2m\x1b[?2026h"
+                  b"\x1b[38;2;215;119;87mA\x1b[39m\xe2\x94\x80\x1b(0qqq\x1b(B\x1b[4:3m\x1b[1;24r\x1b[2 q\x1b[?2026l",
+    "clipboards": b"a\x1b]52;c;ZXZpbA==\x07b\x1b]52;c;?\x1b\\c\x1b]52;pc0;QUJD\x1b\\d",
+    "no-utf-8": b"\xe4\xb8\x9c\xc2\x9b6n\x9b6n\xc0\x9b6n\xe0\x82\x9b6n\xed\xa0\x80\xf4\x90\x80\x80\x1b%@\xc4\x9b6n",
+    "questions": b"\x1b[c\x1b[?1$p\x1b[1$w\x1bP+q544e\x1b\\\x1b[?996n\x1b]10;red;?\x07\x1b[>q\x1b[?u\x1b[>0n\x1b[1;1;1;1;1;1*y"
+                 b"\x1b[?2031h\x1b[?2048;25h",
     "broken-off": b"\x1b[1;\x18x\x1b]8;;\x1ay\x1b\x1b[31\x1b[mz",
 })
 FLOW = {"target": {"address": "192.0.2.1", "protocol": 17, "port": 443, "icmp": None}, "uid": 1000, "inode": 4026, "first": 1,

@@ -21,11 +21,12 @@ use step::{Failure, Step, Steps, Trouble, Verified};
 
 use task::task;
 
+use crate::audit::{self, file::LogFile};
 use crate::filesystem::Sealed;
 use crate::firewall::EgressLocked;
 use crate::innkeeper::Innkeeper;
 use crate::prerequisites::{self, together};
-use crate::report::event;
+use crate::report::{chain, event};
 use crate::status::milliseconds;
 use crate::status::report::Phase;
 
@@ -97,7 +98,7 @@ fn config(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failure> {
     steps.run(
         CONFIG,
         plan,
-        |()| Ok(()),
+        |()| keep_log(innkeeper),
         |()| {
             for warning in config.warnings.iter().map(String::as_str).chain(ACCEPTED) {
                 innkeeper.board().warn(warning);
@@ -107,6 +108,17 @@ fn config(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failure> {
             Ok(Verified::new((), format!("{rules} rules, {} secrets", config.secrets.iter().count())))
         },
     )
+}
+
+/// From here on the log is on its volume too, what was logged before included.
+fn keep_log(innkeeper: &Innkeeper) -> Result<(), Trouble> {
+    let log = &innkeeper.config.log;
+    let Some(path) = &log.file else { return Ok(()) };
+    let next = "see that root can write there, that no other box has the same log.file, and that the file is its own";
+    // A share of the memory is no measure for a volume; what was said of it is taken all the same.
+    let limit = log.file_size.resolve(prerequisites::limits::memory());
+    let file = LogFile::open(path, limit).map_err(|error| Trouble::unfit(chain(&error), next))?;
+    audit::keep(file).map_err(|error| Trouble::unfit(format!("cannot start the log's thread: {error}"), next))
 }
 
 // --- 10: readiness ---

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::audit::command::LogArgs;
 use crate::control::client;
@@ -15,11 +15,13 @@ use crate::identity::{credential, home};
 use crate::init::Init;
 use crate::readiness;
 use crate::report::{self, exit};
-use crate::session::{attach, pane};
 use crate::status::command::StatusArgs;
 use crate::supervisor::processes;
 use crate::supervisor::run_as::{self, Identity};
 use crate::workspace::clone::{self, Clone};
+
+mod manual;
+mod seat;
 
 /// PID 1 of a box in which an autonomous coding agent works behind an allowlist.
 #[derive(Debug, Parser)]
@@ -46,14 +48,8 @@ enum Command {
     Init(Init),
     /// Everything about the box on one screen
     Status(StatusArgs),
-    /// Enter the session; until it is there, boot progress
-    Attach {
-        /// Look, but do not type
-        #[arg(long)]
-        read_only: bool,
-        #[arg(long, hide = true)]
-        console: bool,
-    },
+    #[command(flatten)]
+    Seat(seat::Entry),
     /// The policy's verdict on a name, URL or address, and the rule that gives it
     Check {
         /// NAME, NAME:PORT, an address or a URL
@@ -80,6 +76,8 @@ enum Command {
     Log(LogArgs),
     /// Every setting: key, default, variable
     Settings,
+    #[command(flatten)]
+    Manual(manual::Manual),
     /// What this host can and can't give, before a boot: run it with the flags that a boot would get
     Doctor(DoctorArgs),
     /// The firewall's rules in the syntax of nft, each with its purpose
@@ -116,8 +114,6 @@ enum Command {
     Dns,
     #[command(hide = true)]
     Watch,
-    #[command(hide = true)]
-    Pane,
     #[command(hide = true)]
     Probe {
         #[arg(long)]
@@ -184,9 +180,7 @@ fn dispatch(command: Command) -> u8 {
             crate::init::run(&init)
         }
         Command::Status(args) => crate::status::command::run(&args),
-        Command::Attach { read_only, console } => {
-            done("attach", attach::run(attach::Attach { console, read_only }))
-        }
+        Command::Seat(entry) => seat::run(&entry),
         Command::Check { what } => ask(&Request::Check { what }),
         Command::Reload => ask(&Request::Reload),
         Command::Allow { rules, period } => {
@@ -194,6 +188,7 @@ fn dispatch(command: Command) -> u8 {
         }
         Command::Revoke { rules } => ask(&Request::Revoke { rules }),
         Command::Log(args) => crate::audit::command::run(&args),
+        Command::Manual(wanted) => manual::run(&wanted, Cli::command()),
         Command::Doctor(args) => crate::doctor::run(&args),
         Command::Settings => print(&crate::config::settings::help()),
         Command::Rules => ask(&Request::Rules),
@@ -224,7 +219,6 @@ fn dispatch(command: Command) -> u8 {
             call_ourselves(c"innkeeper-watch");
             done("watch", crate::watch::run())
         }
-        Command::Pane => done("pane", pane::run()),
         Command::Probe { attack, identity } => probe(&attack, &identity),
         Command::Home(home) => {
             let problems = home::run(&home);
@@ -297,6 +291,7 @@ fn ask(request: &Request) -> u8 {
             let said: String = said.iter().map(|line| format!("{}\n", report::inert(line))).collect();
             print(&format!("{said}policy generation {generation}: {rules} rules\n"))
         }
+        Ok(Response::Heard) => exit::OK,
         Ok(Response::Refused { reason }) => {
             report::last_words("refused", &reason);
             exit::CEILING

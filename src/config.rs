@@ -213,9 +213,13 @@ pub struct Tls {
     pub ca_certs: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Log {
     pub format: LogFormat,
+    /// The audit log on a volume.
+    pub file: Option<PathBuf>,
+    /// Octets of it, after which it is turned over.
+    pub file_size: ByteSize,
 }
 
 /// How events are written to standard error.

@@ -157,7 +157,11 @@ impl Subject {
         let (layout, agent) = self.layout();
         let owner = agent.as_ref().map_or(layout::ROOT, crate::account::Account::owner);
         if owner != layout::ROOT {
-            let writable = Writable::new(&layout, owner);
+            let log = config.and_then(|config| config.log.file.as_deref());
+            let writable = Writable::new(&layout, owner).keeping(log);
+            let lack = log.and_then(|path| crate::prerequisites::log_file::lack(path, &layout, owner));
+            findings
+                .extend(lack.map(|lack| Finding::missing("audit log", &lack, "the mount table and modes")));
             let accepts = |name: &str| config.is_some_and(|config| config.boot.accepts(name));
             findings.extend(places::findings(&layout, &writable, self.rootfs(), &self.given));
             findings.extend(places::doors(agent.as_ref(), accepts("host-doors"), &self.given));

@@ -96,9 +96,31 @@ fn claude_settings(plan: &Plan) -> String {
         "skipDangerousModePermissionPrompt": true,
         "permissions": { "disableAutoMode": "disable" },
         "env": env,
+        "hooks": hooks(),
     });
     format!("{settings:#}\n")
 }
+
+/// By these PID 1 learns whether Claude works or waits for a person. Those around tools are for the two that ask one.
+fn hooks() -> serde_json::Value {
+    let asks = "AskUserQuestion|ExitPlanMode";
+    let events = [
+        ("SessionStart", ""),
+        ("UserPromptSubmit", ""),
+        ("PreToolUse", asks),
+        ("PostToolUse", asks),
+        ("Notification", ""),
+        ("Stop", ""),
+        ("StopFailure", ""),
+    ];
+    let hook = serde_json::json!([{ "type": "command", "command": HOOK, "timeout": 5 }]);
+    let hooks = events.map(|(event, matcher)| {
+        (event.to_owned(), serde_json::json!([{ "matcher": matcher, "hooks": hook }]))
+    });
+    serde_json::Value::Object(hooks.into_iter().collect())
+}
+
+const HOOK: &str = "/usr/local/bin/innkeeper hook";
 
 /// The system's gitconfig. Values are quoted, so that a name can't end its line and begin another key.
 fn gitconfig(plan: &Plan) -> String {

@@ -79,6 +79,7 @@ pub fn run(init: &Init) -> u8 {
     };
     let status = match outcome {
         Ok(ending) => {
+            crate::audit::close();
             say_why(&ending);
             report::flush();
             ending.status
@@ -154,6 +155,8 @@ fn second_run(fd: i32, began: u64) -> Result<Ending, InitError> {
         let reason = "a box runs here already (its control socket answers); enter it with: innkeeper attach";
         return Ok(Ending { status: exit::USAGE, reason: reason.to_owned() });
     }
+    let identity = identity();
+    crate::audit::identify(&identity.id);
     // Side by side with the configuration: the lockdown waits for both.
     let surroundings = Surroundings::look().map_err(InitError::Look)?;
     let sources = Sources { env: environment, ..Sources::default() };
@@ -170,7 +173,7 @@ fn second_run(fd: i32, began: u64) -> Result<Ending, InitError> {
         Err(error) => return Ok(unfit_image(&error)),
     };
     let supervisor = Supervisor::new(config.session.stop_timeout).map_err(InitError::Supervisor)?;
-    let board = Arc::new(Board::new(identity()));
+    let board = Arc::new(Board::new(identity));
     let uids = accounts.uids();
     let terminal = sources.env.text("TERM").map(str::to_owned);
     let innkeeper = Arc::new(Innkeeper::new(

@@ -19,7 +19,7 @@ use crate::attribution::Attributor;
 use crate::audit;
 use crate::clock::{self, Jump};
 use crate::config::{Config, Sources};
-use crate::control::protocol::{Asker, Request, Response};
+use crate::control::protocol::{Asker, Place, Request, Response, Turn};
 use crate::control::server::Desk;
 use crate::dns::keeper::{Keeper, Standing};
 use crate::firewall::Firewall;
@@ -27,6 +27,7 @@ use crate::namespace::{Surroundings, changes};
 use crate::policy::LivePolicy;
 use crate::report::event;
 use crate::resources;
+use crate::seats::Seats;
 use crate::session::Session;
 use crate::status::report::{Phase, Report, SessionState, Step, StepState};
 use crate::status::{Board, MAX_AGE, audience};
@@ -55,6 +56,8 @@ pub struct Innkeeper {
     /// Finds the processes behind refused packets and questions.
     pub attributor: Attributor,
     pub session: OnceLock<Session>,
+    /// Who is in the box.
+    pub seats: Arc<Seats>,
     /// What of the box is used up.
     pub resources: resources::Watcher,
     /// Counts octets by name; why not, where this kernel does not tell.
@@ -104,6 +107,7 @@ impl Innkeeper {
             sources,
             accounts,
             surroundings,
+            seats: Arc::new(Seats::new(Arc::clone(&board))),
             board,
             spawner,
             began,
@@ -159,6 +163,7 @@ impl Innkeeper {
         let max_age = (asker == Asker::Operator).then_some(MAX_AGE);
         let mut report = self.board.report(max_age);
         report.policy.rules = self.shown_rules();
+        report.audit = audit::state();
         if let Some(firewall) = self.firewall.get() {
             report.firewall = firewall.report();
             self.names_are_back(&mut report);
@@ -234,6 +239,14 @@ impl Innkeeper {
         }
     }
 
+    fn hook(&self, turn: Turn, text: &str) -> Response {
+        match self.session.get() {
+            Some(session) if session.turn(turn, text) => Response::Heard,
+            Some(_) => Response::Failed { reason: "too many at a time".to_owned() },
+            None => Response::Failed { reason: "there is no session".to_owned() },
+        }
+    }
+
     fn progress(&self) -> Response {
         self.board.update(|report| Response::Progress {
             phase: report.phase,
@@ -265,8 +278,11 @@ impl Desk for Innkeeper {
                 None => Response::Failed { reason: "the rule set is not loaded yet".to_owned() },
             },
             Request::Credential { host } => self.credential(&host),
-            // Handled before: it keeps its connection.
-            Request::Pane => Response::Failed { reason: "no answer to a pane".to_owned() },
+            Request::Hook { turn, text } => self.hook(turn, &text),
+            // Handled before: they keep their connection.
+            Request::Pane | Request::Seat { .. } => {
+                Response::Failed { reason: "no answer to who stays".to_owned() }
+            }
         }
     }
 
@@ -274,6 +290,10 @@ impl Desk for Innkeeper {
         if let Some(session) = self.session.get() {
             session.pane(stream, pid);
         }
+    }
+
+    fn seat(&self, stream: UnixStream, place: Place, read_only: bool) {
+        self.seats.sit(stream, place, read_only);
     }
 }
 

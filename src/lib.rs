@@ -62,6 +62,10 @@ pub mod report;
 #[cfg(target_os = "linux")]
 pub mod resources;
 #[cfg(target_os = "linux")]
+pub mod schema;
+#[cfg(target_os = "linux")]
+pub mod seats;
+#[cfg(target_os = "linux")]
 pub mod secrets;
 #[cfg(target_os = "linux")]
 pub mod session;

@@ -2,6 +2,7 @@
 //! anything, and `doctor` shows it, in the same words.
 
 pub mod limits;
+pub mod log_file;
 pub mod network;
 pub mod places;
 pub mod privileges;
@@ -26,7 +27,9 @@ pub fn lacks(config: &Config, accounts: &Accounts) -> Vec<Lack> {
     }
     lacks.extend(programs::lacks(config, &accounts.agent.home));
     let layout = places::layout(config, &accounts.agent);
-    let writable = Writable::new(&layout, accounts.agent.owner());
+    let log = config.log.file.as_deref();
+    let writable = Writable::new(&layout, accounts.agent.owner()).keeping(log);
+    lacks.extend(log.and_then(|path| log_file::lack(path, &layout, accounts.agent.owner())));
     lacks.extend(places::foreseen(&layout, &writable, !config.boot.accepts("rootfs"), &given));
     lacks
 }

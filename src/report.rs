@@ -11,9 +11,9 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use crate::audit::chain::Chain;
 use crate::audit::{self, Entry};
 
 mod words;
@@ -35,8 +35,15 @@ static DROPPED: AtomicU64 = AtomicU64::new(0);
 
 const QUEUE_LINES: usize = 1024;
 
+enum Line {
+    /// As it stands.
+    Text(String),
+    /// An object of a stream of JSON lines, which it becomes a link of when it is written.
+    Object(String),
+}
+
 enum Message {
-    Line(String),
+    Line(Line),
     /// Everything before it has been written when this end is dropped.
     Flush(SyncSender<()>),
 }
@@ -56,22 +63,35 @@ fn write_lines(receiver: &Receiver<Message>) {
     while let Ok(message) = receiver.recv() {
         let dropped = DROPPED.swap(0, Ordering::Relaxed);
         if dropped > 0 {
-            write_line(&render("log", &format!("{dropped} lines were dropped: standard error was blocked")));
+            let told = format!("{dropped} lines were dropped: standard error was blocked");
+            write_line(render("log", &told, &audit::note("log", &told)));
         }
         match message {
-            Message::Line(line) => write_line(&line),
+            Message::Line(line) => write_line(line),
             Message::Flush(done) => drop(done),
         }
     }
 }
 
-fn write_line(line: &str) {
+static CHAIN: Mutex<Option<Chain>> = Mutex::new(None);
+
+fn write_line(line: Line) {
     // A closed standard error is the reader's choice; enforcement goes on without it.
-    drop(std::io::stderr().lock().write_all(line.as_bytes()));
+    match line {
+        Line::Text(text) => drop(std::io::stderr().lock().write_all(text.as_bytes())),
+        Line::Object(object) => {
+            let mut chain = CHAIN.lock().unwrap_or_else(PoisonError::into_inner);
+            let chain = chain.get_or_insert_default();
+            let line = chain.link(&object, audit::box_id());
+            chain.advance(&line);
+            drop(std::io::stderr().lock().write_all((line + "\n").as_bytes()));
+        }
+    }
 }
 
-/// Gives the writer a moment to empty the queue before the process ends.
+/// Gives the writers a moment to empty their queues before the process ends.
 pub fn flush() {
+    audit::file::flush(FLUSH_LIMIT);
     let Some(queue) = QUEUE.get() else { return };
     let (done, ended) = sync_channel::<()>(0);
     // A full queue means a blocked reader, for whom there is nothing to wait.
@@ -104,34 +124,44 @@ pub fn event(source: &'static str, message: &str) {
 /// Into the audit log, and to standard error unless that shows the session.
 fn tell(source: &str, message: &str) {
     let entry = audit::note(source, message);
-    match JSON.load(Ordering::Relaxed) {
-        true => emit(json(&entry)),
-        false if QUIET.load(Ordering::Relaxed) => {}
-        false => emit(render(source, message)),
+    audit::file::add(&entry);
+    if JSON.load(Ordering::Relaxed) || !QUIET.load(Ordering::Relaxed) {
+        emit(render(source, message, &entry));
     }
 }
 
-/// An entry of the audit log that is no plain event: a line where standard error is JSON; else `text`, if it is for people.
-/// `kind` has its own bound: the agent causes refusals and uses at will.
-pub fn entry(kind: &'static str, entry: &Entry, text: Option<&str>) {
-    let json_lines = JSON.load(Ordering::Relaxed);
+/// An entry of the audit log that is no plain event: a line of the file and of JSON; else `text`, if it is for people.
+/// `kind` has its own bound: the agent causes refusals and uses at will. Returns whether it was within that.
+pub fn entry(kind: &'static str, entry: &Entry, text: Option<&str>) -> bool {
     let line = match text {
-        _ if json_lines => json(entry),
-        Some(text) if !QUIET.load(Ordering::Relaxed) => render(kind, text),
-        Some(_) | None => return,
+        _ if JSON.load(Ordering::Relaxed) => Some(object(entry)),
+        Some(text) if !QUIET.load(Ordering::Relaxed) => Some(render(kind, text, entry)),
+        Some(_) | None => None,
     };
-    match take_place(kind) {
-        None => {}
-        Some(0) => emit(line),
-        Some(count) => {
-            tell("log", &format!("{count} lines about {kind} were left out: too many at a time"));
-            emit(line);
-        }
+    if line.is_none() && !audit::file::is_open() {
+        return true;
+    }
+    let Some(left_out) = take_place(kind) else { return false };
+    if left_out > 0 {
+        tell("log", &format!("{left_out} lines about {kind} were left out: too many at a time"));
+    }
+    audit::file::add(entry);
+    if let Some(line) = line {
+        emit(line);
+    }
+    true
+}
+
+/// The last state of what goes on to be counted, when the box ends.
+pub fn last(entry: &Entry) {
+    audit::file::add(entry);
+    if JSON.load(Ordering::Relaxed) {
+        emit(object(entry));
     }
 }
 
-fn json(entry: &Entry) -> String {
-    serde_json::to_string(entry).unwrap_or_default() + "\n"
+fn object(entry: &Entry) -> Line {
+    Line::Object(serde_json::to_string(entry).unwrap_or_default())
 }
 
 static BUCKETS: Mutex<BTreeMap<&'static str, Bucket>> = Mutex::new(BTreeMap::new());
@@ -174,36 +204,29 @@ impl Bucket {
 
 /// Like [`event`], but also while the console shows the session: the reason for the end.
 pub fn last_words(source: &str, message: &str) {
-    emit(render(source, message));
+    let entry = audit::note(source, message);
+    audit::file::add(&entry);
+    emit(render(source, message, &entry));
 }
 
-fn emit(line: String) {
-    let Some(queue) = QUEUE.get() else { return write_line(&line) };
+fn emit(line: Line) {
+    let Some(queue) = QUEUE.get() else { return write_line(line) };
     if let Err(TrySendError::Full(_)) = queue.try_send(Message::Line(line)) {
         DROPPED.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-#[derive(Serialize)]
-struct Line<'a> {
-    schema: u8,
-    time: String,
-    source: &'a str,
-    message: &'a str,
-}
-
-fn render(source: &str, message: &str) -> String {
+/// What happened as standard error has it: in JSON the entry, else lines for people.
+fn render(source: &str, message: &str, entry: &Entry) -> Line {
     if JSON.load(Ordering::Relaxed) {
-        let line = Line { schema: 1, time: now(), source, message };
-        serde_json::to_string(&line).unwrap_or_default() + "\n"
-    } else {
-        let mut text = String::new();
-        for line in message.lines() {
-            // CR too: the console may be a terminal in raw mode.
-            write!(text, "innkeeper: {source}: {}\r\n", inert(line)).ok();
-        }
-        text
+        return object(entry);
     }
+    let mut text = String::new();
+    for line in message.lines() {
+        // CR too: the console may be a terminal in raw mode.
+        write!(text, "innkeeper: {source}: {}\r\n", inert(line)).ok();
+    }
+    Line::Text(text)
 }
 
 /// The time in RFC 3339, to the millisecond.

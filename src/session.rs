@@ -4,11 +4,17 @@
 //! (tmux PR 717, issue 3881). Every client here is a child that has become the agent first.
 
 pub mod attach;
+mod client;
+mod escape;
+pub mod hook;
 mod host;
 pub mod pane;
 mod relay;
 mod server;
+pub mod shell;
 pub mod terminal;
+mod tty;
+mod turns;
 
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Sender, SyncSender};
@@ -17,7 +23,7 @@ use std::time::Duration;
 
 use host::Host;
 
-use crate::control::protocol::{ClaudeStart, PaneNews};
+use crate::control::protocol::{ClaudeStart, PaneNews, Turn};
 use crate::firewall::EgressLocked;
 use crate::status::Board;
 use crate::supervisor::run_as::Identity;
@@ -64,6 +70,7 @@ enum Event {
     Pane(UnixStream, i32),
     News(u64, PaneNews),
     PaneGone(u64),
+    Turned(Turn, String),
     ServerEnded(u64, Exit),
     Stop(Sender<()>),
 }
@@ -73,6 +80,7 @@ enum Event {
 pub struct Session {
     events: SyncSender<Event>,
     claude: Arc<Mutex<Option<i32>>>,
+    patience: Arc<turns::Patience>,
 }
 
 impl std::fmt::Debug for Event {
@@ -86,7 +94,7 @@ impl Session {
     pub fn start(plan: Plan, spawner: Spawner, board: Arc<Board>, _: &EgressLocked) -> std::io::Result<Self> {
         // Bounded: what the agent's pane says waits there, and not in our memory.
         let (events, receiver) = mpsc::sync_channel(64);
-        let session = Self { events, claude: Arc::default() };
+        let session = Self { events, claude: Arc::default(), patience: Arc::default() };
         let host = Host::new(plan, spawner, board, session.clone());
         std::thread::Builder::new().name("session".into()).spawn(move || host.run(&receiver))?;
         Ok(session)
@@ -96,6 +104,12 @@ impl Session {
     pub fn pane(&self, stream: UnixStream, pid: i32) {
         // The session's thread ends only with the box.
         drop(self.events.send(Event::Pane(stream, pid)));
+    }
+
+    /// One of Claude's hooks speaks; false when that is not heard: they speak too much.
+    #[must_use]
+    pub fn turn(&self, turn: Turn, text: &str) -> bool {
+        self.patience.has_room() && self.events.try_send(Event::Turned(turn, text.to_owned())).is_ok()
     }
 
     /// Tells Claude to end, then the server; returns when both have, or after `limit`.

@@ -92,6 +92,7 @@ impl Board {
             restarts: 0,
             last_exit: None,
             detail: "the box is booting".to_owned(),
+            last_message: None,
         };
         let report = Report {
             schema: SCHEMA,

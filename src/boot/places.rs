@@ -197,7 +197,8 @@ pub(super) fn seal(innkeeper: &Innkeeper, steps: &Steps, places: &[Mount]) -> Re
     let accepted = |name: &str| innkeeper.config.boot.accepts(name);
     let plan = || {
         let doors = filesystem::surfaces::find().map_err(|error| Trouble::internal(&error))?;
-        Ok((Writable::new(places, innkeeper.accounts.agent.owner()), doors))
+        let log = innkeeper.config.log.file.as_deref();
+        Ok((Writable::new(places, innkeeper.accounts.agent.owner()).keeping(log), doors))
     };
     let uncovered = Cell::new(0);
     steps.run(

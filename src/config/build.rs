@@ -263,9 +263,12 @@ fn tls(values: &mut Values) -> Tls {
 }
 
 fn log(values: &mut Values) -> Log {
-    values.later("log.file");
     let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
-    Log { format: values.choice("log.format", LogFormat::Text, &formats) }
+    Log {
+        format: values.choice("log.format", LogFormat::Text, &formats),
+        file: values.path("log.file"),
+        file_size: values.size("log.file_size"),
+    }
 }
 
 fn identity(values: &mut Values) -> Identity {

@@ -314,7 +314,7 @@ mod tests {
             ),
             (
                 "[log]\nzzzzzzzz = 1979-05-27",
-                "i.toml:2: unknown key \"log.zzzzzzzz\"\n   next: [log] has format, file",
+                "i.toml:2: unknown key \"log.zzzzzzzz\"\n   next: [log] has format, file, file_size",
             ),
             (
                 "[zzzzzzzzzz]",

@@ -38,6 +38,43 @@ pub enum Request {
     Credential { host: String },
     /// This connection is the pane in which Claude runs; PID 1 sends orders on it.
     Pane,
+    /// An operator is in the box as long as this connection is open; PID 1 rings on it.
+    Seat { place: Place, read_only: bool },
+    /// Claude Code's own hooks tell what it does: hearsay, as all that the agent says.
+    Hook { turn: Turn, text: String },
+}
+
+/// What an operator enters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Place {
+    Session,
+    Shell,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Session => "session",
+            Self::Shell => "shell",
+        })
+    }
+}
+
+/// Where Claude's turn is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Turn {
+    /// It waits for its first task.
+    Idle,
+    /// It works.
+    Began,
+    /// It needs an answer before it can go on.
+    Asks,
+    /// It has done what it was told, and waits for the next.
+    Ended,
+    /// The model's API did not let it go on.
+    Failed,
 }
 
 impl Request {
@@ -90,6 +127,8 @@ pub enum Response {
         username: String,
         password: String,
     },
+    /// It was taken note of.
+    Heard,
     /// The request is not for this uid.
     Refused {
         reason: String,
@@ -177,8 +216,8 @@ impl Asker {
     /// Whether this asker may make this request; the reason if not.
     pub fn may(self, request: &Request) -> Result<(), String> {
         let allowed = match (self, request) {
-            // A pane runs in the agent's session and nowhere else.
-            (Self::Operator, Request::Pane) => false,
+            // A pane and Claude's hooks run in the agent's session and nowhere else.
+            (Self::Operator, Request::Pane | Request::Hook { .. }) => false,
             (Self::Operator, _) => true,
             (
                 Self::Agent,
@@ -186,6 +225,7 @@ impl Asker {
                 | Request::Progress
                 | Request::Check { .. }
                 | Request::Credential { .. }
+                | Request::Hook { .. }
                 | Request::Pane,
             ) => true,
             (
@@ -194,6 +234,7 @@ impl Asker {
                 | Request::Rules
                 | Request::Allow { .. }
                 | Request::Revoke { .. }
+                | Request::Seat { .. }
                 | Request::Log { .. },
             )
             | (Self::Other(_), _) => false,

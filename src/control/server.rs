@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::protocol::{Asker, MAX_OPERATOR_REQUEST, MAX_REQUEST, Request, Response};
+use super::protocol::{Asker, MAX_OPERATOR_REQUEST, MAX_REQUEST, Place, Request, Response};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
@@ -21,6 +21,8 @@ pub trait Desk: Send + Sync + 'static {
     fn answer(&self, asker: Asker, request: Request) -> Response;
     /// `pid` is who connected, as the kernel says.
     fn pane(&self, stream: UnixStream, pid: i32);
+    /// Returns when the operator has left.
+    fn seat(&self, stream: UnixStream, place: Place, read_only: bool);
 }
 
 /// A request is one short line: who needs longer to write it is not a client of ours.
@@ -54,14 +56,18 @@ fn accept(listener: &UnixListener, agent: u32, desk: &Arc<dyn Desk>) {
         let Ok(peer) = rustix::net::sockopt::socket_peercred(&stream) else { continue };
         let asker = Asker::new(peer.uid.as_raw(), agent);
         let class = if asker == Asker::Operator { &operators } else { &others };
-        let Some(place) = Place::take(class) else {
+        let Some(slot) = Slot::take(class) else {
             refuse(stream, "too many connections; try again");
             continue;
         };
         let desk = Arc::clone(desk);
         let serve = move || {
-            let _place = place;
-            converse(stream, asker, peer.pid.as_raw_nonzero().get(), desk.as_ref());
+            let stays = converse(stream, asker, peer.pid.as_raw_nonzero().get(), desk.as_ref());
+            // Who stays has a bound of his own: he takes no place of those who ask.
+            drop(slot);
+            if let Some((stream, place, read_only)) = stays {
+                desk.seat(stream, place, read_only);
+            }
         };
         if let Err(error) = std::thread::Builder::new().name("request".into()).spawn(serve) {
             crate::report::event("control", &format!("cannot serve a request: {error}"));
@@ -70,16 +76,16 @@ fn accept(listener: &UnixListener, agent: u32, desk: &Arc<dyn Desk>) {
 }
 
 /// One of a bounded number of places; given back when dropped.
-struct Place(Arc<AtomicUsize>);
+struct Slot(Arc<AtomicUsize>);
 
-impl Place {
+impl Slot {
     fn take(count: &Arc<AtomicUsize>) -> Option<Self> {
-        let place = Self(Arc::clone(count));
-        (count.fetch_add(1, Ordering::Relaxed) < MAX_CONNECTIONS).then_some(place)
+        let slot = Self(Arc::clone(count));
+        (count.fetch_add(1, Ordering::Relaxed) < MAX_CONNECTIONS).then_some(slot)
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -91,22 +97,33 @@ fn refuse(mut stream: UnixStream, reason: &str) {
     }
 }
 
-fn converse(mut stream: UnixStream, asker: Asker, pid: i32, desk: &dyn Desk) {
+/// An operator who stays.
+type Stay = (UnixStream, Place, bool);
+
+/// Answers one request, unless its connection is for longer.
+fn converse(mut stream: UnixStream, asker: Asker, pid: i32, desk: &dyn Desk) -> Option<Stay> {
     let limits = stream.set_read_timeout(Some(PATIENCE)).and(stream.set_write_timeout(Some(PATIENCE)));
     if limits.is_err() {
-        return;
+        return None;
     }
     let limit = if asker == Asker::Operator { MAX_OPERATOR_REQUEST } else { MAX_REQUEST };
-    let Some(line) = read_line(&mut stream, limit) else { return };
+    let line = read_line(&mut stream, limit)?;
     let response = match Request::parse(&line) {
         Err(error) => Response::Failed { reason: format!("no request of this version: {error}") },
         Ok(request) => match asker.may(&request) {
             Err(reason) => Response::Refused { reason },
-            Ok(()) if request == Request::Pane => return desk.pane(stream, pid),
-            Ok(()) => desk.answer(asker, request),
+            Ok(()) => match request {
+                Request::Pane => {
+                    desk.pane(stream, pid);
+                    return None;
+                }
+                Request::Seat { place, read_only } => return Some((stream, place, read_only)),
+                request => desk.answer(asker, request),
+            },
         },
     };
     write(&mut stream, &response);
+    None
 }
 
 /// A line within the limits of size and time, else nothing. The time limit is for the line as a whole.

@@ -29,6 +29,8 @@ const SELF_GOVERNED: &[&str] = &["proc", "devpts", "mqueue"];
 pub struct Writable {
     places: Vec<PathBuf>,
     agent: Owner,
+    /// PID 1 writes below it, and nobody else can.
+    kept: Option<PathBuf>,
 }
 
 impl Writable {
@@ -37,7 +39,21 @@ impl Writable {
     pub fn new(layout: &[super::layout::Mount], agent: Owner) -> Self {
         let mut paths: Vec<PathBuf> = layout.iter().map(|place| place.path.clone()).collect();
         paths.extend(["/dev/shm", "/dev/mqueue", "/dev/pts"].map(PathBuf::from));
-        Self { places: paths, agent }
+        Self { places: paths, agent, kept: None }
+    }
+
+    /// The mount in which this file of root's lies stays writable: for root, which is looked at as everywhere.
+    #[must_use]
+    pub fn keeping(self, file: Option<&Path>) -> Self {
+        let table = file.and_then(|_| MountTable::read().ok());
+        let mount =
+            file.zip(table).and_then(|(file, table)| table.covering(file).map(|entry| entry.path.clone()));
+        // The root file system is never spared: a file there is refused before anything is touched.
+        Self { kept: mount.filter(|mount| mount != Path::new("/")), ..self }
+    }
+
+    fn keeps(&self, entry: &MountEntry) -> bool {
+        self.kept.as_ref() == Some(&entry.path)
     }
 
     /// The mounts that must become read-only and are not.
@@ -80,8 +96,8 @@ pub fn apply(writable: &Writable) -> Result<(), SealError> {
     let mut failed = None;
     for entry in writable.sealable(&table) {
         // nosuid too: no setuid file or file capability of the image has an effect any more, for anybody.
-        let flags =
-            entry.flags() | MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID;
+        let read_only = if writable.keeps(&entry) { MsFlags::empty() } else { MsFlags::MS_RDONLY };
+        let flags = entry.flags() | MsFlags::MS_BIND | MsFlags::MS_REMOUNT | read_only | MsFlags::MS_NOSUID;
         if let Err(source) = mount(None::<&str>, &entry.path, None::<&str>, flags, None::<&str>) {
             failed = failed.or(Some(SealError::Remount { path: entry.path, source }));
         }
@@ -100,7 +116,8 @@ pub fn verify(writable: &Writable) -> Result<Vec<PathBuf>, String> {
         return Err(format!("still writable: {}", open.join(", ")));
     }
     // Runtimes make /dev and the directory of cgroups of these.
-    Ok(others.into_iter().filter(|entry| !entry.is_tmpfs()).map(|entry| entry.path).collect())
+    let left = others.into_iter().filter(|entry| !entry.is_tmpfs() && !writable.keeps(entry));
+    Ok(left.map(|entry| entry.path).collect())
 }
 
 /// What stays writable for root, in words; `None` if nothing does.
@@ -169,7 +186,7 @@ fn place_for(mount: &Path, agent: Owner) -> Option<String> {
     None
 }
 
-pub(super) fn may_write(metadata: &std::fs::Metadata, agent: Owner) -> bool {
+pub(crate) fn may_write(metadata: &std::fs::Metadata, agent: Owner) -> bool {
     let mode = metadata.mode();
     // An owner may give itself what it lacks.
     metadata.uid() == agent.uid || mode & 0o002 != 0 || metadata.gid() == agent.gid && mode & 0o020 != 0

@@ -4,15 +4,18 @@
 //! makes it do, it does with the agent's rights and on a terminal that is not the operator's. The root side copies
 //! bytes and window sizes, and filters what goes to the operator's terminal.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::time::{Duration, Instant};
 
 use rustix::termios::tcgetattr;
 
-use super::relay::relay;
-use crate::account::Accounts;
+use super::relay::{Left, relay};
+use super::terminal::Filter;
+use super::tty::say;
+use crate::account::{Account, Accounts};
 use crate::control::client::{self, ClientError};
-use crate::control::protocol::{Request, Response};
+use crate::control::protocol::{Place, Request, Response};
+use crate::seats::{Seat, SeatError};
 use crate::status::report::{Phase, Step, StepState};
 use crate::supervisor::backoff::pause;
 
@@ -26,6 +29,14 @@ pub enum AttachError {
     Ask(#[from] ClientError),
     #[error("the box has failed to boot: {0}")]
     BootFailed(String),
+    #[error("the box is stopping")]
+    Stopping,
+    #[error("the box ended while it booted; its log says why")]
+    Gone,
+    #[error("cannot take a seat in the box")]
+    Seat(#[source] SeatError),
+    #[error("only root has a root shell")]
+    NotRoot,
     #[error("cannot make a pseudo-terminal")]
     Pty(#[source] rustix::io::Errno),
     #[error("cannot set the terminal's mode")]
@@ -42,6 +53,8 @@ pub struct Attach {
     /// On PID 1's own terminal (`docker run -it`): detaching leaves a line, not the box.
     pub console: bool,
     pub read_only: bool,
+    /// The session may write the operator's clipboard.
+    pub clipboard: bool,
 }
 
 /// Shows the boot, then the session, until the operator detaches or the session ends.
@@ -51,18 +64,22 @@ pub fn run(attach: Attach) -> Result<(), AttachError> {
     let agent = Accounts::find()?.agent;
     loop {
         wait_for_session(attach.console)?;
-        relay(&agent, attach)?;
+        let left = visit(&agent, attach)?;
         let end = end();
         if !attach.console {
-            say(match end {
-                End::Detached => "[the box keeps running]\n",
-                End::Session => "[the session ended]\n",
+            say(match (left, end) {
+                (Left::Stopped, _) => "[left: the session's client was stopped again and again]\n",
+                (Left::Program | Left::Escape | Left::Told, End::Detached) => "[the box keeps running]\n",
+                (Left::Program | Left::Escape | Left::Told, End::Session) => "[the session ended]\n",
+                (Left::Program | Left::Escape | Left::Told, End::Box) => "[the box is stopping]\n",
             });
             return Ok(());
         }
         let line = match end {
             End::Detached => "[the box keeps running. Enter: back to the session, Ctrl-C: stop the box]\n",
-            End::Session => "[the session ended. Enter: wait for the next one, Ctrl-C: stop the box]\n",
+            End::Session | End::Box => {
+                "[the session ended. Enter: wait for the next one, Ctrl-C: stop the box]\n"
+            }
         };
         say(line);
         if !wait_for_enter()? {
@@ -71,10 +88,13 @@ pub fn run(attach: Attach) -> Result<(), AttachError> {
     }
 }
 
-pub(super) fn say(text: &str) {
-    let mut out = std::io::stdout().lock();
-    // A terminal that is gone reads nothing.
-    drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+/// One stay in the session. Only root's are written down: the agent may look at its own session as it likes.
+fn visit(agent: &Account, attach: Attach) -> Result<Left, AttachError> {
+    let is_root = nix::unistd::geteuid().is_root();
+    let seat = is_root.then(|| Seat::take(Place::Session, attach.read_only));
+    let seat = seat.transpose().map_err(AttachError::Seat)?;
+    let start = |slave: &_| super::client::start(agent, slave, attach);
+    relay(start, Filter::new(attach.clipboard), seat).map(|end| end.left)
 }
 
 /// Whether Enter came; `false` when the terminal is gone.
@@ -103,6 +123,7 @@ fn wait_for_session(console: bool) -> Result<(), AttachError> {
     let started = Instant::now();
     loop {
         let answer = match client::ask(&Request::Progress) {
+            Err(ClientError::Connect(_)) if shown > 0 && !console => return Err(AttachError::Gone),
             Err(ClientError::Connect(_)) if console || started.elapsed() < NO_SOCKET => {
                 pause(PROGRESS);
                 continue;
@@ -115,7 +136,7 @@ fn wait_for_session(console: bool) -> Result<(), AttachError> {
         shown += show_steps(steps.get(shown..).unwrap_or_default());
         match phase {
             Phase::Failed => return Err(AttachError::BootFailed(failed_step(&steps))),
-            Phase::Stopping => return Err(AttachError::BootFailed("the box is stopping".to_owned())),
+            Phase::Stopping => return Err(AttachError::Stopping),
             Phase::Ready if open => return Ok(()),
             Phase::Ready | Phase::Booting => {}
         }
@@ -150,9 +171,11 @@ fn failed_step(steps: &[Step]) -> String {
     failed.map_or_else(|| "see its log".to_owned(), |step| format!("{}: {}", step.name, step.detail))
 }
 
+#[derive(Clone, Copy)]
 enum End {
     Detached,
     Session,
+    Box,
 }
 
 /// Whether the operator left or the session ended. The client's exit status is the agent's to choose (`detach -E`), so
@@ -160,6 +183,7 @@ enum End {
 fn end() -> End {
     match client::ask(&Request::Progress) {
         Ok(Response::Progress { open: true, phase: Phase::Ready, .. }) => End::Detached,
+        Ok(Response::Progress { phase: Phase::Stopping, .. }) | Err(ClientError::Connect(_)) => End::Box,
         Ok(_) | Err(_) => End::Session,
     }
 }

@@ -134,6 +134,7 @@ impl Host {
             Event::Pane(stream, pid) => self.pane_joined(stream, pid),
             Event::News(id, news) if self.is_pane(id) => self.hear(news),
             Event::PaneGone(id) if self.is_pane(id) => self.pane_gone(),
+            Event::Turned(turn, text) => self.turned(turn, &text),
             Event::ServerEnded(id, exit) if id == self.server_id => self.server_ended(exit),
             // From a pane or a server that has been replaced.
             Event::News(..) | Event::PaneGone(_) | Event::ServerEnded(..) => {}
@@ -241,6 +242,10 @@ impl Host {
 
     fn parent(&self, pid: i32) -> Option<i32> {
         procfs::process::Process::new(pid).and_then(|process| process.stat()).map(|stat| stat.ppid).ok()
+    }
+
+    pub(super) fn claude_runs(&self) -> bool {
+        self.process.is_some()
     }
 
     /// Whether Claude's process still lives after `patience`; the kernel says so, not the pane.

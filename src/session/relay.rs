@@ -1,139 +1,377 @@
-//! The pty relay between the operator's terminal and the tmux client, which runs as the agent on a terminal of its own.
-//! Bytes and window sizes are copied; what goes to the operator is filtered.
+//! The pty relay between the operator's terminal and a program on a terminal of its own: the tmux client, which runs as
+//! the agent, or root's shell. Bytes and window sizes are copied; what goes to the operator is filtered.
+//!
+//! Nothing here waits for one side only: a program that does not read its keys, and a terminal that does not read its
+//! screen, are both left by the keys of [`super::escape`], by a signal, or by the end of the other side.
 
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 use rustix::pty::{OpenptFlags, grantpt, openpt, unlockpt};
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
+use rustix::termios::{Winsize, tcgetwinsize, tcsetwinsize};
+use signal_hook::SigId;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGTERM, SIGWINCH};
 
-use super::attach::{Attach, AttachError, say};
-use super::terminal::{Filter, RESET};
-use super::{NAME, socket, tmux};
-use crate::account::Account;
+use super::attach::AttachError;
+use super::escape::Escape;
+use super::terminal::Filter;
+use super::tty::Tty;
+use crate::seats::Seat;
 use crate::supervisor::backoff::pause;
-use crate::supervisor::run_as::Identity;
-use crate::supervisor::{Launch, Stream};
 
-/// The operator's terminal in raw mode; restored however this ends.
-struct RawMode {
-    saved: Termios,
+/// Why the relay ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// The program on the other side ended.
+    Program,
+    /// The operator's keys, whatever the program does.
+    Escape,
+    /// The program was stopped again and again.
+    Stopped,
+    /// We were told to, or the terminal is gone.
+    Told,
 }
 
-impl RawMode {
-    fn enter() -> Result<Self, AttachError> {
-        let stdin = rustix::stdio::stdin();
-        let saved = tcgetattr(stdin).map_err(AttachError::Mode)?;
-        let mut raw = saved.clone();
-        raw.make_raw();
-        tcsetattr(stdin, OptionalActions::Now, &raw).map_err(AttachError::Mode)?;
-        Ok(Self { saved })
-    }
+/// Why it ended, and how the program did.
+pub(super) struct End {
+    pub(super) left: Left,
+    pub(super) status: Option<WaitStatus>,
 }
 
-impl Drop for RawMode {
-    fn drop(&mut self) {
-        // Modes that a client which died could not take back: alternate screen, mouse, paste, key modes, cursor.
-        say(RESET);
-        // A terminal that is gone has no mode.
-        tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &self.saved).ok();
-    }
+/// Signals as something to poll; heard until this is dropped.
+struct Signals {
+    pipe: UnixStream,
+    ids: Vec<SigId>,
 }
 
-/// A signal as something to poll.
-fn signal_pipe(signals: &[i32]) -> Result<UnixStream, AttachError> {
-    let (reader, writer) = UnixStream::pair().map_err(AttachError::Wait)?;
-    reader.set_nonblocking(true).map_err(AttachError::Wait)?;
-    for signal in signals {
-        let writer = writer.try_clone().map_err(AttachError::Wait)?;
-        signal_hook::low_level::pipe::register(*signal, writer).map_err(AttachError::Wait)?;
-    }
-    Ok(reader)
-}
-
-pub(super) fn relay(agent: &Account, attach: Attach) -> Result<(), AttachError> {
-    let master =
-        openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).map_err(AttachError::Pty)?;
-    grantpt(&master).and_then(|()| unlockpt(&master)).map_err(AttachError::Pty)?;
-    let slave = rustix::pty::ioctl_tiocgptpeer(
-        &master,
-        OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
-    )
-    .map_err(AttachError::Pty)?;
-    copy_size(&master);
-    let changed = signal_pipe(&[SIGWINCH, SIGCHLD])?;
-    let leave = signal_pipe(&[SIGTERM, SIGHUP])?;
-    let child = start_client(agent, &slave, attach)?;
-    drop(slave);
-    let raw = RawMode::enter()?;
-    let result = copy(&master, &changed, &leave, child);
-    drop(raw);
-    // Closing the master hangs the client up if it still lives.
-    drop(master);
-    reap(child);
-    result
-}
-
-/// The client ends with its terminal; one that does not is ended. It is the agent's, so it is not waited for long.
-fn reap(child: Pid) {
-    let deadline = Instant::now() + LAST_MOMENT;
-    while Instant::now() < deadline {
-        if waitpid(child, Some(WaitPidFlag::WNOHANG)) != Ok(WaitStatus::StillAlive) {
-            return;
+impl Signals {
+    fn hear(signals: &[i32]) -> Result<Self, AttachError> {
+        let (pipe, writer) = UnixStream::pair().map_err(AttachError::Wait)?;
+        pipe.set_nonblocking(true).map_err(AttachError::Wait)?;
+        let mut heard = Self { pipe, ids: Vec::new() };
+        for signal in signals {
+            let writer = writer.try_clone().map_err(AttachError::Wait)?;
+            let id = signal_hook::low_level::pipe::register(*signal, writer).map_err(AttachError::Wait)?;
+            heard.ids.push(id);
         }
-        pause(Duration::from_millis(10));
+        Ok(heard)
     }
-    // Of another uid than ours only as root; where we are the agent ourselves it is our own process as well.
-    nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).ok();
-    waitpid(child, None).ok();
+
+    fn clear(&self) {
+        let mut buffer = [0; 16];
+        let mut stream = &self.pipe;
+        while stream.read(&mut buffer).is_ok_and(|read| read > 0) {}
+    }
 }
 
+impl Drop for Signals {
+    fn drop(&mut self) {
+        for id in self.ids.drain(..) {
+            signal_hook::low_level::unregister(id);
+        }
+    }
+}
+
+/// Runs what `start` puts on the terminal that it is given.
+pub(super) fn relay(
+    start: impl FnOnce(&OwnedFd) -> Result<Pid, AttachError>,
+    filter: Filter,
+    seat: Option<Seat>,
+) -> Result<End, AttachError> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = openpt(flags).map_err(AttachError::Pty)?;
+    grantpt(&master).and_then(|()| unlockpt(&master)).map_err(AttachError::Pty)?;
+    let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags).map_err(AttachError::Pty)?;
+    rustix::fs::fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK).map_err(AttachError::Pty)?;
+    copy_size(&master);
+    let changed = Signals::hear(&[SIGWINCH, SIGCHLD])?;
+    let told = Signals::hear(&[SIGTERM, SIGHUP])?;
+    let child = start(&slave)?;
+    drop(slave);
+    let tty = match Tty::enter() {
+        Ok(tty) => tty,
+        Err(error) => {
+            drop(master);
+            reap(child);
+            return Err(error);
+        }
+    };
+    let mut relay = Relay {
+        master,
+        tty,
+        child,
+        filter,
+        seat,
+        screen: Vec::with_capacity(SCREEN),
+        shown: 0,
+        keys: Vec::new(),
+        unread_since: None,
+        escape: Escape::default(),
+        stops: Vec::new(),
+    };
+    let result = relay.copy(&changed, &told);
+    relay.tty.farewell(relay.filter.farewell());
+    let Relay { master, tty, .. } = relay;
+    drop(tty);
+    // Closing the master hangs the program up if it still lives.
+    drop(master);
+    let status = reap(child);
+    result.map(|left| End { left, status })
+}
+
+/// Octets for the operator that wait for the terminal, before the program has to.
+const SCREEN: usize = 256 << 10;
+/// Octets of the operator's that wait for the program.
+const KEYS: usize = 64 << 10;
+/// A program that reads no keys in this time hangs: further keys are looked at, and go nowhere.
+const HANGS: Duration = Duration::from_secs(2);
+/// Whoever stops the program so often in so short a time does not want the operator here.
+const MAX_STOPS: usize = 5;
+const STOPS_WITHIN: Duration = Duration::from_secs(10);
+/// What a program writes while it ends is a few sequences; somebody else may go on writing for ever.
+const MAX_LAST_WORDS: usize = 256 << 10;
 /// A tmux client whose terminal is gone ends at once.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
-fn start_client(agent: &Account, slave: &OwnedFd, attach: Attach) -> Result<Pid, AttachError> {
-    let identity = Identity { tty: true, confine: true, ..Identity::worker(agent.uid, agent.gid) };
-    let mut env = crate::identity::environment(agent, false, |_| None);
-    env.retain(|(name, _)| name != "TERM");
-    env.push(("TERM".to_owned(), terminal_type(std::env::var("TERM").ok().as_deref())));
-    let socket = socket(agent.uid);
-    let target = format!("={NAME}");
-    let mut args = vec!["-N", "-u", "-S", &socket, "attach-session", "-t", &target];
-    if attach.read_only {
-        args.push("-r");
+struct Relay {
+    /// Non-blocking, as is the terminal's output.
+    master: OwnedFd,
+    tty: Tty,
+    child: Pid,
+    filter: Filter,
+    seat: Option<Seat>,
+    /// Filtered, for the terminal; so much of it was written.
+    screen: Vec<u8>,
+    shown: usize,
+    keys: Vec<u8>,
+    /// Since when the program has not read its keys.
+    unread_since: Option<Instant>,
+    escape: Escape,
+    stops: Vec<Instant>,
+}
+
+/// What can be done now.
+#[expect(clippy::struct_excessive_bools, reason = "one for each descriptor that poll(2) looks at")]
+struct Ready {
+    screen: bool,
+    hung_up: bool,
+    changed: bool,
+    told: bool,
+    keys: bool,
+    seat: bool,
+}
+
+impl Relay {
+    fn copy(&mut self, changed: &Signals, told: &Signals) -> Result<Left, AttachError> {
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let Some(ready) = self.wait(changed, told)? else { continue };
+            if ready.changed {
+                changed.clear();
+                copy_size(&self.master);
+                if let Some(left) = self.look_at_program() {
+                    self.drain(&mut buffer);
+                    return Ok(left);
+                }
+            }
+            if ready.told {
+                return Ok(Left::Told);
+            }
+            if ready.seat {
+                self.hear();
+            }
+            if ready.keys
+                && let Some(left) = self.take_keys(&mut buffer)
+            {
+                return Ok(left);
+            }
+            self.send_keys();
+            if ready.screen
+                && let Some(left) = self.take_screen(&mut buffer)
+            {
+                return Ok(left);
+            }
+            if ready.hung_up || !self.show() {
+                return Ok(Left::Told);
+            }
+        }
     }
-    args.extend([";", "display-message", "-d", "6000", HOW_TO_LEAVE]);
-    let mut launch = Launch::program(tmux(), identity).args(args).env(env);
-    let stream = || slave.try_clone().map(Stream::Fd).map_err(AttachError::Spawn);
-    (launch.stdin, launch.stdout, launch.stderr) = (stream()?, stream()?, stream()?);
-    let child = launch.command().spawn().map_err(AttachError::Spawn)?;
-    i32::try_from(child.id())
-        .map(Pid::from_raw)
-        .map_err(|_| AttachError::Spawn(std::io::Error::other("a pid beyond i32")))
+
+    /// Waits until there is something to do; none when a signal came between.
+    fn wait(&self, changed: &Signals, told: &Signals) -> Result<Option<Ready>, AttachError> {
+        let stdin = rustix::stdio::stdin();
+        let want = |flag, wanted| if wanted { flag } else { PollFlags::empty() };
+        let waiting = self.screen.len() - self.shown;
+        let has_room = waiting < SCREEN;
+        let patience = self.unread_since.filter(|_| self.keys.len() >= KEYS);
+        let patience = patience.map(|since| HANGS.saturating_sub(since.elapsed()));
+        let reads = patience.is_none_or(|left| left.is_zero());
+        let program = want(PollFlags::IN, has_room) | want(PollFlags::OUT, !self.keys.is_empty());
+        let seat = self.seat.as_ref().map_or(told.pipe.as_fd(), Seat::as_fd);
+        let mut fds = [
+            PollFd::from_borrowed_fd(self.master.as_fd(), program),
+            PollFd::from_borrowed_fd(changed.pipe.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(told.pipe.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(stdin, want(PollFlags::IN, reads)),
+            PollFd::from_borrowed_fd(self.tty.out(), want(PollFlags::OUT, waiting > 0)),
+            PollFd::from_borrowed_fd(seat, want(PollFlags::IN, self.seat.is_some())),
+        ];
+        let limit = patience.filter(|left| !left.is_zero()).and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut fds, limit.as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(None),
+            Err(error) => return Err(AttachError::Wait(error.into())),
+        }
+        let [master, changed, told, keys, out, seat] = fds.each_ref().map(PollFd::revents);
+        let gone = PollFlags::HUP | PollFlags::ERR;
+        Ok(Some(Ready {
+            screen: has_room && master.intersects(PollFlags::IN | gone),
+            // The program left its terminal while ours does not read; or ours is gone.
+            hung_up: !has_room && master.intersects(gone) || out.intersects(gone),
+            changed: !changed.is_empty(),
+            told: !told.is_empty(),
+            keys: keys.intersects(PollFlags::IN | gone),
+            seat: self.seat.is_some() && !seat.is_empty(),
+        }))
+    }
+
+    /// The end of the program ends the relay. One that was stopped (by the agent, or by tmux's own key) goes on.
+    fn look_at_program(&mut self) -> Option<Left> {
+        // Only looked at, not reaped: what it ended with is asked for later.
+        let ended = WaitPidFlag::WNOHANG | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        if !matches!(waitid(Id::Pid(self.child), ended), Ok(WaitStatus::StillAlive)) {
+            return Some(Left::Program);
+        }
+        let stopped = waitid(Id::Pid(self.child), WaitPidFlag::WNOHANG | WaitPidFlag::WSTOPPED);
+        if !matches!(stopped, Ok(WaitStatus::Stopped(..))) {
+            return None;
+        }
+        self.stops.retain(|stop| stop.elapsed() < STOPS_WITHIN);
+        self.stops.push(Instant::now());
+        if self.stops.len() > MAX_STOPS {
+            return Some(Left::Stopped);
+        }
+        // It may have ended meanwhile, which the next look shows.
+        kill(self.child, Signal::SIGCONT).ok();
+        None
+    }
+
+    fn take_keys(&mut self, buffer: &mut [u8]) -> Option<Left> {
+        let count = match rustix::io::read(rustix::stdio::stdin(), &mut *buffer) {
+            Ok(0) => return Some(Left::Told),
+            Ok(count) => count,
+            Err(Errno::INTR | Errno::AGAIN) => return None,
+            Err(_) => return Some(Left::Told),
+        };
+        let keys = buffer.get(..count).unwrap_or_default();
+        if self.keys.len() < KEYS {
+            self.keys.extend_from_slice(keys);
+        }
+        self.escape.typed(keys, Instant::now()).then_some(Left::Escape)
+    }
+
+    fn send_keys(&mut self) {
+        if self.keys.is_empty() {
+            return;
+        }
+        match rustix::io::write(&self.master, &self.keys) {
+            Ok(count) => {
+                self.keys.drain(..count);
+                self.unread_since = None;
+            }
+            Err(_) => {
+                // Full, or gone: then reading says so.
+                self.unread_since.get_or_insert_with(Instant::now);
+            }
+        }
+    }
+
+    fn take_screen(&mut self, buffer: &mut [u8]) -> Option<Left> {
+        match rustix::io::read(&self.master, &mut *buffer) {
+            Ok(0) | Err(Errno::IO) => Some(Left::Program),
+            Ok(count) => {
+                self.filter.pass(buffer.get(..count).unwrap_or_default(), &mut self.screen);
+                None
+            }
+            Err(Errno::INTR | Errno::AGAIN) => None,
+            Err(_) => Some(Left::Program),
+        }
+    }
+
+    /// Writes what the terminal takes; false when it is gone.
+    fn show(&mut self) -> bool {
+        while let Some(waiting) = self.screen.get(self.shown..).filter(|waiting| !waiting.is_empty()) {
+            match rustix::io::write(self.tty.out(), waiting) {
+                Ok(count) => self.shown += count,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    if self.shown >= SCREEN {
+                        self.screen.drain(..self.shown);
+                        self.shown = 0;
+                    }
+                    return true;
+                }
+                Err(_) => return false,
+            }
+        }
+        self.screen.clear();
+        self.shown = 0;
+        true
+    }
+
+    /// PID 1 rings. What waits for the terminal ends between two sequences, so a bell may stand there.
+    fn hear(&mut self) {
+        let Some(seat) = &mut self.seat else { return };
+        match seat.rings() {
+            Some(bells) => self.screen.extend(std::iter::repeat_n(BEL, bells.min(1))),
+            // The box is about to end.
+            None => self.seat = None,
+        }
+    }
+
+    /// What the program wrote last.
+    fn drain(&mut self, buffer: &mut [u8]) {
+        let mut octets = 0;
+        while octets < MAX_LAST_WORDS && self.take_screen(buffer).is_none() {
+            let mut fds = [PollFd::from_borrowed_fd(self.master.as_fd(), PollFlags::IN)];
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            if poll(&mut fds, Some(&now)).unwrap_or(0) == 0 {
+                break;
+            }
+            octets += buffer.len().min(4096);
+        }
+        self.tty.last_words(self.screen.get(self.shown..).unwrap_or_default());
+    }
 }
 
-/// Said once, on tmux's message line, when an operator comes in.
-const HOW_TO_LEAVE: &str = "Leave with Ctrl-b d: the box keeps running. The shell is below (Ctrl-b Down).";
+const BEL: u8 = 0x07;
 
-/// The operator's terminal type, where the image knows it; it is a word and never a path.
-fn terminal_type(given: Option<&str>) -> String {
-    let fallback = "xterm-256color".to_owned();
-    let Some(name) = given else { return fallback };
-    let word = |c: char| c.is_ascii_alphanumeric() || "+-._".contains(c);
-    let Some(first) = name.chars().next().filter(|_| name.len() <= 64 && name.chars().all(word)) else {
-        return fallback;
-    };
-    let known = ["/lib/terminfo", "/usr/share/terminfo", "/etc/terminfo"]
-        .iter()
-        .any(|base| std::path::Path::new(base).join(first.to_string()).join(name).exists());
-    if known && !name.contains("..") && name != "dumb" { name.to_owned() } else { fallback }
+/// The program ends with its terminal; one that does not is ended. The tmux client is the agent's, so it is not waited for
+/// long.
+fn reap(child: Pid) -> Option<WaitStatus> {
+    let deadline = Instant::now() + LAST_MOMENT;
+    while Instant::now() < deadline {
+        match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => pause(Duration::from_millis(10)),
+            Ok(status) => return Some(status),
+            Err(_) => return None,
+        }
+    }
+    // Of another uid than ours only as root; where we are the agent ourselves it is our own process as well.
+    kill(child, Signal::SIGKILL).ok();
+    waitpid(child, None).ok()
 }
+
+/// More columns and rows than any screen has: the session's server would make room for each of them.
+const MAX_SIDE: u16 = 2000;
 
 /// A size of 0×0 (no terminal knows better) is left at what tmux assumes.
 fn copy_size(master: &OwnedFd) {
@@ -141,132 +379,8 @@ fn copy_size(master: &OwnedFd) {
         && size.ws_col > 0
         && size.ws_row > 0
     {
-        // The client goes on with its old size; the next change comes through here again.
+        let size = Winsize { ws_col: size.ws_col.min(MAX_SIDE), ws_row: size.ws_row.min(MAX_SIDE), ..size };
+        // The program goes on with its old size; the next change comes through here again.
         tcsetwinsize(master, size).ok();
-    }
-}
-
-fn readable(fd: &PollFd<'_>) -> bool {
-    fd.revents().intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR)
-}
-
-fn copy(master: &OwnedFd, changed: &UnixStream, leave: &UnixStream, child: Pid) -> Result<(), AttachError> {
-    let mut filter = Filter::default();
-    let mut buffer = vec![0; 64 << 10];
-    let mut out = Vec::with_capacity(64 << 10);
-    let mut stdin_open = true;
-    loop {
-        let stdin = rustix::stdio::stdin();
-        let mut fds = vec![
-            PollFd::from_borrowed_fd(master.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(changed.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(leave.as_fd(), PollFlags::IN),
-        ];
-        if stdin_open {
-            fds.push(PollFd::from_borrowed_fd(stdin, PollFlags::IN));
-        }
-        match poll(&mut fds, None) {
-            Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(error) => return Err(AttachError::Wait(error.into())),
-        }
-        let ready: Vec<bool> = fds.iter().map(readable).collect();
-        if ready.get(1) == Some(&true) && signalled(master, changed, child) {
-            drain(master, &mut filter, &mut buffer);
-            return Ok(());
-        }
-        if ready.get(2) == Some(&true) {
-            return Ok(());
-        }
-        if ready.get(3) == Some(&true) {
-            stdin_open = forward(stdin, master.as_fd(), &mut buffer);
-        }
-        if ready.first() == Some(&true) {
-            match rustix::io::read(master, &mut buffer) {
-                Ok(0) | Err(rustix::io::Errno::IO) => return Ok(()),
-                Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
-                Err(error) => return Err(AttachError::Wait(error.into())),
-                Ok(count) => {
-                    out.clear();
-                    filter.pass(buffer.get(..count).unwrap_or_default(), &mut out);
-                    if !write_all(rustix::stdio::stdout(), &out) {
-                        return Ok(());
-                    }
-                }
-            }
-        }
-        if !stdin_open {
-            return Ok(());
-        }
-    }
-}
-
-/// Window sizes go on to the client; the end of the client, or of the terminal, ends the relay.
-fn signalled(master: &OwnedFd, changed: &UnixStream, child: Pid) -> bool {
-    let mut buffer = [0; 16];
-    let mut stream = changed;
-    while stream.read(&mut buffer).is_ok_and(|read| read > 0) {}
-    copy_size(master);
-    // Only looked at, not reaped: the caller wants the status.
-    let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
-    let state = nix::sys::wait::waitid(nix::sys::wait::Id::Pid(child), flags);
-    !matches!(state, Ok(WaitStatus::StillAlive))
-}
-
-/// What the client wrote last.
-fn drain(master: &OwnedFd, filter: &mut Filter, buffer: &mut [u8]) {
-    let mut out = Vec::new();
-    loop {
-        let mut fds = [PollFd::from_borrowed_fd(master.as_fd(), PollFlags::IN)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        if poll(&mut fds, Some(&now)).unwrap_or(0) == 0 || out.len() > MAX_LAST_WORDS {
-            break;
-        }
-        match rustix::io::read(master, &mut *buffer) {
-            Ok(count) if count > 0 => filter.pass(buffer.get(..count).unwrap_or_default(), &mut out),
-            Ok(_) | Err(_) => break,
-        }
-    }
-    write_all(rustix::stdio::stdout(), &out);
-}
-
-/// What a client writes while it ends is a few sequences; somebody else may go on writing for ever.
-const MAX_LAST_WORDS: usize = 256 << 10;
-
-fn forward(from: BorrowedFd<'_>, to: BorrowedFd<'_>, buffer: &mut [u8]) -> bool {
-    match rustix::io::read(from, &mut *buffer) {
-        Ok(0) => false,
-        Ok(count) => write_all(to, buffer.get(..count).unwrap_or_default()),
-        Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => true,
-        Err(_) => false,
-    }
-}
-
-fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> bool {
-    while !bytes.is_empty() {
-        match rustix::io::write(to, bytes) {
-            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(rustix::io::Errno::AGAIN) => {
-                let mut fds = [PollFd::from_borrowed_fd(to, PollFlags::OUT)];
-                poll(&mut fds, None).ok();
-            }
-            Err(_) => return false,
-        }
-    }
-    true
-}
-
-#[cfg(test)]
-mod tests {
-    use super::terminal_type;
-
-    #[test]
-    fn f29_an_unknown_or_hostile_terminal_type_is_replaced() {
-        for given in
-            [None, Some(""), Some("../../etc/passwd"), Some("no-such-terminal"), Some("x\ny"), Some("dumb")]
-        {
-            assert_eq!(terminal_type(given), "xterm-256color", "{given:?}");
-        }
     }
 }

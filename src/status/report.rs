@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 pub const SCHEMA: u8 = 1;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Report {
     pub schema: u8,
     pub version: String,
@@ -42,6 +43,7 @@ pub struct Report {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Audience {
     #[default]
@@ -51,6 +53,7 @@ pub enum Audience {
 
 /// The agent's wish for a name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AccessRequest {
     pub id: u64,
     pub rule: String,
@@ -69,6 +72,7 @@ pub struct AccessRequest {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum RequestState {
     Pending,
@@ -91,6 +95,7 @@ impl std::fmt::Display for RequestState {
 
 /// A person in the box.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Operator {
     pub id: u64,
     /// RFC 3339.
@@ -102,6 +107,7 @@ pub struct Operator {
 
 /// What the box has, and how much of it is used up. Octets.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Resources {
     /// None where no cgroup tells.
     pub memory: Option<Memory>,
@@ -112,6 +118,7 @@ pub struct Resources {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Memory {
     pub used: u64,
     /// None: no limit but the host's.
@@ -120,6 +127,7 @@ pub struct Memory {
 
 /// A file system of the box.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Fill {
     pub path: String,
     /// What is used and what can be: without what the file system keeps back for root.
@@ -132,6 +140,7 @@ pub struct Fill {
 
 /// What went to a name, and came from it. Octets of TCP's payload, as the kernel counted them for each connection.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Traffic {
     pub name: String,
     pub port: u16,
@@ -142,6 +151,7 @@ pub struct Traffic {
 
 /// The state of the audit log.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Audit {
     /// Entries written so far.
     pub entries: u64,
@@ -156,6 +166,7 @@ pub struct Audit {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     Booting,
@@ -165,6 +176,7 @@ pub enum Phase {
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct BoxIdentity {
     pub id: String,
     pub name: String,
@@ -173,6 +185,7 @@ pub struct BoxIdentity {
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Boot {
     pub lockdown_ms: Option<f64>,
     pub ready_ms: Option<f64>,
@@ -180,6 +193,7 @@ pub struct Boot {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Step {
     pub name: String,
     pub state: StepState,
@@ -188,6 +202,7 @@ pub struct Step {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum StepState {
     Pending,
@@ -198,6 +213,7 @@ pub enum StepState {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Protection {
     pub name: String,
     pub held: bool,
@@ -207,12 +223,14 @@ pub struct Protection {
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Policy {
     pub generation: u64,
     pub rules: Vec<PolicyRule>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PolicyRule {
     pub rule: String,
     pub by: String,
@@ -226,6 +244,7 @@ pub struct PolicyRule {
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Dns {
     pub queries: u64,
     pub allowed: u64,
@@ -236,6 +255,7 @@ pub struct Dns {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Upstream {
     pub address: String,
     pub healthy: bool,
@@ -245,12 +265,14 @@ pub struct Upstream {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct FailingName {
     pub name: String,
     pub cause: String,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Firewall {
     pub backend: String,
     pub addresses: Vec<OpenAddress>,
@@ -258,6 +280,7 @@ pub struct Firewall {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct OpenAddress {
     pub name: String,
     pub address: String,
@@ -269,6 +292,7 @@ pub struct OpenAddress {
 
 /// The egress gate is not in this version: its numbers are zero.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Gate {
     pub connections: u64,
     pub denied: u64,
@@ -277,6 +301,7 @@ pub struct Gate {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Denial {
     pub time: String,
     pub layer: String,
@@ -289,6 +314,7 @@ pub struct Denial {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Worker {
     pub name: String,
     pub pid: Option<i32>,
@@ -297,6 +323,7 @@ pub struct Worker {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum SessionState {
     Starting,
@@ -325,6 +352,7 @@ impl std::fmt::Display for SessionState {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Session {
     pub state: SessionState,
     pub since: String,
@@ -334,9 +362,13 @@ pub struct Session {
     pub last_exit: Option<String>,
     /// Why it is in this state, where the state alone does not say.
     pub detail: String,
+    /// What Claude said last when it finished a turn: hearsay, inert but for its line ends, at most 2000 characters.
+    #[serde(default)]
+    pub last_message: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SecretHeld {
     pub name: String,
     pub source: String,
@@ -346,6 +378,7 @@ pub struct SecretHeld {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum RepositoryState {
     Cloning,
@@ -354,6 +387,7 @@ pub enum RepositoryState {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Repository {
     pub path: String,
     pub url: String,

@@ -166,7 +166,14 @@ pub const SETTINGS: &[Setting] = &[
         "text",
         "how events are written to standard error",
     ),
-    row("log.file", Kind::Later, "", "the audit log on a volume"),
+    row("log.file", Kind::Path, "", "the audit log, on a volume that is mounted for it alone")
+        .example("/audit/innkeeper.jsonl"),
+    row(
+        "log.file_size",
+        Kind::Size,
+        "64M",
+        "size at which log.file is turned over; the file before it is kept as log.file.1",
+    ),
     row(
         "boot.accept",
         Kind::Words(PROTECTIONS),

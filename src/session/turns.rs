@@ -1,0 +1,88 @@
+//! What Claude's hooks say of its turns: bounded, rate-limited, and believed of a Claude that runs only.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use super::hook::MAX_TEXT;
+use super::host::Host;
+use crate::control::protocol::Turn;
+use crate::report::{bounded, inert};
+use crate::status::report::SessionState;
+
+/// News at once, and after that per second: Claude takes seconds for a turn.
+const BURST: f64 = 20.0;
+const PER_SECOND: f64 = 1.0;
+
+/// How many more news are heard now.
+#[derive(Debug)]
+pub(super) struct Patience(Mutex<(f64, Instant)>);
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self(Mutex::new((BURST, Instant::now())))
+    }
+}
+
+impl Patience {
+    pub(super) fn has_room(&self) -> bool {
+        let mut left = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        left.0 = (left.0 + now.saturating_duration_since(left.1).as_secs_f64() * PER_SECOND).min(BURST);
+        left.1 = now;
+        if left.0 < 1.0 {
+            return false;
+        }
+        left.0 -= 1.0;
+        true
+    }
+}
+
+/// The agent's words: their lines stay, all else that acts on a terminal does not.
+pub(super) fn words(text: &str) -> String {
+    bounded(text, MAX_TEXT).lines().map(inert).collect::<Vec<_>>().join("\n")
+}
+
+impl Host {
+    pub(super) fn turned(&mut self, turn: Turn, text: &str) {
+        if !self.claude_runs() || self.stopping.is_some() {
+            return;
+        }
+        let text = words(text);
+        let first = text.lines().next().unwrap_or_default();
+        let (state, detail) = match turn {
+            Turn::Began => (SessionState::Running, String::new()),
+            Turn::Idle => (SessionState::Waiting, "it has no task".to_owned()),
+            Turn::Asks => (SessionState::Waiting, format!("it asks: {first}")),
+            Turn::Ended => (SessionState::Waiting, "it has finished its turn".to_owned()),
+            Turn::Failed => (SessionState::Waiting, format!("its turn failed: {first}")),
+        };
+        let was = self.board.update(|report| report.session.state);
+        if !matches!(was, SessionState::Running | SessionState::Waiting) {
+            return;
+        }
+        self.board.session(|session| {
+            session.state = state;
+            session.detail = bounded(&detail, 200);
+            if turn == Turn::Ended && !text.is_empty() {
+                session.last_message = Some(text.clone());
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Patience, words};
+
+    #[test]
+    fn a_flood_of_news_is_not_heard() {
+        let patience = Patience::default();
+        assert!((20..25).contains(&(0..10_000).filter(|_| patience.has_room()).count()));
+    }
+
+    #[test]
+    fn the_agents_words_are_inert_and_keep_their_lines() {
+        assert_eq!(words("a\x1b]0;t\x07b\r\n\u{202e}c"), "a\\u{1b}]0;t\\u{7}b\n\\u{202e}c");
+        assert_eq!(words(&"x".repeat(9000)).chars().count(), 2001);
+    }
+}
