@@ -117,7 +117,8 @@ fn share(sections: &[Section], room: usize) -> Vec<usize> {
             grow(*at, &mut shown);
         }
     }
-    while order.iter().fold(false, |any, at| grow(*at, &mut shown) || any) {}
+    // One more of each in turn, until none fits.
+    while order.iter().filter(|at| grow(**at, &mut shown)).count() > 0 {}
     shown
 }
 
