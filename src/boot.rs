@@ -50,6 +50,9 @@ pub fn run(innkeeper: &Arc<Innkeeper>) -> Result<(), Failure> {
     config(innkeeper, &steps)?;
     let network = lockdown(innkeeper, &steps)?;
     let places = mounts(innkeeper, &steps)?;
+    if let Err(error) = innkeeper.watch_resources(&places) {
+        innkeeper.board().warn(format!("nobody watches how full memory and places are: {error}"));
+    }
     furnish(innkeeper, &steps)?;
     let resolver = dns(innkeeper, &steps, &network)?;
     attend(innkeeper);
@@ -63,6 +66,7 @@ pub fn run(innkeeper: &Arc<Innkeeper>) -> Result<(), Failure> {
     let sealed = seal(innkeeper, &steps, &places)?;
     readiness(innkeeper, &steps, &sealed, &locked)?;
     ready(innkeeper);
+    innkeeper.measure_traffic();
     task(innkeeper, &locked, &sealed);
     Ok(())
 }

@@ -7,21 +7,20 @@ use std::path::Path;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::audit::command::LogArgs;
-use crate::control::client;
-use crate::control::protocol::{Request, Response};
+use crate::control::protocol::Request;
 use crate::doctor::DoctorArgs;
 use crate::engine;
-use crate::identity::{credential, home};
+use crate::identity::credential;
 use crate::init::Init;
-use crate::readiness;
 use crate::report::{self, exit};
 use crate::status::command::StatusArgs;
-use crate::supervisor::processes;
-use crate::supervisor::run_as::{self, Identity};
-use crate::workspace::clone::{self, Clone};
 
+mod hidden;
 mod manual;
+mod policy;
 mod seat;
+
+pub(crate) use policy::answer;
 
 /// PID 1 of a box in which an autonomous coding agent works behind an allowlist.
 #[derive(Debug, Parser)]
@@ -50,28 +49,8 @@ enum Command {
     Status(StatusArgs),
     #[command(flatten)]
     Seat(seat::Entry),
-    /// The policy's verdict on a name, URL or address, and the rule that gives it
-    Check {
-        /// NAME, NAME:PORT, an address or a URL
-        what: String,
-    },
-    /// Allow names in this box until it ends, or for a while; `!NAME` denies one
-    Allow {
-        /// NAME[:PORT[,PORT…]] [private], as in network/domains.conf; all of them or none
-        #[arg(required = true)]
-        rules: Vec<String>,
-        /// For how long: 90s, 15m, 1h, 2days
-        #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
-        period: Option<std::time::Duration>,
-    },
-    /// Take rules back, whoever wrote them; open connections that they allowed end
-    Revoke {
-        /// The rule as `status --json` shows it; with some of its ports only these
-        #[arg(required = true)]
-        rules: Vec<String>,
-    },
-    /// Read the allowlist again: all of it takes effect, or nothing
-    Reload,
+    #[command(flatten)]
+    Policy(policy::PolicyCommand),
     /// Every decision: what was refused, what was used, and who changed the policy
     Log(LogArgs),
     /// Every setting: key, default, variable
@@ -85,56 +64,19 @@ enum Command {
     /// Start a box on this host: by Docker or Podman where one answers, else by namespaces alone (root, Linux)
     Run(engine::Run),
     /// The boxes of this host
-    Ls,
+    Ls(engine::List),
     /// Stop a box of this host and remove what is left of it
     Rm(engine::Named),
     /// Run a command in a box of this host; without one, enter its session
     In(engine::In),
-    #[command(hide = true)]
-    EngineInner(engine::embedded::inner::Inner),
-    #[command(hide = true)]
-    EngineConsole {
-        #[arg(last = true, required = true)]
-        command: Vec<String>,
-    },
     /// What the box lets its agent do and what not, tried on the spot; the demo's program
     Tour {
         /// A shell afterwards, on a terminal
         #[arg(long)]
         shell: bool,
     },
-    #[command(hide = true)]
-    CountProcesses,
-    #[command(hide = true)]
-    ForeignRules,
-    /// A job for the image's iptables, from standard input
-    #[command(hide = true)]
-    Tables,
-    #[command(hide = true)]
-    Dns,
-    #[command(hide = true)]
-    Watch,
-    #[command(hide = true)]
-    Probe {
-        #[arg(long)]
-        attack: String,
-        #[command(flatten)]
-        identity: Identity,
-    },
-    #[command(hide = true)]
-    Home(home::Home),
-    #[command(hide = true)]
-    Clone(Clone),
-    /// Git's credential helper
-    #[command(hide = true)]
-    Credential { operation: String },
-    #[command(hide = true)]
-    RunAs {
-        #[command(flatten)]
-        identity: Identity,
-        #[arg(last = true, required = true)]
-        command: Vec<OsString>,
-    },
+    #[command(flatten)]
+    Hidden(hidden::Hidden),
 }
 
 /// Runs what argv says; returns the exit status.
@@ -181,56 +123,18 @@ fn dispatch(command: Command) -> u8 {
         }
         Command::Status(args) => crate::status::command::run(&args),
         Command::Seat(entry) => seat::run(&entry),
-        Command::Check { what } => ask(&Request::Check { what }),
-        Command::Reload => ask(&Request::Reload),
-        Command::Allow { rules, period } => {
-            ask(&Request::Allow { rules, for_s: period.map(|period| period.as_secs()) })
-        }
-        Command::Revoke { rules } => ask(&Request::Revoke { rules }),
+        Command::Policy(command) => policy::run(command),
         Command::Log(args) => crate::audit::command::run(&args),
         Command::Manual(wanted) => manual::run(&wanted, Cli::command()),
         Command::Doctor(args) => crate::doctor::run(&args),
         Command::Settings => print(&crate::config::settings::help()),
-        Command::Rules => ask(&Request::Rules),
+        Command::Rules => policy::ask(&Request::Rules, false),
         Command::Run(options) => engine::run(&options),
-        Command::Ls => engine::ls(),
+        Command::Ls(list) => engine::ls(list),
         Command::Rm(named) => engine::rm(&named),
         Command::In(arguments) => engine::enter(&arguments),
-        Command::EngineInner(inner) => engine::embedded::inner::run(&inner),
-        Command::EngineConsole { command } => failed("in", &engine::embedded::terminal::console(&command)),
         Command::Tour { shell } => crate::tour::run(shell),
-        Command::CountProcesses => match processes::in_use() {
-            Some(count) => print(&count.to_string()),
-            None => exit::INTERNAL,
-        },
-        Command::ForeignRules => {
-            print(&serde_json::to_string(&crate::firewall::foreign::look()).unwrap_or_default())
-        }
-        Command::Tables => match crate::firewall::programs::run() {
-            Ok(answer) => print(&answer),
-            Err(error) => failed("tables", &error),
-        },
-        Command::Dns => {
-            call_ourselves(c"innkeeper-dns");
-            done("dns", crate::dns::run())
-        }
-        Command::Watch => {
-            // Fifteen octets are all that a name may have, and these are just as many.
-            call_ourselves(c"innkeeper-watch");
-            done("watch", crate::watch::run())
-        }
-        Command::Probe { attack, identity } => probe(&attack, &identity),
-        Command::Home(home) => {
-            let problems = home::run(&home);
-            print(&problems.iter().map(|problem| format!("{problem}\n")).collect::<String>())
-        }
-        Command::Clone(clone) => {
-            let outcome = clone::run(&clone);
-            print(&format!("{}\n", outcome.line));
-            u8::try_from(outcome.status).unwrap_or(exit::INTERNAL)
-        }
-        Command::Credential { operation } => answer_git(&operation),
-        Command::RunAs { identity, command } => failed("run-as", &run_as::run(&identity, &command)),
+        Command::Hidden(hidden) => hidden::run(hidden),
     }
 }
 
@@ -256,58 +160,4 @@ fn failed(what: &str, error: &dyn std::error::Error) -> u8 {
 
 fn done<E: std::error::Error>(what: &str, result: Result<(), E>) -> u8 {
     result.map_or_else(|error| failed(what, &error), |()| exit::OK)
-}
-
-fn probe(attack: &str, identity: &Identity) -> u8 {
-    if let Err(error) = run_as::become_untouchable(identity) {
-        return failed("probe", &error);
-    }
-    match serde_json::from_str::<readiness::Attack>(attack) {
-        Ok(attack) => {
-            let attempts = readiness::probe::run(&attack);
-            print(&serde_json::to_string(&attempts).unwrap_or_default())
-        }
-        Err(error) => failed("probe", &error),
-    }
-}
-
-fn answer_git(operation: &str) -> u8 {
-    match credential::helper(operation, std::io::stdin().lock()) {
-        Ok(Some(answer)) => print(&answer),
-        Ok(None) => exit::OK,
-        Err(error) => failed("credential", &error),
-    }
-}
-
-/// Asks the box and prints its answer in a line.
-fn ask(request: &Request) -> u8 {
-    match client::ask(request) {
-        Ok(Response::Verdict { allowed, explanation, .. }) => {
-            print(&format!("{explanation}\n"));
-            u8::from(!allowed)
-        }
-        Ok(Response::Rules { text }) => print(&text),
-        Ok(Response::Changed { generation, rules, said }) => {
-            let said: String = said.iter().map(|line| format!("{}\n", report::inert(line))).collect();
-            print(&format!("{said}policy generation {generation}: {rules} rules\n"))
-        }
-        Ok(Response::Heard) => exit::OK,
-        Ok(Response::Refused { reason }) => {
-            report::last_words("refused", &reason);
-            exit::CEILING
-        }
-        Ok(Response::Invalid { reason }) => {
-            report::last_words("usage", &reason);
-            exit::USAGE
-        }
-        Ok(Response::Failed { reason }) => {
-            report::last_words("failed", &reason);
-            exit::CONFIG
-        }
-        Ok(_) => {
-            report::last_words("control", "the box gave the answer to another question");
-            exit::INTERNAL
-        }
-        Err(error) => failed("control", &error),
-    }
 }

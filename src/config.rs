@@ -112,6 +112,16 @@ pub struct Network {
     pub boot_timeout: Duration,
     pub inbound: Vec<ListenPort>,
     pub loopback: Vec<ListenPort>,
+    pub requests: Requests,
+}
+
+/// What becomes of a name that the agent asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Requests {
+    /// Nobody is asked.
+    Deny,
+    /// It waits for the operator.
+    Queue,
 }
 
 /// What the firewall is made with.

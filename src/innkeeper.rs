@@ -1,7 +1,9 @@
 //! The box as a whole, as PID 1's threads share it: what was configured, what runs, and what requests and signals do.
 
 mod check;
+mod condition;
 mod policy_changes;
+mod requests;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -16,8 +18,8 @@ use crate::account::Accounts;
 use crate::allowlist::Allowlist;
 use crate::attribution::Attributor;
 use crate::audit;
-use crate::clock::{self, Jump};
-use crate::config::{Config, Sources};
+use crate::clock::{self, Jump, boottime};
+use crate::config::{Config, Requests, Sources};
 use crate::control::protocol::{Asker, Place, Request, Response, Turn};
 use crate::control::server::Desk;
 use crate::dns::keeper::{Keeper, Standing};
@@ -25,11 +27,14 @@ use crate::firewall::Firewall;
 use crate::namespace::{Surroundings, changes};
 use crate::policy::LivePolicy;
 use crate::report::event;
+use crate::requests::Book;
+use crate::resources;
 use crate::seats::Seats;
 use crate::session::Session;
 use crate::status::report::{Phase, Report, SessionState, Step, StepState};
-use crate::status::{Board, MAX_AGE};
+use crate::status::{Board, MAX_AGE, audience};
 use crate::supervisor::{Conduct, Spawner};
+use crate::traffic::Meter;
 use crate::watch;
 
 /// The box.
@@ -55,6 +60,10 @@ pub struct Innkeeper {
     pub session: OnceLock<Session>,
     /// Who is in the box.
     pub seats: Arc<Seats>,
+    /// What of the box is used up.
+    pub resources: resources::Watcher,
+    /// Counts octets by name; why not, where this kernel does not tell.
+    pub meter: OnceLock<Result<Meter, String>>,
     /// The agent's process limit, counted once.
     pub processes: OnceLock<Option<u64>>,
     /// Whom the DNS worker asks.
@@ -70,6 +79,12 @@ pub struct Innkeeper {
     pub rules: OnceLock<String>,
     /// One change of policy at a time.
     changing: Mutex<()>,
+    /// What the agent asked for.
+    requests: Mutex<Book>,
+    /// What the lint says of the policy in force.
+    lint: Mutex<Vec<String>>,
+    /// RFC 3339: since when is recorded what the box does.
+    since: String,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -90,7 +105,7 @@ impl Innkeeper {
         // From here on the sources serve reloads of the policy.
         let sources = Sources { env: sources.env.with_credentials(&config.secrets), ..sources };
         let rules = std::mem::take(&mut config.network.rules);
-        let policy = LivePolicy::new(rules, config.network.ceiling.clone());
+        let policy = LivePolicy::new(rules, config.network.ceiling.clone(), boottime());
         let told = Arc::clone(&board);
         let innkeeper = Self {
             allowlist: Mutex::new(Allowlist::new(policy.rules())),
@@ -108,6 +123,8 @@ impl Innkeeper {
             keeper: OnceLock::new(),
             watch: OnceLock::new(),
             session: OnceLock::new(),
+            resources: resources::Watcher::default(),
+            meter: OnceLock::new(),
             closed_ipv4: OnceLock::new(),
             closed_ipv6: OnceLock::new(),
             unfiltered_ipv6: OnceLock::new(),
@@ -116,6 +133,9 @@ impl Innkeeper {
             upstreams: OnceLock::new(),
             processes: OnceLock::new(),
             changing: Mutex::new(()),
+            requests: Mutex::new(Book::new(boottime())),
+            lint: Mutex::default(),
+            since: crate::report::now(),
         };
         innkeeper.show_policy();
         innkeeper
@@ -146,7 +166,8 @@ impl Innkeeper {
     /// The policy in force, for the worker.
     #[must_use]
     pub fn standing(&self) -> Standing {
-        Standing { generation: lock(&self.policy).generation, allowlist: self.allowlist() }
+        let requests = self.config.network.requests == Requests::Queue;
+        Standing { generation: lock(&self.policy).generation, allowlist: self.allowlist(), requests }
     }
 
     fn status(&self, asker: Asker) -> Response {
@@ -154,11 +175,19 @@ impl Innkeeper {
         let max_age = (asker == Asker::Operator).then_some(MAX_AGE);
         let mut report = self.board.report(max_age);
         report.policy.rules = self.shown_rules();
+        report.requests = self.all_requests();
+        report.warnings.extend(lock(&self.lint).iter().cloned());
         report.audit = audit::state();
         if let Some(firewall) = self.firewall.get() {
             report.firewall = firewall.report();
             self.names_are_back(&mut report);
         }
+        self.add_condition(&mut report);
+        let report = if asker == Asker::Operator {
+            report
+        } else {
+            audience::for_agent(report, self.accounts.agent.uid)
+        };
         Response::Status { report: Box::new(report) }
     }
 
@@ -255,8 +284,15 @@ impl Desk for Innkeeper {
             Request::Progress => self.progress(),
             Request::Check { what } => self.check(&what),
             Request::Reload => self.reload_policy(),
-            Request::Allow { rules, for_s } => self.allow(&rules, for_s),
+            Request::Allow { rules, for_s, reason } => self.allow(&rules, for_s, reason.as_deref()),
             Request::Revoke { rules } => self.revoke(&rules),
+            Request::Ask { rule, reason } => self.ask(asker, &rule, &reason),
+            Request::Wish { id } => self.wish(id),
+            Request::Requests => Response::Requests { requests: self.all_requests() },
+            Request::Grant { id, for_s } => self.grant(id, for_s),
+            Request::Refuse { id, reason } => self.refuse(id, reason.as_deref()),
+            Request::Lint => self.lint(),
+            Request::Suggest => self.suggest(),
             Request::Log { after, denied } => Response::Log { page: audit::page(after, denied, LOG_PAGE) },
             Request::Rules => match self.rules.get() {
                 Some(text) => Response::Rules { text: text.clone() },
@@ -307,6 +343,10 @@ impl Conduct for Innkeeper {
     fn stopping(&self, signal: &str) {
         self.board.update(|report| report.phase = Phase::Stopping);
         event("stop", &format!("{signal}: ending the session, then the workers"));
+    }
+
+    fn killed(&self, name: &str) {
+        self.resources.killed(name);
     }
 }
 

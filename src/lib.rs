@@ -62,6 +62,10 @@ pub mod report;
 #[path = "report/host.rs"]
 pub mod report;
 #[cfg(target_os = "linux")]
+pub mod requests;
+#[cfg(target_os = "linux")]
+pub mod resources;
+#[cfg(target_os = "linux")]
 pub mod schema;
 #[cfg(target_os = "linux")]
 pub mod seats;
@@ -79,6 +83,8 @@ pub mod supervisor;
 pub mod time_share;
 #[cfg(target_os = "linux")]
 pub mod tour;
+#[cfg(target_os = "linux")]
+pub mod traffic;
 #[cfg(target_os = "linux")]
 pub mod watch;
 #[cfg(target_os = "linux")]

@@ -3,9 +3,12 @@
 //! Protections are not remembered but verified: each is registered with the very function that the boot used, and
 //! is looked at again when somebody asks and the last look is older than [`MAX_AGE`].
 
+pub mod audience;
 pub mod command;
 pub mod report;
 pub mod screen;
+pub mod watch;
+pub mod wording;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -112,7 +115,9 @@ impl Board {
             operators: Vec::new(),
             resources: report::Resources::default(),
             traffic: Vec::new(),
+            traffic_note: None,
             audit: report::Audit::default(),
+            audience: report::Audience::Operator,
         };
         Self {
             report: Mutex::new(report),

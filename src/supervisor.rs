@@ -255,6 +255,8 @@ pub trait Conduct: Send + Sync + 'static {
     fn reload(&self);
     /// A signal that asks for the end has come.
     fn stopping(&self, signal: &str);
+    /// A child was ended by SIGKILL, which nobody here sent; called on the supervisor's thread.
+    fn killed(&self, name: &str);
 }
 
 /// Which signals have come since they were asked about last.
@@ -304,7 +306,7 @@ pub struct Supervisor {
     wake: UnixStream,
     spawner: Spawner,
     signals: Signals,
-    children: HashMap<i32, Sender<Exit>>,
+    children: HashMap<i32, Owned>,
     stop: Option<Stop>,
     watch: Option<Watch>,
     stop_timeout: Duration,
@@ -314,6 +316,15 @@ impl std::fmt::Debug for Signals {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Signals").finish_non_exhaustive()
     }
+}
+
+/// A child of ours, and who waits for its end.
+#[derive(Debug)]
+struct Owned {
+    name: String,
+    exit: Sender<Exit>,
+    /// We were told to kill it.
+    killed: bool,
 }
 
 #[derive(Debug)]
@@ -362,7 +373,7 @@ impl Supervisor {
                     return ending;
                 }
             }
-            self.reap();
+            self.reap(conduct);
             while let Ok(order) = self.orders.try_recv() {
                 if let Some(ending) = self.obey(order) {
                     return ending;
@@ -427,11 +438,14 @@ impl Supervisor {
         }
     }
 
-    fn reap(&mut self) {
+    fn reap(&mut self, conduct: &Arc<dyn Conduct>) {
         for (pid, exit) in reaper::drain() {
             // Orphans that were re-parented to us have no entry: reaped, and that is all.
-            if let Some(owner) = self.children.remove(&pid) {
-                owner.send(exit).ok();
+            if let Some(child) = self.children.remove(&pid) {
+                if exit == Exit::Signal(nix::libc::SIGKILL) && !child.killed && self.stop.is_none() {
+                    conduct.killed(&child.name);
+                }
+                child.exit.send(exit).ok();
             }
         }
     }
@@ -446,7 +460,8 @@ impl Supervisor {
                 None
             }
             Order::Signal { pid, signal } => {
-                if self.children.contains_key(&pid) {
+                if let Some(child) = self.children.get_mut(&pid) {
+                    child.killed |= signal == Signal::SIGKILL;
                     match nix::sys::signal::kill(Pid::from_raw(pid), signal) {
                         // ESRCH: it is a zombie that the next round reaps.
                         Ok(()) | Err(Errno::ESRCH) => {}
@@ -467,9 +482,10 @@ impl Supervisor {
 
     fn launch(&mut self, launch: Launch) -> Result<(i32, Receiver<Exit>), SupervisorError> {
         let program = launch.program_name();
-        let pid = launch.start().map_err(|source| SupervisorError::Spawn { program, source })?;
+        let started = launch.start();
+        let pid = started.map_err(|source| SupervisorError::Spawn { program: program.clone(), source })?;
         let (sender, exit) = mpsc::channel();
-        self.children.insert(pid, sender);
+        self.children.insert(pid, Owned { name: program, exit: sender, killed: false });
         Ok((pid, exit))
     }
 

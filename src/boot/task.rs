@@ -35,6 +35,7 @@ pub(super) fn task(innkeeper: &Arc<Innkeeper>, locked: &EgressLocked, _: &Sealed
     }
     let looking = Arc::clone(innkeeper);
     let look = thread("look", move || {
+        looking.lint_again();
         crate::image_audit::run(&looking);
         host::foreign_rules(&looking);
     });

@@ -13,7 +13,7 @@ use super::values::Values;
 use super::variables::{Variables, read_variables};
 use super::{
     Agent, AgentPermissions, Backend, Boot, Config, Filesystem, Identity, Log, LogFormat, Network, OnExit,
-    Prompt, Session, Sources, Tls,
+    Prompt, Requests, Session, Sources, Tls,
 };
 
 pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
@@ -299,7 +299,11 @@ fn network(
     model: &Model,
     warnings: &mut Vec<String>,
 ) -> Network {
-    values.choice("network.requests", (), &[("deny", ())]);
+    let requests = values.choice(
+        "network.requests",
+        Requests::Deny,
+        &[("deny", Requests::Deny), ("queue", Requests::Queue)],
+    );
     let backends =
         [("auto", Backend::Auto), ("nftables", Backend::Nftables), ("iptables", Backend::Iptables)];
     let backend = values.choice("network.backend", Backend::Auto, &backends);
@@ -314,5 +318,6 @@ fn network(
         boot_timeout: values.duration("network.boot_timeout"),
         inbound: values.ports("network.inbound"),
         loopback: values.ports("network.loopback"),
+        requests,
     }
 }

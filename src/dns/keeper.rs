@@ -17,7 +17,7 @@ use super::protocol::{
     Admitted, DnsDenial, FromWorker, Health, MAX_FROM_WORKER, MAX_TO_WORKER, Policy, Setup, SocketKind,
     ToWorker,
 };
-use crate::allowlist::Allowlist;
+use crate::allowlist::{Allowlist, DomainName};
 use crate::attribution::Attributor;
 use crate::channel::{self, ChannelError};
 use crate::firewall::ruleset::Family;
@@ -116,13 +116,15 @@ pub struct Plan {
 pub struct Standing {
     pub generation: u64,
     pub allowlist: Allowlist,
+    /// Whether the agent can ask for what is refused.
+    pub requests: bool,
 }
 
 impl Standing {
     /// As text, which lives no longer than it takes to tell it.
     fn for_worker(&self) -> Policy {
         let rules = self.allowlist.rules().iter().map(ToString::to_string).collect();
-        Policy { generation: self.generation, rules }
+        Policy { generation: self.generation, rules, requests: self.requests }
     }
 }
 
@@ -382,7 +384,7 @@ impl Shared {
         self.board.deny(Denial {
             time: crate::report::time(SystemTime::now()),
             layer: "dns".to_owned(),
-            allow: format!("innkeeper allow {what}"),
+            allow: remedy(&denial.what),
             what,
             uid: denial.uid,
             process: process.map(|process| inert(&bounded(&process, 100))),
@@ -408,5 +410,38 @@ impl Shared {
     }
 }
 
+/// What would allow a name. A label can hold anything, `$(…)` too, and an operator may paste the line into a root shell:
+/// only what is a host's name is part of a command.
+fn remedy(what: &str) -> String {
+    match DomainName::parse(what) {
+        Ok(name) => format!("innkeeper allow {name}"),
+        Err(_) if what == super::denials::OTHERS => String::new(),
+        Err(_) => "nothing: this is no name of a host".to_owned(),
+    }
+}
+
 /// Failing names kept for `status`.
 const MAX_FAILING: usize = 200;
+
+#[cfg(test)]
+mod tests {
+    use super::remedy;
+
+    #[test]
+    fn t78_no_name_of_the_agents_becomes_a_command_of_the_operators() {
+        assert_eq!(remedy("Evil.example."), "innkeeper allow evil.example");
+        for hostile in [
+            "$(id).evil.example",
+            "a;id",
+            "`id`.test",
+            "a b.test",
+            "--for.test",
+            "a'b.test",
+            "\n",
+            "a\u{202e}.test",
+        ] {
+            assert_eq!(remedy(hostile), "nothing: this is no name of a host", "{hostile}");
+        }
+        assert_eq!(remedy(crate::dns::denials::OTHERS), "");
+    }
+}

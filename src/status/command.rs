@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 
 use super::report::{Phase, Report, SessionState};
-use super::screen;
+use super::screen::{self, Frame};
 use crate::control::client;
 use crate::control::protocol::{Request, Response};
 use crate::report::{self, exit};
@@ -26,6 +26,9 @@ pub struct StatusArgs {
     /// Say nothing: exit status 0 if it is so, 1 if not
     #[arg(long, value_enum)]
     pub check: Option<Check>,
+    /// A live screen: scroll what was refused, allow it for a while, answer requests; q leaves
+    #[arg(long, conflicts_with_all = ["json", "check"])]
+    pub watch: bool,
 }
 
 /// Runs the command; returns its exit status.
@@ -37,6 +40,9 @@ pub fn run(args: &StatusArgs) -> u8 {
             Ok(Response::Progress { phase, .. }) => u8::from(phase == Phase::Failed),
             Ok(_) | Err(_) => 1,
         };
+    }
+    if args.watch {
+        return super::watch::run();
     }
     let report = match client::ask(&Request::Status) {
         Ok(Response::Status { report }) => report,
@@ -56,8 +62,26 @@ pub fn run(args: &StatusArgs) -> u8 {
             crate::cli::print(&(serde_json::to_string_pretty(&report).unwrap_or_default() + "\n"))
         }
         None => {
-            crate::cli::print(&screen::render(&report, std::io::IsTerminal::is_terminal(&std::io::stdout())))
+            let (frame, colour) = terminal();
+            crate::cli::print(&screen::render(&report, frame, colour, std::time::SystemTime::now()))
         }
+    }
+}
+
+/// A wider or higher terminal is used; whatever is not one gets what everybody has, without colour.
+fn terminal() -> (Frame, bool) {
+    let out = std::io::stdout();
+    let standard = Frame::STANDARD;
+    match rustix::termios::tcgetwinsize(&out) {
+        Ok(size) if size.ws_col > 0 && size.ws_row > 0 => {
+            let frame = Frame {
+                width: usize::from(size.ws_col),
+                height: usize::from(size.ws_row).max(standard.height),
+            };
+            (frame, true)
+        }
+        Ok(_) => (standard, true),
+        Err(_) => (standard, false),
     }
 }
 

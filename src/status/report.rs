@@ -33,7 +33,22 @@ pub struct Report {
     pub resources: Resources,
     /// Octets by name and port, the most first.
     pub traffic: Vec<Traffic>,
+    /// Why octets are not measured here, or not all of them.
+    #[serde(default)]
+    pub traffic_note: Option<String>,
     pub audit: Audit,
+    /// Whom this was told: the agent does not get everything.
+    #[serde(default)]
+    pub audience: Audience,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Audience {
+    #[default]
+    Operator,
+    Agent,
 }
 
 /// The agent's wish for a name.
@@ -115,8 +130,10 @@ pub struct Memory {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Fill {
     pub path: String,
+    /// What is used and what can be: without what the file system keeps back for root.
     pub size: u64,
     pub used: u64,
+    /// Zero where the file system has no fixed number of them.
     pub inodes: u64,
     pub inodes_used: u64,
 }

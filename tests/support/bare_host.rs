@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::rig::{Done, GH_TOKEN, OAUTH_TOKEN, PATIENCE, World, addresses, must, run, unique};
@@ -136,14 +137,17 @@ impl BareHost {
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let reader = BufReader::new(keeper.stderr.take().unwrap());
         let (sender, lines) = mpsc::channel();
+        let reading = Arc::new(Mutex::new(()));
+        let may_read = Arc::clone(&reading);
         std::thread::spawn(move || {
             for line in reader.lines().map_while(Result::ok) {
+                drop(may_read.lock());
                 if sender.send(line.trim_end().to_owned()).is_err() {
                     return;
                 }
             }
         });
-        HostBox { host: self, name: name.to_owned(), keeper, lines, said: String::new() }
+        HostBox { host: self, name: name.to_owned(), keeper, lines, reading, said: String::new() }
     }
 
     /// Starts a box on a terminal of the operator's, which script(1) makes: what is shown there can be read.
@@ -286,10 +290,18 @@ pub(crate) struct HostBox<'a> {
     pub(crate) name: String,
     keeper: Child,
     lines: Receiver<String>,
+    /// While somebody holds it, nobody reads the box's standard error.
+    pub(crate) reading: Arc<Mutex<()>>,
     pub(crate) said: String,
 }
 
 impl HostBox<'_> {
+    /// Its end, whether or not anybody reads what it says.
+    #[track_caller]
+    pub(crate) fn end_unheard(&mut self) -> Option<i32> {
+        self.keeper.wait().unwrap().code()
+    }
+
     /// The next line with this in it; `None` if the box ends without one.
     #[track_caller]
     pub(crate) fn await_line(&mut self, what: &str) -> Option<String> {

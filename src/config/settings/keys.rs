@@ -89,9 +89,9 @@ pub const SETTINGS: &[Setting] = &[
         .example("5432"),
     row(
         "network.requests",
-        Kind::Choice(&[word("deny"), later("queue")]),
+        Kind::Choice(&[word("deny"), word("queue")]),
         "deny",
-        "what happens when the agent asks for a name",
+        "what happens when the agent asks for a name: refused at once, or left to the operator",
     ),
     row(
         "filesystem.workspace_size",

@@ -88,6 +88,8 @@ mod tests {
         {
             let (base, mut found) = (top.join(directory), Vec::new());
             below(&base, &mut found);
+            // Knowledge of the program's own: no box reads these files.
+            found.retain(|path| !["hosts.conf", "public-suffixes"].iter().any(|own| path.ends_with(own)));
             found.sort();
             let listed: Vec<PathBuf> = files.iter().map(|(name, _)| base.join(name)).collect();
             assert_eq!(listed, found);

@@ -1,0 +1,172 @@
+//! What of the report the agent is told. (pure)
+//!
+//! It learns what it needs to work: what is allowed and refused, how to ask for more, how full its places are, how its
+//! session and repositories stand. It does not learn who looks on and when, where the box's weak points are (warnings,
+//! what the self-attack tried, where secrets come from), whom the box asks for names, where the log is kept, or what
+//! others than itself were refused. None of these is a lock: the agent may find some of them out by itself. They are
+//! left out because nothing that it has to do needs them.
+
+use super::report::{Audience, Audit, Denial, Report, StepState};
+
+/// The commands that a denial proposes, to the operator and to the agent.
+const ALLOW: &str = "innkeeper allow ";
+const REQUEST: &str = "innkeeper request ";
+
+/// The agent's own view of the box; `uid` is the agent's.
+#[must_use]
+pub fn for_agent(mut report: Report, uid: u32) -> Report {
+    report.audience = Audience::Agent;
+    report.operators.clear();
+    report.warnings.clear();
+    report.audit = Audit::default();
+    report.dns.upstreams.clear();
+    for failing in &mut report.dns.failing {
+        // A cause names the upstream that gave it.
+        failing.cause = String::new();
+    }
+    for protection in &mut report.protections {
+        protection.detail = String::new();
+        protection.how = String::new();
+    }
+    for step in report.boot.steps.iter_mut().filter(|step| step.state != StepState::Running) {
+        step.detail = String::new();
+    }
+    for secret in &mut report.secrets {
+        secret.source = String::new();
+    }
+    for rule in &mut report.policy.rules {
+        rule.origin = origin(&rule.origin);
+        rule.reason = None;
+    }
+    for request in &mut report.requests {
+        request.detail = crate::report::bounded(&request.detail, MAX_ANSWER);
+    }
+    // Whose it was is not always known; what is known to be another's is not the agent's affair.
+    report.denials.retain(|denial| denial.uid.is_none_or(|owner| owner == uid));
+    for denial in &mut report.denials {
+        denial.allow = proposal(denial);
+    }
+    report
+}
+
+/// The operator's answer to a request is meant for the agent; more than a line is not.
+const MAX_ANSWER: usize = 200;
+
+/// By whom a rule is there, without the paths of the host and of the image.
+fn origin(origin: &str) -> String {
+    let word = origin.split([':', ' ']).next().unwrap_or_default();
+    if word.contains('/') { "file".to_owned() } else { word.to_owned() }
+}
+
+fn proposal(denial: &Denial) -> String {
+    denial.allow.replace(ALLOW, REQUEST)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::for_agent;
+    use crate::status::Board;
+    use crate::status::report::{
+        AccessRequest, Audience, Audit, BoxIdentity, Denial, FailingName, Operator, PolicyRule, Protection,
+        Report, RequestState, SecretHeld, Upstream,
+    };
+
+    pub(crate) fn denial(what: &str, uid: Option<u32>) -> Denial {
+        Denial {
+            time: "2026-11-21T08:00:00.000Z".into(),
+            layer: "dns".into(),
+            what: what.into(),
+            uid,
+            process: Some("curl".into()),
+            reason: "not in the allowlist".into(),
+            count: 1,
+            allow: format!("innkeeper allow {what}"),
+        }
+    }
+
+    /// A report with something of everything in it.
+    pub(crate) fn full() -> Report {
+        let board = Board::new(BoxIdentity { name: "box".into(), ..BoxIdentity::default() });
+        let mut report = board.report(None);
+        report.warnings = vec!["the agent can read the mounted secret hidden-secret".into()];
+        report.protections = vec![Protection {
+            name: "dns".into(),
+            held: true,
+            how: "hidden-how".into(),
+            verified_at: crate::report::now(),
+            detail: "hidden-detail".into(),
+        }];
+        report.operators = vec![Operator {
+            id: 1,
+            since: "2026-11-21T08:00:00.000Z".into(),
+            place: "hidden-place".into(),
+            read_only: false,
+        }];
+        report.dns.upstreams =
+            vec![Upstream { address: "hidden-upstream".into(), healthy: true, note: None }];
+        report.dns.failing = vec![FailingName { name: "shown.test".into(), cause: "hidden-cause".into() }];
+        report.audit =
+            Audit { file: Some("hidden-file".into()), head: Some("hidden-head".into()), ..Audit::default() };
+        report.secrets = vec![SecretHeld {
+            name: "GH_TOKEN".into(),
+            source: "hidden-source".into(),
+            held_by: "helper".into(),
+            agent_can_read: true,
+        }];
+        let rule = |rule: &str, origin: &str| PolicyRule {
+            rule: rule.into(),
+            by: "agent".into(),
+            origin: origin.into(),
+            since: "2026-11-21T08:00:00.000Z".into(),
+            reason: Some("hidden-reason".into()),
+            expires_at: None,
+        };
+        report.policy.rules =
+            vec![rule("shown.test", "/hidden/path/domains.conf:12"), rule("b.test", "operator")];
+        report.denials = vec![
+            denial("shown-denied.test", Some(1000)),
+            denial("shown-unknown.test", None),
+            denial("hidden-roots.test", Some(0)),
+        ];
+        report.requests = vec![AccessRequest {
+            id: 3,
+            rule: "shown-request.test".into(),
+            reason: "wheels".into(),
+            state: RequestState::Pending,
+            time: "2026-11-21T08:00:00.000Z".into(),
+            decided_at: None,
+            until: None,
+            detail: String::new(),
+            count: 1,
+        }];
+        report
+    }
+
+    #[test]
+    fn the_agent_is_told_what_it_needs_and_no_more() {
+        let told = for_agent(full(), 1000);
+        let text = serde_json::to_string(&told).unwrap();
+        assert!(!text.contains("hidden"), "{text}");
+        for shown in ["shown.test", "shown-denied.test", "shown-unknown.test", "shown-request.test"] {
+            assert!(text.contains(shown), "{shown}: {text}");
+        }
+        assert_eq!(told.audience, Audience::Agent);
+        assert_eq!(told.denials[0].allow, "innkeeper request shown-denied.test");
+        assert!(!text.contains("innkeeper allow"), "{text}");
+        let origins: Vec<&str> = told.policy.rules.iter().map(|rule| rule.origin.as_str()).collect();
+        assert_eq!(origins, ["file", "operator"]);
+    }
+
+    /// A field that is added later is looked at by whoever adds it: here it is decided who is told.
+    #[test]
+    fn every_field_is_decided() {
+        let known = "schema version phase box boot protections policy dns firewall gate denials workers session secrets \
+                     repositories warnings requests operators resources traffic traffic_note audit audience";
+        let serde_json::Value::Object(fields) = serde_json::to_value(full()).unwrap() else { panic!() };
+        let mut found: Vec<&str> = fields.keys().map(String::as_str).collect();
+        let mut known: Vec<&str> = known.split_whitespace().collect();
+        found.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(found, known, "decide in for_agent what the agent is told of a new field");
+    }
+}
