@@ -10,15 +10,12 @@ use crate::audit::command::LogArgs;
 use crate::control::protocol::Request;
 use crate::doctor::DoctorArgs;
 use crate::engine;
-use crate::identity::{credential, home};
+use crate::identity::credential;
 use crate::init::Init;
-use crate::readiness;
 use crate::report::{self, exit};
 use crate::status::command::StatusArgs;
-use crate::supervisor::processes;
-use crate::supervisor::run_as::{self, Identity};
-use crate::workspace::clone::{self, Clone};
 
+mod hidden;
 mod manual;
 mod policy;
 mod seat;
@@ -67,56 +64,19 @@ enum Command {
     /// Start a box on this host: by Docker or Podman where one answers, else by namespaces alone (root, Linux)
     Run(engine::Run),
     /// The boxes of this host
-    Ls,
+    Ls(engine::List),
     /// Stop a box of this host and remove what is left of it
     Rm(engine::Named),
     /// Run a command in a box of this host; without one, enter its session
     In(engine::In),
-    #[command(hide = true)]
-    EngineInner(engine::embedded::inner::Inner),
-    #[command(hide = true)]
-    EngineConsole {
-        #[arg(last = true, required = true)]
-        command: Vec<String>,
-    },
     /// What the box lets its agent do and what not, tried on the spot; the demo's program
     Tour {
         /// A shell afterwards, on a terminal
         #[arg(long)]
         shell: bool,
     },
-    #[command(hide = true)]
-    CountProcesses,
-    #[command(hide = true)]
-    ForeignRules,
-    /// A job for the image's iptables, from standard input
-    #[command(hide = true)]
-    Tables,
-    #[command(hide = true)]
-    Dns,
-    #[command(hide = true)]
-    Watch,
-    #[command(hide = true)]
-    Probe {
-        #[arg(long)]
-        attack: String,
-        #[command(flatten)]
-        identity: Identity,
-    },
-    #[command(hide = true)]
-    Home(home::Home),
-    #[command(hide = true)]
-    Clone(Clone),
-    /// Git's credential helper
-    #[command(hide = true)]
-    Credential { operation: String },
-    #[command(hide = true)]
-    RunAs {
-        #[command(flatten)]
-        identity: Identity,
-        #[arg(last = true, required = true)]
-        command: Vec<OsString>,
-    },
+    #[command(flatten)]
+    Hidden(hidden::Hidden),
 }
 
 /// Runs what argv says; returns the exit status.
@@ -170,44 +130,11 @@ fn dispatch(command: Command) -> u8 {
         Command::Settings => print(&crate::config::settings::help()),
         Command::Rules => policy::ask(&Request::Rules, false),
         Command::Run(options) => engine::run(&options),
-        Command::Ls => engine::ls(),
+        Command::Ls(list) => engine::ls(list),
         Command::Rm(named) => engine::rm(&named),
         Command::In(arguments) => engine::enter(&arguments),
-        Command::EngineInner(inner) => engine::embedded::inner::run(&inner),
-        Command::EngineConsole { command } => failed("in", &engine::embedded::terminal::console(&command)),
         Command::Tour { shell } => crate::tour::run(shell),
-        Command::CountProcesses => match processes::in_use() {
-            Some(count) => print(&count.to_string()),
-            None => exit::INTERNAL,
-        },
-        Command::ForeignRules => {
-            print(&serde_json::to_string(&crate::firewall::foreign::look()).unwrap_or_default())
-        }
-        Command::Tables => match crate::firewall::programs::run() {
-            Ok(answer) => print(&answer),
-            Err(error) => failed("tables", &error),
-        },
-        Command::Dns => {
-            call_ourselves(c"innkeeper-dns");
-            done("dns", crate::dns::run())
-        }
-        Command::Watch => {
-            // Fifteen octets are all that a name may have, and these are just as many.
-            call_ourselves(c"innkeeper-watch");
-            done("watch", crate::watch::run())
-        }
-        Command::Probe { attack, identity } => probe(&attack, &identity),
-        Command::Home(home) => {
-            let problems = home::run(&home);
-            print(&problems.iter().map(|problem| format!("{problem}\n")).collect::<String>())
-        }
-        Command::Clone(clone) => {
-            let outcome = clone::run(&clone);
-            print(&format!("{}\n", outcome.line));
-            u8::try_from(outcome.status).unwrap_or(exit::INTERNAL)
-        }
-        Command::Credential { operation } => answer_git(&operation),
-        Command::RunAs { identity, command } => failed("run-as", &run_as::run(&identity, &command)),
+        Command::Hidden(hidden) => hidden::run(hidden),
     }
 }
 
@@ -233,25 +160,4 @@ fn failed(what: &str, error: &dyn std::error::Error) -> u8 {
 
 fn done<E: std::error::Error>(what: &str, result: Result<(), E>) -> u8 {
     result.map_or_else(|error| failed(what, &error), |()| exit::OK)
-}
-
-fn probe(attack: &str, identity: &Identity) -> u8 {
-    if let Err(error) = run_as::become_untouchable(identity) {
-        return failed("probe", &error);
-    }
-    match serde_json::from_str::<readiness::Attack>(attack) {
-        Ok(attack) => {
-            let attempts = readiness::probe::run(&attack);
-            print(&serde_json::to_string(&attempts).unwrap_or_default())
-        }
-        Err(error) => failed("probe", &error),
-    }
-}
-
-fn answer_git(operation: &str) -> u8 {
-    match credential::helper(operation, std::io::stdin().lock()) {
-        Ok(Some(answer)) => print(&answer),
-        Ok(None) => exit::OK,
-        Err(error) => failed("credential", &error),
-    }
 }

@@ -135,15 +135,34 @@ fn embedded(_: &Run) -> u8 {
     )
 }
 
+/// How the boxes are listed.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct List {
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+const COLUMNS: [&str; 5] = ["NAME", "ENGINE", "PID", "STATE", "SINCE"];
+
 /// Every box that this host knows of.
-pub fn ls() -> u8 {
-    let mut lines = vec![["NAME", "ENGINE", "PID", "STATE", "SINCE"].map(str::to_owned)];
+pub fn ls(list: List) -> u8 {
+    let mut lines = Vec::new();
     #[cfg(target_os = "linux")]
     match embedded_boxes() {
         Ok(boxes) => lines.extend(boxes),
         Err(error) => report::last_words("ls", &report::chain(&error)),
     }
     lines.extend(vessel::boxes());
+    if list.json {
+        let object = |line: &[String; 5]| {
+            let cells = COLUMNS.iter().zip(line).map(|(name, cell)| (name.to_lowercase(), cell.clone()));
+            let object: std::collections::BTreeMap<String, String> = cells.collect();
+            serde_json::to_string(&object).unwrap_or_default() + "\n"
+        };
+        return crate::cli::print(&lines.iter().map(object).collect::<String>());
+    }
+    lines.insert(0, COLUMNS.map(str::to_owned));
     let width =
         |column: usize| lines.iter().filter_map(|line| line.get(column)).map(String::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..5).map(width).collect();

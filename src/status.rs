@@ -7,6 +7,7 @@ pub mod audience;
 pub mod command;
 pub mod report;
 pub mod screen;
+pub mod watch;
 pub mod wording;
 
 use std::collections::{HashMap, VecDeque};

@@ -21,7 +21,7 @@ enum Command {
     /// Start a box on this host, by Docker or Podman
     Run(engine::Run),
     /// The boxes of this host
-    Ls,
+    Ls(engine::List),
     /// Stop a box of this host and remove what is left of it
     Rm(engine::Named),
     /// Run a command in a box of this host; without one, enter its session
@@ -34,7 +34,7 @@ pub fn run(args: Vec<OsString>) -> u8 {
     match Cli::try_parse_from(args) {
         Ok(cli) => match cli.command {
             Command::Run(options) => engine::run(&options),
-            Command::Ls => engine::ls(),
+            Command::Ls(list) => engine::ls(list),
             Command::Rm(named) => engine::rm(&named),
             Command::In(arguments) => engine::enter(&arguments),
         },

@@ -26,6 +26,9 @@ pub struct StatusArgs {
     /// Say nothing: exit status 0 if it is so, 1 if not
     #[arg(long, value_enum)]
     pub check: Option<Check>,
+    /// A live screen: scroll what was refused, allow it for a while, answer requests; q leaves
+    #[arg(long, conflicts_with_all = ["json", "check"])]
+    pub watch: bool,
 }
 
 /// Runs the command; returns its exit status.
@@ -37,6 +40,9 @@ pub fn run(args: &StatusArgs) -> u8 {
             Ok(Response::Progress { phase, .. }) => u8::from(phase == Phase::Failed),
             Ok(_) | Err(_) => 1,
         };
+    }
+    if args.watch {
+        return super::watch::run();
     }
     let report = match client::ask(&Request::Status) {
         Ok(Response::Status { report }) => report,

@@ -8,6 +8,8 @@ mod sections;
 
 use std::time::SystemTime;
 
+pub(crate) use sections::denied;
+
 use super::report::Report;
 
 /// How a line is meant; a terminal shows it as a colour.
@@ -115,7 +117,8 @@ fn share(sections: &[Section], room: usize) -> Vec<usize> {
             grow(*at, &mut shown);
         }
     }
-    while order.iter().fold(false, |any, at| grow(*at, &mut shown) || any) {}
+    // One more of each in turn, until none fits.
+    while order.iter().filter(|at| grow(**at, &mut shown)).count() > 0 {}
     shown
 }
 

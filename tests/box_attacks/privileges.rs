@@ -356,3 +356,72 @@ fn t98_a_weak_image_boots_and_its_weaknesses_are_named_and_without_effect() {
         .await_status("warnings about the image", |status| named.iter().all(|what| warned(status, what)));
     assert!(all["warnings"].to_string().contains("root's PATH"), "{}", all["warnings"]);
 }
+
+/// The trampolines are commands like others: whoever calls them gets what the kernel gives that caller.
+#[test]
+fn t97_no_command_of_innkeepers_lends_the_agent_a_right() {
+    let Some(rig) = Rig::new() else { return };
+    let guest = rig.boot(&BoxOptions::new());
+    // It works for who may: PID 1 starts everything by it.
+    let own = guest.as_session("innkeeper run-as --uid 1000 --gid 1000 -- id -u");
+    assert_eq!(own.out.trim(), "1000", "{own:?}");
+    let job = r#"{"program":"/usr/bin/id"}"#;
+    let attempts = [
+        "innkeeper run-as --uid 0 --gid 0 -- id -u".to_owned(),
+        "innkeeper run-as --uid 903 --gid 903 -- id -u".to_owned(),
+        "innkeeper run-as --uid 1000 --gid 0 -- id -u".to_owned(),
+        "innkeeper run-as --uid 4294967296 --gid 0 -- id -u".to_owned(),
+        "innkeeper run-as --uid -1 --gid -1 -- id -u".to_owned(),
+        "innkeeper shell -c id".to_owned(),
+        "innkeeper init".to_owned(),
+        "innkeeper dns </dev/null".to_owned(),
+        "innkeeper watch </dev/null".to_owned(),
+        "innkeeper engine-inner".to_owned(),
+        format!("echo '{job}' | innkeeper tables"),
+        format!("innkeeper probe --uid 0 --gid 0 --attack '{job}'"),
+        "innkeeper reload".to_owned(),
+        "innkeeper allow -- --for".to_owned(),
+        "innkeeper revoke github.com".to_owned(),
+        "innkeeper rules".to_owned(),
+    ];
+    for attempt in attempts {
+        for done in [guest.exec_agent(&format!("timeout 20 {attempt}")), guest.as_session(&attempt)] {
+            assert!(!done.ok() && done.code != Some(124), "{attempt}: {done:?}");
+            assert!(!done.both().contains("uid=0") && done.out.trim() != "0", "{attempt}: {done:?}");
+        }
+    }
+    assert_eq!(guest.status()["policy"]["generation"], 1);
+}
+
+/// Arguments are somebody else's words, for the operator's commands too.
+#[test]
+fn t97_hostile_arguments_are_an_error_with_a_reason_and_nothing_else() {
+    let Some(rig) = Rig::new() else { return };
+    let guest = rig.boot(&BoxOptions::new());
+    let long = "a".repeat(100_000);
+    let many: Vec<String> = (0..15).map(|_| long.clone()).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let table: [&[&str]; 9] = [
+        &["check", "-rf"],
+        &["check", "--", "--help"],
+        &["check", &long],
+        &["check", "a\nb"],
+        &["check", "$(id)"],
+        &["allow", "\u{1b}]0;x\u{7}.example"],
+        &["allow", "--", "-x.example"],
+        &["run-as", "--uid", "1000", "--gid", "1000", "--", "-c", "id"],
+        &["run-as", "--uid", "1000", "--gid", "1000", "--cwd", "/nonexistent", "--", "/bin/true"],
+    ];
+    for args in table {
+        let done = guest.innkeeper(args);
+        let shown = &args[..args.len().min(3)].concat();
+        let shown = &shown[..shown.len().min(60)];
+        assert!(matches!(done.code, Some(1..=78)), "{shown:?}: {done:?}");
+        assert!(!done.both().trim().is_empty() && !done.both().contains("uid="), "{shown:?}: {done:?}");
+        assert!(!done.both().contains(['\u{1b}', '\u{7}']), "{shown:?}: {done:?}");
+        assert!(done.both().len() < 8192, "{shown:?}: {} octets of answer", done.both().len());
+    }
+    let done = guest.innkeeper(&[&["allow", "ok.example"], &many[..]].concat());
+    assert!(!done.ok() && done.both().len() < 8192, "{:?}", done.code);
+    assert_eq!(guest.status()["policy"]["generation"], 1, "all of them or none");
+}

@@ -70,6 +70,8 @@ fn rm_stops_a_box_and_ls_forgets_it() {
     assert!(second.1.contains("innkeeper in one") && second.1.contains("--name"), "{}", second.1);
     let listed = host.innkeeper(&["ls"]).expect("ls");
     assert!(listed.contains("one") && listed.contains("embedded") && listed.contains("running"), "{listed}");
+    let listed: serde_json::Value = serde_json::from_str(&host.innkeeper(&["ls", "--json"]).out).unwrap();
+    assert_eq!((&listed["name"], &listed["state"]), (&"one".into(), &"running".into()), "{listed}");
     host.innkeeper(&["rm", "one"]).expect("rm");
     assert_eq!(guest.end().0, Some(143));
     assert!(!host.innkeeper(&["ls"]).out.contains("one"));

@@ -91,7 +91,7 @@ impl Page<'_> {
             let text = text.iter().filter(|text| !text.is_empty()).copied().collect::<Vec<_>>().join(": ");
             let age = self.ago(&one.verified_at);
             let mut lines =
-                self.wrapped(Tone::Bad, &format!("NOT HELD {} ({age} ago): {text}", one.name), "  ");
+                self.wrapped(Tone::Bad, &format!("{} NOT HELD ({age} ago): {text}", one.name), "  ");
             // The reason fits three lines or is in --json.
             lines.truncate(3);
             lines

@@ -37,6 +37,31 @@ fn protection(name: &str, held: bool) -> Protection {
     }
 }
 
+fn rule(i: u32) -> PolicyRule {
+    PolicyRule {
+        rule: format!("granted-{i}.example"),
+        by: "agent".into(),
+        origin: if i.is_multiple_of(2) { "operator".into() } else { format!("request {i}, operator") },
+        since: TIME.into(),
+        reason: None,
+        expires_at: Some("2026-11-21T09:00:07.500Z".into()),
+    }
+}
+
+fn request(id: u64) -> AccessRequest {
+    AccessRequest {
+        id,
+        rule: format!("wanted-{id}.example"),
+        reason: "for the wheels ".repeat(20),
+        state: RequestState::Pending,
+        time: TIME.into(),
+        decided_at: None,
+        until: None,
+        detail: String::new(),
+        count: 1,
+    }
+}
+
 /// Everything that can happen has happened, and everywhere there is more than fits.
 fn busy() -> Report {
     let board = Board::new(BoxIdentity { name: "box".into(), ..BoxIdentity::default() });
@@ -60,26 +85,7 @@ fn busy() -> Report {
         held_by: "helper".into(),
         agent_can_read: true,
     }];
-    let rule = |i: u32| PolicyRule {
-        rule: format!("granted-{i}.example"),
-        by: "agent".into(),
-        origin: if i % 2 == 0 { "operator".into() } else { format!("request {i}, operator") },
-        since: TIME.into(),
-        reason: None,
-        expires_at: Some("2026-11-21T09:00:07.500Z".into()),
-    };
     report.policy.rules = (0..30).map(rule).collect();
-    let request = |id: u64| AccessRequest {
-        id,
-        rule: format!("wanted-{id}.example"),
-        reason: "for the wheels ".repeat(20),
-        state: RequestState::Pending,
-        time: TIME.into(),
-        decided_at: None,
-        until: None,
-        detail: String::new(),
-        count: 1,
-    };
     report.requests = (1..=20).map(request).collect();
     let fill =
         |path: &str| Fill { path: path.into(), size: 512 << 20, used: 500 << 20, inodes: 10, inodes_used: 1 };
@@ -164,7 +170,7 @@ fn what_does_not_hold_comes_first_and_is_never_left_out() {
         let text = text(&report, 80, height);
         let mut lines = text.lines();
         assert!(lines.next().unwrap().starts_with("READY  NOT HELD: egress-ipv4"), "{text}");
-        assert!(lines.next().unwrap().contains("NOT HELD egress-ipv4 (7 s ago): nftables: z"), "{text}");
+        assert!(lines.next().unwrap().contains("egress-ipv4 NOT HELD (7 s ago): nftables: z"), "{text}");
     }
 }
 

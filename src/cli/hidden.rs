@@ -1,0 +1,116 @@
+//! Workers, trampolines and helpers: commands by which Innkeeper calls itself, and that no help lists.
+
+use std::ffi::OsString;
+
+use super::{call_ourselves, done, failed, print};
+use crate::engine;
+use crate::identity::{credential, home};
+use crate::readiness;
+use crate::report::exit;
+use crate::supervisor::processes;
+use crate::supervisor::run_as::{self, Identity};
+use crate::workspace::clone::{self, Clone};
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Hidden {
+    #[command(hide = true)]
+    EngineInner(engine::embedded::inner::Inner),
+    #[command(hide = true)]
+    EngineConsole {
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    #[command(hide = true)]
+    CountProcesses,
+    #[command(hide = true)]
+    ForeignRules,
+    /// A job for the image's iptables, from standard input
+    #[command(hide = true)]
+    Tables,
+    #[command(hide = true)]
+    Dns,
+    #[command(hide = true)]
+    Watch,
+    #[command(hide = true)]
+    Probe {
+        #[arg(long)]
+        attack: String,
+        #[command(flatten)]
+        identity: Identity,
+    },
+    #[command(hide = true)]
+    Home(home::Home),
+    #[command(hide = true)]
+    Clone(Clone),
+    /// Git's credential helper
+    #[command(hide = true)]
+    Credential { operation: String },
+    #[command(hide = true)]
+    RunAs {
+        #[command(flatten)]
+        identity: Identity,
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
+}
+
+/// Runs one; returns the exit status.
+pub(super) fn run(hidden: Hidden) -> u8 {
+    match hidden {
+        Hidden::EngineInner(inner) => engine::embedded::inner::run(&inner),
+        Hidden::EngineConsole { command } => failed("in", &engine::embedded::terminal::console(&command)),
+        Hidden::CountProcesses => match processes::in_use() {
+            Some(count) => print(&count.to_string()),
+            None => exit::INTERNAL,
+        },
+        Hidden::ForeignRules => {
+            print(&serde_json::to_string(&crate::firewall::foreign::look()).unwrap_or_default())
+        }
+        Hidden::Tables => match crate::firewall::programs::run() {
+            Ok(answer) => print(&answer),
+            Err(error) => failed("tables", &error),
+        },
+        Hidden::Dns => {
+            call_ourselves(c"innkeeper-dns");
+            done("dns", crate::dns::run())
+        }
+        Hidden::Watch => {
+            // Fifteen octets are all that a name may have, and these are just as many.
+            call_ourselves(c"innkeeper-watch");
+            done("watch", crate::watch::run())
+        }
+        Hidden::Probe { attack, identity } => probe(&attack, &identity),
+        Hidden::Home(home) => {
+            let problems = home::run(&home);
+            print(&problems.iter().map(|problem| format!("{problem}\n")).collect::<String>())
+        }
+        Hidden::Clone(clone) => {
+            let outcome = clone::run(&clone);
+            print(&format!("{}\n", outcome.line));
+            u8::try_from(outcome.status).unwrap_or(exit::INTERNAL)
+        }
+        Hidden::Credential { operation } => answer_git(&operation),
+        Hidden::RunAs { identity, command } => failed("run-as", &run_as::run(&identity, &command)),
+    }
+}
+
+fn probe(attack: &str, identity: &Identity) -> u8 {
+    if let Err(error) = run_as::become_untouchable(identity) {
+        return failed("probe", &error);
+    }
+    match serde_json::from_str::<readiness::Attack>(attack) {
+        Ok(attack) => {
+            let attempts = readiness::probe::run(&attack);
+            print(&serde_json::to_string(&attempts).unwrap_or_default())
+        }
+        Err(error) => failed("probe", &error),
+    }
+}
+
+fn answer_git(operation: &str) -> u8 {
+    match credential::helper(operation, std::io::stdin().lock()) {
+        Ok(Some(answer)) => print(&answer),
+        Ok(None) => exit::OK,
+        Err(error) => failed("credential", &error),
+    }
+}
