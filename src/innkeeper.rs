@@ -3,6 +3,7 @@
 mod check;
 mod condition;
 mod policy_changes;
+mod work;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -273,6 +274,7 @@ impl Desk for Innkeeper {
             Request::Allow { rules, for_s } => self.allow(&rules, for_s),
             Request::Revoke { rules } => self.revoke(&rules),
             Request::Log { after, denied } => Response::Log { page: audit::page(after, denied, LOG_PAGE) },
+            Request::Work { since } => self.work(since),
             Request::Rules => match self.rules.get() {
                 Some(text) => Response::Rules { text: text.clone() },
                 None => Response::Failed { reason: "the rule set is not loaded yet".to_owned() },

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::audit::Page;
+use crate::morning::work::RepositoryWork;
 use crate::status::report::{Phase, Report, Session, Step};
 
 /// Where PID 1 listens. The directory is root's, so nobody else can put a socket there.
@@ -34,6 +35,11 @@ pub enum Request {
     Log { after: u64, denied: bool },
     /// The rule set that was loaded, as text.
     Rules,
+    /// What was done in the repositories since then (seconds since 1970), else since the box began.
+    Work {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        since: Option<u64>,
+    },
     /// The credential for a forge's host.
     Credential { host: String },
     /// This connection is the pane in which Claude runs; PID 1 sends orders on it.
@@ -122,6 +128,9 @@ pub enum Response {
     },
     Log {
         page: Page,
+    },
+    Work {
+        repositories: Vec<RepositoryWork>,
     },
     Credential {
         username: String,
@@ -231,6 +240,7 @@ impl Asker {
             (
                 Self::Agent,
                 Request::Reload
+                | Request::Work { .. }
                 | Request::Rules
                 | Request::Allow { .. }
                 | Request::Revoke { .. }
