@@ -11,6 +11,7 @@ use crate::control::protocol::Response;
 use crate::policy::{InForce, LONGEST, LivePolicy, Refusal, SHORTEST, Terms};
 use crate::report::{self, chain, event};
 use crate::requests::remark;
+use crate::secrets::shape::mask_tokens;
 use crate::status::report::PolicyRule;
 
 impl From<Refusal> for Response {
@@ -127,7 +128,7 @@ impl Innkeeper {
             by: entry.rule.options.by.to_string(),
             origin: entry.rule.origin.to_string(),
             since: report::moment(entry.since, now, wall),
-            reason: entry.rule.why.as_deref().map(report::inert),
+            reason: entry.rule.why.as_deref().map(|why| report::inert(&mask_tokens(why))),
             expires_at: entry.until.map(|until| report::moment(until, now, wall)),
         };
         policy.entries().map(shown).collect()

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::InForce;
-use super::hosts::{Host, Trait};
+use super::hosts::{Hosts, Trait};
 use crate::allowlist::{DomainName, DomainPattern, Rule, Subject, is_public_suffix};
 
 /// What is wrong with a rule, or worth knowing; the gravest first.
@@ -85,13 +85,13 @@ pub struct Seen {
 
 /// All findings, grouped by kind, in the order of the rules. Without `seen` only what the rules say by themselves.
 #[must_use]
-pub fn lint(rules: &[InForce], hosts: &[Host], seen: Option<&Seen>) -> Vec<Finding> {
+pub fn lint(rules: &[InForce], hosts: &Hosts, seen: Option<&Seen>) -> Vec<Finding> {
     let index = Index::new(rules);
     let mut findings: Vec<Finding> = Vec::new();
     for (place, entry) in rules.iter().enumerate() {
         let rule = &*entry.rule;
         let said = if rule.deny {
-            denial(rule, rules)
+            index.denial(rule)
         } else {
             let mut said = by_itself(rule, hosts);
             said.extend(index.covering(place, entry).map(|other| {
@@ -112,7 +112,7 @@ pub fn lint(rules: &[InForce], hosts: &[Host], seen: Option<&Seen>) -> Vec<Findi
     findings
 }
 
-fn by_itself(rule: &Rule, hosts: &[Host]) -> Vec<(Kind, String)> {
+fn by_itself(rule: &Rule, hosts: &Hosts) -> Vec<(Kind, String)> {
     let mut said: BTreeMap<Kind, String> = BTreeMap::new();
     if let DomainPattern::Below(apex) = &rule.pattern
         && is_public_suffix(apex)
@@ -122,7 +122,7 @@ fn by_itself(rule: &Rule, hosts: &[Host]) -> Vec<(Kind, String)> {
     if rule.options.telemetry {
         said.insert(Kind::Telemetry, "the rule says so; safe to remove".to_owned());
     }
-    for host in hosts.iter().filter(|host| host.is_reached_by(&rule.pattern)) {
+    for host in hosts.reached_by(&rule.pattern) {
         for kind in host.traits.iter().map(|found| kind_of(*found)) {
             // A wildcard may reach several; the first is as good an example as any.
             said.entry(kind).or_insert_with(|| host.what.clone());
@@ -154,18 +154,6 @@ fn by_time(rule: &Rule, seen: &Seen) -> Vec<(Kind, String)> {
     said
 }
 
-fn denial(rule: &Rule, rules: &[InForce]) -> Vec<(Kind, String)> {
-    let meets = |other: &InForce| {
-        !other.rule.deny
-            && (other.rule.pattern.covers(&rule.pattern) || rule.pattern.covers(&other.rule.pattern))
-    };
-    if rules.iter().any(meets) {
-        Vec::new()
-    } else {
-        vec![(Kind::IdleDeny, "no rule allows what it denies; it is refused without it".to_owned())]
-    }
-}
-
 /// Allowing rules by the name that their pattern is made of.
 struct Index<'a> {
     rules: &'a [InForce],
@@ -184,6 +172,23 @@ impl<'a> Index<'a> {
             map.entry(name.as_str()).or_default().push(place);
         }
         index
+    }
+
+    fn denial(&self, rule: &Rule) -> Vec<(Kind, String)> {
+        let meets = match &rule.pattern {
+            DomainPattern::Exact(name) => {
+                self.exact.contains_key(name.as_str())
+                    || name.parents().any(|parent| self.below.contains_key(parent))
+            }
+            DomainPattern::Below(_) => self.rules.iter().map(|entry| &entry.rule).any(|other| {
+                let (one, two) = (&other.pattern, &rule.pattern);
+                !other.deny && (one.covers(two) || two.covers(one))
+            }),
+        };
+        if meets {
+            return Vec::new();
+        }
+        vec![(Kind::IdleDeny, "no rule allows what it denies; it is refused without it".to_owned())]
     }
 
     /// A rule that allows all that this one does, for as long. Of two that are the same the second is covered.
@@ -251,7 +256,7 @@ pub fn render(findings: &[Finding]) -> String {
 mod tests {
     use super::{Kind, Seen, lint, render, summary};
     use crate::allowlist::{Ceiling, DomainName, Origin, parse_rules};
-    use crate::policy::hosts::{Host, parse};
+    use crate::policy::hosts::{Hosts, parse};
     use crate::policy::{InForce, LivePolicy};
     use std::time::Duration;
 
@@ -261,8 +266,10 @@ mod tests {
         LivePolicy::new(rules, Ceiling::unbounded(), Duration::ZERO)
     }
 
-    fn hosts() -> Vec<Host> {
-        parse("forge.test writes pushes\n*.cdn.test user-content,shared files of anybody\n").unwrap()
+    fn hosts() -> Hosts {
+        Hosts::new(
+            parse("forge.test writes pushes\n*.cdn.test user-content,shared files of anybody\n").unwrap(),
+        )
     }
 
     fn found(text: &str, seen: Option<&Seen>) -> Vec<(Kind, String)> {
@@ -300,7 +307,7 @@ mod tests {
         let mut policy = policy("a.x.test");
         policy.allow(&["*.x.test".to_owned()], Some(Duration::from_secs(9))).unwrap();
         let entries: Vec<InForce> = policy.entries().collect();
-        assert_eq!(lint(&entries, &[], None), []);
+        assert_eq!(lint(&entries, &Hosts::default(), None), []);
     }
 
     #[test]

@@ -65,15 +65,24 @@ impl fmt::Display for Near {
 pub fn nearest(rules: &[Arc<Rule>], taken_back: &[Arc<Rule>], name: &DomainName, port: u16) -> Vec<Near> {
     let back = taken_back.iter().filter(|rule| rule.pattern.matches(name) && rule.ports.contains(&port));
     let back = back.map(|rule| (Relation::TakenBack, rule));
+    let family = family(name);
     let near = rules.iter().filter(|rule| !rule.deny);
-    let near = near.filter_map(|rule| Some((relation(rule, name, port)?, rule)));
+    let near = near.filter_map(|rule| Some((relation(rule, name, port, family)?, rule)));
     let mut found: Vec<(Relation, &Arc<Rule>)> = back.chain(near).collect();
     // Stable: of two that are as near, the one that was written first.
     found.sort_by_key(|(relation, _)| *relation);
     found.into_iter().take(MOST).map(|(relation, rule)| Near { cited: Cited::of(rule), relation }).collect()
 }
 
-fn relation(rule: &Rule, name: &DomainName, port: u16) -> Option<Relation> {
+/// What neighbours share: the name above, unless strangers have names there. Looked up once, since that takes a while and
+/// the agent may ask as often as it likes.
+fn family(name: &DomainName) -> Option<&str> {
+    let parent = name.parents().next()?;
+    let strangers = DomainName::parse(parent).is_ok_and(|parent| is_public_suffix(&parent));
+    (!strangers).then_some(parent)
+}
+
+fn relation(rule: &Rule, name: &DomainName, port: u16, family: Option<&str>) -> Option<Relation> {
     if rule.pattern.matches(name) {
         return Some(match rule.options.by {
             Subject::Agent if !rule.ports.contains(&port) => Relation::OtherPort,
@@ -88,11 +97,11 @@ fn relation(rule: &Rule, name: &DomainName, port: u16) -> Option<Relation> {
             let parts = name.parents().filter(|parent| labels(parent) == labels(apex.as_str()));
             parts.into_iter().any(|part| similar(apex.as_str(), part)).then_some(Relation::Similar)
         }
-        DomainPattern::Exact(other) => by_names(other, name),
+        DomainPattern::Exact(other) => by_names(other, name, family),
     }
 }
 
-fn by_names(other: &DomainName, name: &DomainName) -> Option<Relation> {
+fn by_names(other: &DomainName, name: &DomainName, family: Option<&str>) -> Option<Relation> {
     if similar(other.as_str(), name.as_str()) {
         return Some(Relation::Similar);
     }
@@ -102,9 +111,7 @@ fn by_names(other: &DomainName, name: &DomainName) -> Option<Relation> {
     if labels(name.as_str()) > 1 && other.parents().any(|parent| parent == name.as_str()) {
         return Some(Relation::Below);
     }
-    let (one, two) = (name.parents().next()?, other.parents().next()?);
-    let strangers = || DomainName::parse(one).is_ok_and(|parent| is_public_suffix(&parent));
-    (one == two && !strangers()).then_some(Relation::Sibling)
+    (family.is_some() && other.parents().next() == family).then_some(Relation::Sibling)
 }
 
 fn labels(name: &str) -> usize {
