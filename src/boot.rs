@@ -42,6 +42,7 @@ const SEAL: Step = Step { name: "seal", limit: Duration::from_secs(20) };
 const READINESS: Step = Step { name: "readiness", limit: Duration::from_secs(30) };
 const STEPS: [Step; 9] = [CONFIG, LOCKDOWN, MOUNTS, HOME, DNS, FIREWALL, IDENTITY, SEAL, READINESS];
 
+pub(crate) use places::agent_identity;
 pub use protections::remedy;
 
 /// Boots, then starts the task. Returns when both are under way.

@@ -12,6 +12,7 @@ use crate::doctor::DoctorArgs;
 use crate::engine;
 use crate::identity::credential;
 use crate::init::Init;
+use crate::morning::command::ReportArgs;
 use crate::report::{self, exit};
 use crate::status::command::StatusArgs;
 
@@ -53,6 +54,8 @@ enum Command {
     Policy(policy::PolicyCommand),
     /// Every decision: what was refused, what was used, and who changed the policy
     Log(LogArgs),
+    /// What the agent did while nobody looked: sessions, commits, refusals, octets
+    Report(ReportArgs),
     /// Every setting: key, default, variable
     Settings,
     #[command(flatten)]
@@ -125,6 +128,7 @@ fn dispatch(command: Command) -> u8 {
         Command::Seat(entry) => seat::run(&entry),
         Command::Policy(command) => policy::run(command),
         Command::Log(args) => crate::audit::command::run(&args),
+        Command::Report(args) => crate::morning::command::run(&args),
         Command::Manual(wanted) => manual::run(&wanted, Cli::command()),
         Command::Doctor(args) => crate::doctor::run(&args),
         Command::Settings => print(&crate::config::settings::help()),

@@ -4,6 +4,7 @@ mod check;
 mod condition;
 mod policy_changes;
 mod requests;
+mod work;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -294,6 +295,7 @@ impl Desk for Innkeeper {
             Request::Lint => self.lint(),
             Request::Suggest => self.suggest(),
             Request::Log { after, denied } => Response::Log { page: audit::page(after, denied, LOG_PAGE) },
+            Request::Work { since } => self.work(since),
             Request::Rules => match self.rules.get() {
                 Some(text) => Response::Rules { text: text.clone() },
                 None => Response::Failed { reason: "the rule set is not loaded yet".to_owned() },

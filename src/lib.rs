@@ -47,7 +47,11 @@ pub mod innkeeper;
 #[cfg(target_os = "linux")]
 pub mod kernel;
 #[cfg(target_os = "linux")]
+pub mod morning;
+#[cfg(target_os = "linux")]
 pub mod namespace;
+#[cfg(target_os = "linux")]
+pub mod notices;
 #[cfg(target_os = "linux")]
 pub mod policy;
 #[cfg(target_os = "linux")]

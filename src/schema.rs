@@ -14,11 +14,14 @@ pub enum Subject {
     Config,
     /// `innkeeper status --json`
     Status,
+    /// `innkeeper report --json`
+    Report,
     /// A line of `log --json`, of log.file and of standard error with log.format=json
     Events,
 }
 
 const STATUS: &str = include_str!("schema/status.json");
+const REPORT: &str = include_str!("schema/report.json");
 const EVENTS: &str = include_str!("schema/events.json");
 
 /// The schema as text.
@@ -27,6 +30,7 @@ pub fn text(subject: Subject) -> String {
     match subject {
         Subject::Config => pretty(&configuration()),
         Subject::Status => STATUS.to_owned(),
+        Subject::Report => REPORT.to_owned(),
         Subject::Events => EVENTS.to_owned(),
     }
 }

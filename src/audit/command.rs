@@ -42,7 +42,7 @@ const EXAMPLES: &str = "Examples:
 Exit status: 0; 1 if no box answers or the lines don't hang together; 77 for others than the operator.";
 
 /// A time of RFC 3339, or one so long ago.
-fn since(text: &str) -> Result<SystemTime, String> {
+pub(crate) fn since(text: &str) -> Result<SystemTime, String> {
     if let Ok(time) = humantime::parse_rfc3339_weak(text) {
         return Ok(time);
     }
@@ -107,7 +107,7 @@ fn check(args: &LogArgs) -> u8 {
     }
 }
 
-fn ask(after: u64, denied: bool) -> Result<Page, u8> {
+pub(crate) fn ask(after: u64, denied: bool) -> Result<Page, u8> {
     match client::ask(&Request::Log { after, denied }) {
         Ok(Response::Log { page }) => Ok(page),
         Ok(Response::Refused { reason }) => {

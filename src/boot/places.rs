@@ -83,7 +83,7 @@ pub(super) fn open_control(innkeeper: &Arc<Innkeeper>) -> Result<(), Failure> {
 
 /// Whom the agent's processes run as, wherever PID 1 starts them.
 #[must_use]
-pub(super) fn agent_identity(innkeeper: &Innkeeper, cwd: &str) -> Identity {
+pub(crate) fn agent_identity(innkeeper: &Innkeeper, cwd: &str) -> Identity {
     let agent = &innkeeper.accounts.agent;
     Identity {
         cwd: PathBuf::from(cwd),

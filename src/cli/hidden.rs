@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use super::{call_ourselves, done, failed, print};
 use crate::engine;
 use crate::identity::{credential, home};
+use crate::morning::work::Work;
 use crate::readiness;
 use crate::report::exit;
 use crate::supervisor::processes;
@@ -42,6 +43,8 @@ pub(super) enum Hidden {
     Home(home::Home),
     #[command(hide = true)]
     Clone(Clone),
+    #[command(hide = true)]
+    Work(Work),
     /// Git's credential helper
     #[command(hide = true)]
     Credential { operation: String },
@@ -83,6 +86,9 @@ pub(super) fn run(hidden: Hidden) -> u8 {
         Hidden::Home(home) => {
             let problems = home::run(&home);
             print(&problems.iter().map(|problem| format!("{problem}\n")).collect::<String>())
+        }
+        Hidden::Work(work) => {
+            print(&serde_json::to_string(&crate::morning::work::run(&work)).unwrap_or_default())
         }
         Hidden::Clone(clone) => {
             let outcome = clone::run(&clone);

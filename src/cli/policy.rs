@@ -165,6 +165,7 @@ pub(crate) fn answer(response: Response, json: bool) -> u8 {
         | Response::Lint { .. }
         | Response::Suggestion { .. }
         | Response::Log { .. }
+        | Response::Work { .. }
         | Response::Credential { .. } => {
             report::last_words("control", "the box gave the answer to another question");
             exit::INTERNAL

@@ -37,8 +37,9 @@ pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
     let boot = Boot { accept: values.words("boot.accept") };
     let identity = identity(&mut values);
     let network = network(sources, &mut values, &repositories, &model, &mut warnings);
-    let Credentials { secrets, required, seen } =
+    let Credentials { mut secrets, required, mut seen } =
         credentials::find(sources, &mut values, model.provider(), &mut warnings);
+    let notices = super::notices::notices(&mut values, &mut secrets, &mut seen, &network.rules);
 
     let problems = Problems(values.problems).redacted(&seen);
     if !problems.0.is_empty() {
@@ -56,6 +57,7 @@ pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
         agent,
         tls,
         log,
+        notices,
         boot,
         identity,
         warnings,

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::audit::Page;
+use crate::morning::work::RepositoryWork;
 use crate::policy::check::Checked;
 use crate::policy::lint::Finding;
 use crate::policy::suggest::Suggestion;
@@ -60,6 +61,11 @@ pub enum Request {
     Log { after: u64, denied: bool },
     /// The rule set that was loaded, as text.
     Rules,
+    /// What was done in the repositories since then (seconds since 1970), else since the box began.
+    Work {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        since: Option<u64>,
+    },
     /// The credential for a forge's host.
     Credential { host: String },
     /// This connection is the pane in which Claude runs; PID 1 sends orders on it.
@@ -159,6 +165,9 @@ pub enum Response {
     },
     Log {
         page: Page,
+    },
+    Work {
+        repositories: Vec<RepositoryWork>,
     },
     Credential {
         username: String,
@@ -271,6 +280,7 @@ impl Asker {
             (
                 Self::Agent,
                 Request::Reload
+                | Request::Work { .. }
                 | Request::Rules
                 | Request::Allow { .. }
                 | Request::Revoke { .. }

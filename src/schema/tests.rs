@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::{Subject, configuration, pretty, text};
 use crate::audit::{Entry, What};
 use crate::config::settings::SETTINGS;
+use crate::morning::Morning;
 use crate::status::report::Report;
 
 /// What a value is judged to be wrong in.
@@ -33,6 +34,7 @@ fn is_true(name: &str, schema: &schemars::Schema) {
 #[test]
 fn the_schemas_of_reports_are_those_of_their_types() {
     is_true("status.json", &schemars::schema_for!(Report));
+    is_true("report.json", &schemars::schema_for!(Morning));
     // Every line says whose it is; in a stream it also names the line before it.
     let mut events = schemars::schema_for!(Entry);
     if let Some(Value::Object(properties)) = events.get_mut("properties") {
@@ -55,6 +57,8 @@ fn a_report_and_an_entry_are_valid_and_damaged_ones_are_not() {
     value["phase"] = "ready".into();
     value.as_object_mut().unwrap().remove("protections");
     assert!(judge(&parse(Subject::Status), &value).is_err());
+    let morning = crate::morning::tests::morning(None);
+    assert_eq!(judge(&parse(Subject::Report), &serde_json::to_value(morning).unwrap()), Ok(()));
     let note = What::Note { source: "test".into(), message: "a word".into() };
     let entry = Entry { schema: 1, seq: 7, time: crate::report::now(), what: note };
     let mut value = serde_json::to_value(entry).unwrap();

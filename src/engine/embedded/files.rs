@@ -44,6 +44,7 @@ innkeeper-dns:x:901:901::/nonexistent:/usr/sbin/nologin
 innkeeper-gate:x:902:902::/nonexistent:/usr/sbin/nologin
 innkeeper-watch:x:903:903::/nonexistent:/usr/sbin/nologin
 innkeeper-build:x:904:904::/nonexistent:/usr/sbin/nologin
+innkeeper-notify:x:905:905::/nonexistent:/usr/sbin/nologin
 nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin
 ";
 
@@ -54,6 +55,7 @@ innkeeper-dns:x:901:
 innkeeper-gate:x:902:
 innkeeper-watch:x:903:
 innkeeper-build:x:904:
+innkeeper-notify:x:905:
 nogroup:x:65534:
 ";
 
