@@ -201,7 +201,7 @@ mod tests {
         BoxOptions::new().env("NODE_EXTRA_CA_CERTS", "/etc/innkeeper/ca.pem")
     }
 
-    const CHECKED: [&str; 2] = ["README.md", "audit.md"];
+    const CHECKED: [&str; 3] = ["README.md", "audit.md", "policy.md"];
 
     #[test]
     fn the_audit_page_tells_what_is_said() {
@@ -210,6 +210,22 @@ mod tests {
         let guest = rig.boot(&options.env("INNKEEPER_LOG_FILE", "/audit/box.jsonl"));
         guest.await_status("the session", |status| status["session"]["state"] == "running");
         captures("docs/audit.md", &guest);
+    }
+
+    #[test]
+    fn the_policy_page_tells_what_is_said() {
+        let Some(rig) = Rig::new() else { return };
+        let rules = "ok.test:443,80                      # the page of the project\n*.wild.test:80\ndocs.example.org\n\
+                     stats.example.org telemetry\n*.github.io public-suffix\n!old.example.org\n";
+        let file = rig.file("domains.conf", rules);
+        let options = BoxOptions::new()
+            .without_env("INNKEEPER_NETWORK_ALLOW")
+            .env("INNKEEPER_NETWORK_PROFILES", "github")
+            .env("INNKEEPER_NETWORK_REQUESTS", "queue")
+            .volume(&format!("{}:/etc/innkeeper/network/domains.conf:ro", file.display()));
+        let guest = rig.boot(&options);
+        guest.await_status("the session", |status| status["session"]["state"] == "running");
+        captures("docs/policy.md", &guest);
     }
 
     #[test]
