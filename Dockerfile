@@ -110,11 +110,11 @@ RUN set -eu; \
       /var/log/apt /var/log/dpkg.log /var/log/alternatives.log; \
     find / -xdev -type f -perm /6000 -exec chmod a-s {} +; \
     find / -xdev -type d -perm /6000 -exec chmod a-s {} +
-# The agent is uid 1000. The workers share a uid with nobody, own nothing and can't log in; 904 builds layers.
+# The agent is uid 1000. The workers share a uid with nobody, own nothing and can't log in; 904 builds layers, 905 tells of notices.
 RUN set -eu; \
     groupadd --gid 1000 claude; \
     useradd --uid 1000 --gid 1000 --no-log-init --no-create-home --home-dir /home/claude --shell /bin/bash claude; \
-    for worker in dns:901 gate:902 watch:903 build:904; do \
+    for worker in dns:901 gate:902 watch:903 build:904 notify:905; do \
       name="innkeeper-${worker%:*}"; id="${worker#*:}"; \
       groupadd --system --gid "$id" "$name"; \
       useradd --system --uid "$id" --gid "$id" --no-log-init --no-create-home --home-dir /nonexistent \

@@ -195,6 +195,8 @@ pub(crate) fn control_request(data: &[u8]) {
         assert_eq!(Request::parse(&again).unwrap(), request);
         let changes = match &request {
             Request::Reload | Request::Rules | Request::Allow { .. } | Request::Revoke { .. } => true,
+            Request::Grant { .. } | Request::Refuse { .. } | Request::Lint | Request::Suggest => true,
+            Request::Ask { .. } | Request::Wish { .. } | Request::Requests => false,
             Request::Seat { .. } => true,
             Request::Log { .. } | Request::Status | Request::Progress | Request::Check { .. } => false,
             Request::Credential { .. } | Request::Pane | Request::Hook { .. } => false,
@@ -244,7 +246,7 @@ pub(crate) fn live_policy(data: &[u8]) {
     let (configured, _) = parse_rules("ok.test\n*.wild.test:443,22\n!no.wild.test\n", origin);
     let (bounds, _) = parse_rules("*.test:443,22,80\nother.example\n", origin);
     let ceiling = Ceiling::new(bounds);
-    let mut policy = LivePolicy::new(configured, ceiling.clone());
+    let mut policy = LivePolicy::new(configured, ceiling.clone(), std::time::Duration::ZERO);
     for line in text.lines().take(50) {
         let back = line.strip_prefix('-');
         let texts: Vec<String> = back.unwrap_or(line).split(',').map(str::to_owned).collect();

@@ -11,6 +11,9 @@ pub const DNS: &str = "innkeeper-dns";
 /// The user of the worker `watch`.
 pub const WATCH: &str = "innkeeper-watch";
 
+/// The user that tells the operator of notices.
+pub const NOTIFY: &str = "innkeeper-notify";
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
     pub name: String,
@@ -53,25 +56,33 @@ pub struct Accounts {
     pub agent: Account,
     pub dns: Account,
     pub watch: Account,
+    /// Needed by `notices` alone: an image may lack it.
+    pub notify: Option<Account>,
 }
 
 impl Accounts {
     /// Finds them, and that none of them is root or another one.
     pub fn find() -> Result<Self, AccountError> {
         let (agent, dns, watch) = (Account::find(AGENT)?, Account::find(DNS)?, Account::find(WATCH)?);
-        for (one, other, names) in
-            [(&agent, &dns, (AGENT, DNS)), (&agent, &watch, (AGENT, WATCH)), (&dns, &watch, (DNS, WATCH))]
-        {
-            if one.uid == other.uid {
-                return Err(AccountError::Shared(names.0, names.1));
+        let notify = match Account::find(NOTIFY) {
+            Ok(account) => Some(account),
+            Err(AccountError::Missing(_)) => None,
+            Err(error) => return Err(error),
+        };
+        let mut all = vec![(AGENT, agent.uid), (DNS, dns.uid), (WATCH, watch.uid)];
+        all.extend(notify.as_ref().map(|account| (NOTIFY, account.uid)));
+        while let Some((name, uid)) = all.pop() {
+            if let Some((other, _)) = all.iter().find(|(_, taken)| *taken == uid) {
+                return Err(AccountError::Shared(other, name));
             }
         }
-        Ok(Self { agent, dns, watch })
+        Ok(Self { agent, dns, watch, notify })
     }
 
     /// Every uid that belongs to the box's inner life: what ends with it.
     #[must_use]
-    pub fn uids(&self) -> [u32; 3] {
-        [self.agent.uid, self.dns.uid, self.watch.uid]
+    pub fn uids(&self) -> Vec<u32> {
+        let all = [Some(&self.agent), Some(&self.dns), Some(&self.watch), self.notify.as_ref()];
+        all.into_iter().flatten().map(|account| account.uid).collect()
     }
 }

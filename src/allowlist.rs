@@ -11,9 +11,13 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::report::bounded;
+
 mod ceiling;
+mod public_suffix;
 
 pub use ceiling::Ceiling;
+pub use public_suffix::is_public_suffix;
 
 /// A host name, shared by all its copies: lower case, no final dot, at least one label, every label 1–63 octets, 253 in all (RFC 1035 §2.3.4).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -207,6 +211,8 @@ pub enum Origin {
     Repository { url: Arc<str> },
     /// The operator, in the living box.
     Operator,
+    /// The operator too, who granted what the agent had asked for.
+    Request { id: u64 },
 }
 
 impl fmt::Display for Origin {
@@ -217,11 +223,16 @@ impl fmt::Display for Origin {
             Self::Setting { name } => f.write_str(name),
             Self::Repository { url } => write!(f, "repository {url}"),
             Self::Operator => f.write_str("operator"),
+            Self::Request { id } => write!(f, "request {id}, operator"),
         }
     }
 }
 
 /// What a rule says beside name and ports. Unknown words are errors, so that new ones can be added safely.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a word of the grammar, and any may stand with any"
+)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RuleOptions {
     /// The name may resolve to private addresses.
@@ -231,11 +242,13 @@ pub struct RuleOptions {
     pub required: bool,
     /// Only statistics go there: safe to remove.
     pub telemetry: bool,
+    /// A wildcard on a public suffix is meant: it allows names of strangers.
+    pub public_suffix: bool,
 }
 
 impl Default for RuleOptions {
     fn default() -> Self {
-        Self { private: false, by: Subject::Agent, required: false, telemetry: false }
+        Self { private: false, by: Subject::Agent, required: false, telemetry: false, public_suffix: false }
     }
 }
 
@@ -249,6 +262,31 @@ pub struct Rule {
     pub ports: Vec<u16>,
     pub options: RuleOptions,
     pub origin: Origin,
+    /// What was said of it: the comment on its line, or the reason that was given.
+    pub why: Option<Arc<str>>,
+}
+
+/// Characters that are kept of a comment.
+const MAX_WHY: usize = 300;
+
+impl Rule {
+    /// Whether it allows names below a public suffix, which anybody can have, and does not say that this is meant.
+    #[must_use]
+    pub fn is_for_strangers(&self) -> bool {
+        match &self.pattern {
+            DomainPattern::Below(apex) => !self.deny && !self.options.public_suffix && is_public_suffix(apex),
+            DomainPattern::Exact(_) => false,
+        }
+    }
+
+    /// Whether both say the same, whoever wrote them.
+    #[must_use]
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        self.deny == other.deny
+            && self.pattern == other.pattern
+            && self.ports == other.ports
+            && self.options == other.options
+    }
 }
 
 /// The port of a rule that names none.
@@ -266,6 +304,9 @@ impl fmt::Display for Rule {
         }
         if self.options.private {
             f.write_str(" private")?;
+        }
+        if self.options.public_suffix {
+            f.write_str(" public-suffix")?;
         }
         if self.options.by != Subject::Agent {
             write!(f, " by={}", self.options.by)?;
@@ -285,7 +326,9 @@ pub enum RuleError {
     Wildcard(String),
     #[error("\"{0}\" is not a port (1 to 65535)")]
     Port(String),
-    #[error("unknown option \"{0}\"; there are private, by=agent|broker|boot, required, telemetry")]
+    #[error(
+        "unknown option \"{0}\"; there are private, by=agent|broker|boot, required, telemetry, public-suffix"
+    )]
     Option(String),
     #[error(
         "port 53 can't be opened: every question about a name is the box's own resolver's (network.upstreams)"
@@ -312,10 +355,12 @@ pub fn parse_rules(text: &str, origin: impl Fn(usize) -> Origin) -> (Vec<Rule>, 
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     for (index, line) in text.lines().enumerate() {
         let number = index + 1;
-        let content = line.split('#').next().unwrap_or_default();
+        let (content, comment) = line.split_once('#').unwrap_or((line, ""));
+        let why: Option<Arc<str>> =
+            Some(comment.trim()).filter(|text| !text.is_empty()).map(|text| bounded(text, MAX_WHY).into());
         for part in content.split(';').map(str::trim).filter(|part| !part.is_empty()) {
             match parse_rule(part, origin(number)) {
-                Ok(rule) => rules.push(rule),
+                Ok(rule) => rules.push(Rule { why: why.clone(), ..rule }),
                 Err(error) => problems.push(RuleProblem { line: number, error }),
             }
         }
@@ -346,7 +391,7 @@ pub fn parse_rule(text: &str, origin: Origin) -> Result<Rule, RuleError> {
     if deny && (has_options || ports.is_some()) {
         return Err(RuleError::DenyWithDetails);
     }
-    Ok(Rule { deny, pattern, ports: ports.unwrap_or_else(|| vec![DEFAULT_PORT]), options, origin })
+    Ok(Rule { deny, pattern, ports: ports.unwrap_or_else(|| vec![DEFAULT_PORT]), options, origin, why: None })
 }
 
 fn split_ports(subject: &str) -> Result<(&str, Option<Vec<u16>>), RuleError> {
@@ -390,6 +435,7 @@ fn apply_option(options: &mut RuleOptions, word: &str) -> Result<(), RuleError> 
         "private" => options.private = true,
         "required" => options.required = true,
         "telemetry" => options.telemetry = true,
+        "public-suffix" => options.public_suffix = true,
         "by=agent" => options.by = Subject::Agent,
         "by=broker" => options.by = Subject::Broker,
         "by=boot" => options.by = Subject::Boot,

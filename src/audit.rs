@@ -134,3 +134,9 @@ pub fn used(used: &Use) {
 pub fn page(after: u64, denied_only: bool, limit: usize) -> Page {
     with(|log| log.page(after, denied_only, limit))
 }
+
+/// How many refusals and uses are no longer known.
+#[must_use]
+pub fn forgotten() -> u64 {
+    with(|log| log.forgotten())
+}

@@ -7,8 +7,7 @@ use std::path::Path;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::audit::command::LogArgs;
-use crate::control::client;
-use crate::control::protocol::{Request, Response};
+use crate::control::protocol::Request;
 use crate::doctor::DoctorArgs;
 use crate::engine;
 use crate::identity::credential;
@@ -19,7 +18,10 @@ use crate::status::command::StatusArgs;
 
 mod hidden;
 mod manual;
+mod policy;
 mod seat;
+
+pub(crate) use policy::answer;
 
 /// PID 1 of a box in which an autonomous coding agent works behind an allowlist.
 #[derive(Debug, Parser)]
@@ -48,28 +50,8 @@ enum Command {
     Status(StatusArgs),
     #[command(flatten)]
     Seat(seat::Entry),
-    /// The policy's verdict on a name, URL or address, and the rule that gives it
-    Check {
-        /// NAME, NAME:PORT, an address or a URL
-        what: String,
-    },
-    /// Allow names in this box until it ends, or for a while; `!NAME` denies one
-    Allow {
-        /// NAME[:PORT[,PORT…]] [private], as in network/domains.conf; all of them or none
-        #[arg(required = true)]
-        rules: Vec<String>,
-        /// For how long: 90s, 15m, 1h, 2days
-        #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
-        period: Option<std::time::Duration>,
-    },
-    /// Take rules back, whoever wrote them; open connections that they allowed end
-    Revoke {
-        /// The rule as `status --json` shows it; with some of its ports only these
-        #[arg(required = true)]
-        rules: Vec<String>,
-    },
-    /// Read the allowlist again: all of it takes effect, or nothing
-    Reload,
+    #[command(flatten)]
+    Policy(policy::PolicyCommand),
     /// Every decision: what was refused, what was used, and who changed the policy
     Log(LogArgs),
     /// What the agent did while nobody looked: sessions, commits, refusals, octets
@@ -144,18 +126,13 @@ fn dispatch(command: Command) -> u8 {
         }
         Command::Status(args) => crate::status::command::run(&args),
         Command::Seat(entry) => seat::run(&entry),
-        Command::Check { what } => ask(&Request::Check { what }),
-        Command::Reload => ask(&Request::Reload),
-        Command::Allow { rules, period } => {
-            ask(&Request::Allow { rules, for_s: period.map(|period| period.as_secs()) })
-        }
-        Command::Revoke { rules } => ask(&Request::Revoke { rules }),
+        Command::Policy(command) => policy::run(command),
         Command::Log(args) => crate::audit::command::run(&args),
         Command::Report(args) => crate::morning::command::run(&args),
         Command::Manual(wanted) => manual::run(&wanted, Cli::command()),
         Command::Doctor(args) => crate::doctor::run(&args),
         Command::Settings => print(&crate::config::settings::help()),
-        Command::Rules => ask(&Request::Rules),
+        Command::Rules => policy::ask(&Request::Rules, false),
         Command::Run(options) => engine::run(&options),
         Command::Ls(list) => engine::ls(list),
         Command::Rm(named) => engine::rm(&named),
@@ -187,37 +164,4 @@ fn failed(what: &str, error: &dyn std::error::Error) -> u8 {
 
 fn done<E: std::error::Error>(what: &str, result: Result<(), E>) -> u8 {
     result.map_or_else(|error| failed(what, &error), |()| exit::OK)
-}
-
-/// Asks the box and prints its answer in a line.
-fn ask(request: &Request) -> u8 {
-    match client::ask(request) {
-        Ok(Response::Verdict { allowed, explanation, .. }) => {
-            print(&format!("{explanation}\n"));
-            u8::from(!allowed)
-        }
-        Ok(Response::Rules { text }) => print(&text),
-        Ok(Response::Changed { generation, rules, said }) => {
-            let said: String = said.iter().map(|line| format!("{}\n", report::inert(line))).collect();
-            print(&format!("{said}policy generation {generation}: {rules} rules\n"))
-        }
-        Ok(Response::Heard) => exit::OK,
-        Ok(Response::Refused { reason }) => {
-            report::last_words("refused", &reason);
-            exit::CEILING
-        }
-        Ok(Response::Invalid { reason }) => {
-            report::last_words("usage", &reason);
-            exit::USAGE
-        }
-        Ok(Response::Failed { reason }) => {
-            report::last_words("failed", &reason);
-            exit::CONFIG
-        }
-        Ok(_) => {
-            report::last_words("control", "the box gave the answer to another question");
-            exit::INTERNAL
-        }
-        Err(error) => failed("control", &error),
-    }
 }

@@ -10,12 +10,14 @@ use std::time::Duration;
 
 use crate::allowlist::{Ceiling, Rule};
 use crate::dns::name_server::NameServer;
+use crate::notices::webhook::Webhook;
 use crate::secrets::{Holder, SecretName, Secrets};
 
 mod build;
 mod credentials;
 pub mod environment;
 mod files;
+mod notices;
 pub mod policy;
 pub mod problems;
 pub mod provider;
@@ -71,6 +73,7 @@ pub struct Config {
     pub agent: AgentPermissions,
     pub tls: Tls,
     pub log: Log,
+    pub notices: Notices,
     pub boot: Boot,
     pub identity: Identity,
     /// What is odd, but no reason not to start.
@@ -109,6 +112,16 @@ pub struct Network {
     pub boot_timeout: Duration,
     pub inbound: Vec<ListenPort>,
     pub loopback: Vec<ListenPort>,
+    pub requests: Requests,
+}
+
+/// What becomes of a name that the agent asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Requests {
+    /// Nobody is asked.
+    Deny,
+    /// It waits for the operator.
+    Queue,
 }
 
 /// What the firewall is made with.
@@ -220,6 +233,23 @@ pub struct Log {
     pub file: Option<PathBuf>,
     /// Octets of it, after which it is turned over.
     pub file_size: ByteSize,
+}
+
+/// What the operator is told, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notices {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    pub webhook: Option<Webhook>,
+    pub on: Vec<crate::notices::Kind>,
+}
+
+impl Notices {
+    /// Whether they need a user to be sent as.
+    #[must_use]
+    pub fn are_sent(&self) -> bool {
+        !self.command.is_empty() || self.webhook.is_some()
+    }
 }
 
 /// How events are written to standard error.

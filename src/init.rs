@@ -172,6 +172,9 @@ fn second_run(fd: i32, began: u64) -> Result<Ending, InitError> {
         Ok(accounts) => accounts,
         Err(error) => return Ok(unfit_image(&error)),
     };
+    if config.notices.are_sent() && accounts.notify.is_none() {
+        return Ok(unfit_image(&crate::account::AccountError::Missing(crate::account::NOTIFY)));
+    }
     let supervisor = Supervisor::new(config.session.stop_timeout).map_err(InitError::Supervisor)?;
     let board = Arc::new(Board::new(identity));
     let uids = accounts.uids();

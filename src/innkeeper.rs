@@ -3,6 +3,7 @@
 mod check;
 mod condition;
 mod policy_changes;
+mod requests;
 mod work;
 
 use std::collections::HashMap;
@@ -18,8 +19,8 @@ use crate::account::Accounts;
 use crate::allowlist::Allowlist;
 use crate::attribution::Attributor;
 use crate::audit;
-use crate::clock::{self, Jump};
-use crate::config::{Config, Sources};
+use crate::clock::{self, Jump, boottime};
+use crate::config::{Config, Requests, Sources};
 use crate::control::protocol::{Asker, Place, Request, Response, Turn};
 use crate::control::server::Desk;
 use crate::dns::keeper::{Keeper, Standing};
@@ -27,6 +28,7 @@ use crate::firewall::Firewall;
 use crate::namespace::{Surroundings, changes};
 use crate::policy::LivePolicy;
 use crate::report::event;
+use crate::requests::Book;
 use crate::resources;
 use crate::seats::Seats;
 use crate::session::Session;
@@ -78,6 +80,12 @@ pub struct Innkeeper {
     pub rules: OnceLock<String>,
     /// One change of policy at a time.
     changing: Mutex<()>,
+    /// What the agent asked for.
+    requests: Mutex<Book>,
+    /// What the lint says of the policy in force.
+    lint: Mutex<Vec<String>>,
+    /// RFC 3339: since when is recorded what the box does.
+    since: String,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -98,7 +106,7 @@ impl Innkeeper {
         // From here on the sources serve reloads of the policy.
         let sources = Sources { env: sources.env.with_credentials(&config.secrets), ..sources };
         let rules = std::mem::take(&mut config.network.rules);
-        let policy = LivePolicy::new(rules, config.network.ceiling.clone());
+        let policy = LivePolicy::new(rules, config.network.ceiling.clone(), boottime());
         let told = Arc::clone(&board);
         let innkeeper = Self {
             allowlist: Mutex::new(Allowlist::new(policy.rules())),
@@ -126,6 +134,9 @@ impl Innkeeper {
             upstreams: OnceLock::new(),
             processes: OnceLock::new(),
             changing: Mutex::new(()),
+            requests: Mutex::new(Book::new(boottime())),
+            lint: Mutex::default(),
+            since: crate::report::now(),
         };
         innkeeper.show_policy();
         innkeeper
@@ -156,7 +167,8 @@ impl Innkeeper {
     /// The policy in force, for the worker.
     #[must_use]
     pub fn standing(&self) -> Standing {
-        Standing { generation: lock(&self.policy).generation, allowlist: self.allowlist() }
+        let requests = self.config.network.requests == Requests::Queue;
+        Standing { generation: lock(&self.policy).generation, allowlist: self.allowlist(), requests }
     }
 
     fn status(&self, asker: Asker) -> Response {
@@ -164,6 +176,8 @@ impl Innkeeper {
         let max_age = (asker == Asker::Operator).then_some(MAX_AGE);
         let mut report = self.board.report(max_age);
         report.policy.rules = self.shown_rules();
+        report.requests = self.all_requests();
+        report.warnings.extend(lock(&self.lint).iter().cloned());
         report.audit = audit::state();
         if let Some(firewall) = self.firewall.get() {
             report.firewall = firewall.report();
@@ -271,8 +285,15 @@ impl Desk for Innkeeper {
             Request::Progress => self.progress(),
             Request::Check { what } => self.check(&what),
             Request::Reload => self.reload_policy(),
-            Request::Allow { rules, for_s } => self.allow(&rules, for_s),
+            Request::Allow { rules, for_s, reason } => self.allow(&rules, for_s, reason.as_deref()),
             Request::Revoke { rules } => self.revoke(&rules),
+            Request::Ask { rule, reason } => self.ask(asker, &rule, &reason),
+            Request::Wish { id } => self.wish(id),
+            Request::Requests => Response::Requests { requests: self.all_requests() },
+            Request::Grant { id, for_s } => self.grant(id, for_s),
+            Request::Refuse { id, reason } => self.refuse(id, reason.as_deref()),
+            Request::Lint => self.lint(),
+            Request::Suggest => self.suggest(),
             Request::Log { after, denied } => Response::Log { page: audit::page(after, denied, LOG_PAGE) },
             Request::Work { since } => self.work(since),
             Request::Rules => match self.rules.get() {

@@ -51,6 +51,8 @@ pub mod morning;
 #[cfg(target_os = "linux")]
 pub mod namespace;
 #[cfg(target_os = "linux")]
+pub mod notices;
+#[cfg(target_os = "linux")]
 pub mod policy;
 #[cfg(target_os = "linux")]
 pub mod prerequisites;
@@ -61,6 +63,8 @@ pub mod report;
 #[cfg(not(target_os = "linux"))]
 #[path = "report/host.rs"]
 pub mod report;
+#[cfg(target_os = "linux")]
+pub mod requests;
 #[cfg(target_os = "linux")]
 pub mod resources;
 #[cfg(target_os = "linux")]

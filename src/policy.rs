@@ -5,15 +5,22 @@
 //! resolver have taken it. Time is a parameter: seconds that go on while the machine sleeps and that nobody sets
 //! (CLOCK_BOOTTIME), so that "for an hour" is an hour.
 
-use std::collections::BTreeSet;
-use std::fmt;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::allowlist::{
-    Allowlist, Ceiling, Denied, DomainPattern, Origin, Rule, RuleError, Verdict, parse_rules,
-};
+use crate::allowlist::{Allowlist, Ceiling, DomainPattern, Origin, Rule, RuleError, Verdict, parse_rules};
 use crate::secrets::shape::mask_tokens;
+
+pub mod check;
+pub mod command;
+pub mod hosts;
+pub mod lint;
+pub mod nearest;
+pub mod suggest;
+
+/// What is said of a wildcard on a public suffix.
+pub const STRANGERS: &str = "allows names of strangers: anybody can have a name below this public suffix";
 
 /// Rules that the operator may add in a living box: more belong into a file.
 pub const MAX_GRANTS: usize = 1024;
@@ -21,11 +28,27 @@ pub const MAX_GRANTS: usize = 1024;
 pub const SHORTEST: Duration = Duration::from_secs(1);
 pub const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// A rule of the operator's, and when it ends.
+/// How rules are granted: who, when, why, until.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Grant {
-    rule: Arc<Rule>,
-    until: Option<Duration>,
+pub struct Terms {
+    pub origin: Origin,
+    pub since: Duration,
+    pub why: Option<Arc<str>>,
+    pub until: Option<Duration>,
+}
+
+impl From<Option<Duration>> for Terms {
+    fn from(until: Option<Duration>) -> Self {
+        Self { origin: Origin::Operator, since: Duration::ZERO, why: None, until }
+    }
+}
+
+/// A rule that is in force, since when and until when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InForce {
+    pub rule: Arc<Rule>,
+    pub since: Duration,
+    pub until: Option<Duration>,
 }
 
 /// A rule, or some of its ports, that the operator took back although the configuration has it.
@@ -53,6 +76,8 @@ pub enum Refusal {
     Unreadable(Vec<String>),
     #[error("{} beyond the ceiling of this image (/etc/innkeeper/ceiling.conf); only who builds the image can raise it", are(.0))]
     Ceiling(Vec<String>),
+    #[error("{} {STRANGERS}; if that is meant: innkeeper allow '{} public-suffix'", are_quoted(.0), .0.first().map_or("", String::as_str))]
+    Strangers(Vec<String>),
     #[error("{name} is denied by the rule {rule} ({origin}), which wins; first: innkeeper revoke '{rule}'")]
     DenyRule { name: String, rule: String, origin: String },
     #[error("{0}")]
@@ -67,6 +92,10 @@ fn list(problems: &[String]) -> String {
     problems.join("\n")
 }
 
+fn are_quoted(rules: &[String]) -> String {
+    rules.iter().map(|rule| format!("\"{rule}\"")).collect::<Vec<_>>().join(", ")
+}
+
 fn are(rules: &[String]) -> String {
     format!("{} {}", rules.join(", "), if rules.len() == 1 { "is" } else { "are" })
 }
@@ -74,9 +103,11 @@ fn are(rules: &[String]) -> String {
 /// The whole policy with its history.
 #[derive(Debug, Clone)]
 pub struct LivePolicy {
-    configured: Vec<Arc<Rule>>,
+    /// What the configuration says, each rule since when.
+    configured: Vec<InForce>,
     ceiling: Ceiling,
-    grants: Vec<Grant>,
+    /// What the operator granted.
+    grants: Vec<InForce>,
     revoked: Vec<Revocation>,
     /// Grows with every change.
     pub generation: u64,
@@ -84,21 +115,46 @@ pub struct LivePolicy {
 
 impl LivePolicy {
     #[must_use]
-    pub fn new(configured: Vec<Rule>, ceiling: Ceiling) -> Self {
-        let configured = configured.into_iter().map(Arc::new).collect();
+    pub fn new(configured: Vec<Rule>, ceiling: Ceiling, now: Duration) -> Self {
+        let configured = configured.into_iter().map(|rule| InForce::new(rule.into(), now)).collect();
         Self { configured, ceiling, grants: Vec::new(), revoked: Vec::new(), generation: 1 }
     }
 
     /// What is in force, the configuration's rules first.
     #[must_use]
     pub fn rules(&self) -> Vec<Arc<Rule>> {
-        self.entries().map(|(rule, _)| rule).collect()
+        self.entries().map(|entry| entry.rule).collect()
     }
 
-    /// The same, each with its end.
-    pub fn entries(&self) -> impl Iterator<Item = (Arc<Rule>, Option<Duration>)> {
-        let configured = self.configured.iter().filter_map(|rule| Some((self.left_of(rule)?, None)));
-        configured.chain(self.grants.iter().map(|grant| (grant.rule.clone(), grant.until)))
+    /// The same, each with its beginning and end.
+    pub fn entries(&self) -> impl Iterator<Item = InForce> {
+        self.left().chain(self.grants.iter().cloned())
+    }
+
+    /// What the operator left of the configuration.
+    fn left(&self) -> impl Iterator<Item = InForce> {
+        self.configured.iter().filter_map(|known| {
+            Some(InForce { rule: self.left_of(&known.rule)?, since: known.since, until: None })
+        })
+    }
+
+    #[must_use]
+    pub fn ceiling(&self) -> &Ceiling {
+        &self.ceiling
+    }
+
+    /// Rules of the configuration of which the operator took something back, as they were written.
+    pub fn taken_back(&self) -> impl Iterator<Item = &Arc<Rule>> {
+        let touched =
+            |known: &&InForce| self.revoked.iter().any(|revocation| touches(revocation, &known.rule));
+        self.configured.iter().filter(touched).map(|known| &known.rule)
+    }
+
+    /// When what was granted on this request ends; none if nothing of it is in force.
+    #[must_use]
+    pub fn until_of_request(&self, id: u64) -> Option<Option<Duration>> {
+        let grant = self.grants.iter().rev().find(|grant| grant.rule.origin == Origin::Request { id });
+        grant.map(|grant| grant.until)
     }
 
     fn left_of(&self, rule: &Arc<Rule>) -> Option<Arc<Rule>> {
@@ -110,19 +166,25 @@ impl LivePolicy {
     }
 
     /// Adds rules of the operator's. Says what came of each.
-    pub fn allow(&mut self, texts: &[String], until: Option<Duration>) -> Result<Vec<String>, Refusal> {
-        let rules = read(texts)?;
+    pub fn allow(&mut self, texts: &[String], terms: impl Into<Terms>) -> Result<Vec<String>, Refusal> {
+        let terms = terms.into();
+        let rules = read(texts, &terms)?;
+        let strangers = rules.iter().filter(|rule| rule.is_for_strangers());
+        let strangers: Vec<String> = strangers.map(ToString::to_string).collect();
+        if !strangers.is_empty() {
+            return Err(Refusal::Strangers(strangers));
+        }
         self.within_ceiling(&rules)?;
         let mut said = Vec::new();
         for rule in rules {
             // What is granted for a while must not stay because a file has it.
-            if until.is_none() {
+            if terms.until.is_none() {
                 self.lift_revocation(&rule);
             }
             if !rule.deny {
                 self.no_deny_rule_against(&rule)?;
             }
-            said.push(self.grant(rule, until));
+            said.push(self.grant(rule, &terms));
         }
         if self.grants.len() > MAX_GRANTS {
             return Err(Refusal::TooMany);
@@ -156,28 +218,27 @@ impl LivePolicy {
         })
     }
 
-    fn grant(&mut self, rule: Rule, until: Option<Duration>) -> String {
+    fn grant(&mut self, rule: Rule, terms: &Terms) -> String {
         let verb = if rule.deny { "denied" } else { "allowed" };
-        let configured = self.configured.iter().filter_map(|known| self.left_of(known));
         let same = |known: &Rule| {
             known.deny == rule.deny
                 && known.pattern == rule.pattern
                 && known.options == rule.options
                 && rule.ports.iter().all(|port| known.ports.contains(port))
         };
-        if let Some(known) = configured.into_iter().find(|known| same(known)) {
-            return format!("{rule}: {verb} already ({})", known.origin);
+        if let Some(known) = self.left().find(|known| same(&known.rule)) {
+            return format!("{rule}: {verb} already ({})", known.rule.origin);
         }
         // A new end replaces the old one.
-        self.grants.retain(|grant| *grant.rule != rule);
+        self.grants.retain(|grant| !(grant.rule.says_the_same(&rule) && grant.rule.origin == rule.origin));
         let said = format!("{rule}: {verb}");
-        self.grants.push(Grant { rule: Arc::new(rule), until });
+        self.grants.push(InForce { rule: Arc::new(rule), since: terms.since, until: terms.until });
         said
     }
 
     /// Takes rules back, whoever wrote them. Says what came of each, and what still allows the name.
     pub fn revoke(&mut self, texts: &[String]) -> Result<Vec<String>, Refusal> {
-        let rules = read(texts)?;
+        let rules = read(texts, &Terms::from(None))?;
         let mut missing = Vec::new();
         let mut said = Vec::new();
         for rule in &rules {
@@ -196,11 +257,7 @@ impl LivePolicy {
     fn take_back(&mut self, rule: &Rule) -> Result<String, String> {
         let revocation = Revocation::of(rule);
         let of_grants = self.grants.iter().any(|grant| touches(&revocation, &grant.rule));
-        let of_configuration = self
-            .configured
-            .iter()
-            .filter_map(|known| self.left_of(known))
-            .any(|known| touches(&revocation, &known));
+        let of_configuration = self.left().any(|known| touches(&revocation, &known.rule));
         if !of_grants && !of_configuration {
             return Err(self.nothing_like(rule));
         }
@@ -258,10 +315,16 @@ impl LivePolicy {
     }
 
     /// Other files were read: the operator's own changes stay on top, but nothing goes beyond a new ceiling.
-    pub fn replace(&mut self, configured: Vec<Rule>, ceiling: Ceiling) -> Vec<String> {
-        self.configured = configured.into_iter().map(Arc::new).collect();
+    pub fn replace(&mut self, configured: Vec<Rule>, ceiling: Ceiling, now: Duration) -> Vec<String> {
+        let mut known: HashMap<Arc<Rule>, Duration> =
+            self.configured.drain(..).map(|known| (known.rule, known.since)).collect();
+        let since = |rule: Arc<Rule>| {
+            let since = known.remove(&rule).unwrap_or(now);
+            InForce::new(rule, since)
+        };
+        self.configured = configured.into_iter().map(Arc::new).map(since).collect();
         self.ceiling = ceiling;
-        let (kept, gone): (Vec<Grant>, Vec<Grant>) =
+        let (kept, gone): (Vec<InForce>, Vec<InForce>) =
             std::mem::take(&mut self.grants).into_iter().partition(|grant| self.ceiling.permits(&grant.rule));
         self.grants = kept;
         self.generation += 1;
@@ -270,7 +333,7 @@ impl LivePolicy {
 
     /// Ends what was granted until now.
     pub fn expire(&mut self, now: Duration) -> Vec<Arc<Rule>> {
-        let (over, kept): (Vec<Grant>, Vec<Grant>) = std::mem::take(&mut self.grants)
+        let (over, kept): (Vec<InForce>, Vec<InForce>) = std::mem::take(&mut self.grants)
             .into_iter()
             .partition(|grant| grant.until.is_some_and(|until| until <= now));
         self.grants = kept;
@@ -287,22 +350,29 @@ impl LivePolicy {
     }
 }
 
+impl InForce {
+    fn new(rule: Arc<Rule>, since: Duration) -> Self {
+        Self { rule, since, until: None }
+    }
+}
+
 fn touches(revocation: &Revocation, rule: &Rule) -> bool {
     revocation.concerns(rule) && rule.ports.iter().any(|port| revocation.ports.contains(port))
 }
 
 /// Reads the operator's rules: several in one string are as good as in a file. Every bad one is told.
-fn read(texts: &[String]) -> Result<Vec<Rule>, Refusal> {
+fn read(texts: &[String], terms: &Terms) -> Result<Vec<Rule>, Refusal> {
     let (mut rules, mut problems) = (Vec::new(), Vec::new());
     for text in texts {
-        let (read, bad) = parse_rules(text, |_| Origin::Operator);
+        let (read, bad) = parse_rules(text, |_| terms.origin.clone());
         if read.is_empty() && bad.is_empty() {
             problems.push(format!("\"{}\" is no rule", crate::report::inert(text)));
         }
         // A token is a host name of one label, as far as the grammar goes; it must not be looked up.
         for rule in read {
             if mask_tokens(&rule.to_string()) == rule.to_string() {
-                rules.push(rule);
+                let why = terms.why.clone().or(rule.why);
+                rules.push(Rule { why, ..rule });
             } else {
                 problems.push(
                     "the name of a rule looks like a token; revoke the token if others could read this"
@@ -312,56 +382,14 @@ fn read(texts: &[String]) -> Result<Vec<Rule>, Refusal> {
         }
         problems.extend(bad.into_iter().map(|problem| unreadable(&problem.error)));
     }
-    if problems.is_empty() { Ok(rules) } else { Err(Refusal::Unreadable(problems)) }
+    if !problems.is_empty() {
+        return Err(Refusal::Unreadable(problems));
+    }
+    Ok(rules)
 }
 
 fn unreadable(error: &RuleError) -> String {
     crate::report::inert(&crate::report::bounded(&error.to_string(), 300))
-}
-
-/// What the policy says of a name and port, and by which rule; or what is nearest, and the rule that would allow it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Explanation {
-    pub allowed: bool,
-    pub text: String,
-}
-
-impl fmt::Display for Explanation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-/// Explains by the very function that decides.
-#[must_use]
-pub fn explain(allowlist: &Allowlist, name: &crate::allowlist::DomainName, port: u16) -> Explanation {
-    let (allowed, text) = match allowlist.verdict(name) {
-        Verdict::Allowed(allowed) if allowed.ports.contains(&port) => {
-            let rules: Vec<String> = allowed
-                .rules
-                .iter()
-                .filter(|rule| rule.ports.contains(&port))
-                .map(|rule| format!("{rule} ({})", rule.origin))
-                .collect();
-            (true, format!("{name}:{port} is allowed by {}", rules.join(", ")))
-        }
-        Verdict::Allowed(allowed) => {
-            let ports: Vec<String> = allowed.ports.iter().map(u16::to_string).collect();
-            let ports = ports.join(", ");
-            (false, format!("{name} is allowed on {ports} only; operator: innkeeper allow {name}:{port}"))
-        }
-        Verdict::Denied(why) => {
-            let suffix =
-                if port == crate::allowlist::DEFAULT_PORT { String::new() } else { format!(":{port}") };
-            let advice = match &why {
-                Denied::NotListed => format!("innkeeper allow {name}{suffix}"),
-                Denied::DenyRule(rule) => format!("innkeeper revoke '{rule}'"),
-                Denied::OtherSubject(_) => format!("innkeeper allow {name}{suffix}"),
-            };
-            (false, format!("{name}:{port} is denied: {why}; operator: {advice}"))
-        }
-    };
-    Explanation { allowed, text }
 }
 
 #[cfg(test)]

@@ -240,6 +240,13 @@ pub fn time(at: SystemTime) -> String {
     humantime::format_rfc3339_millis(at).to_string()
 }
 
+/// What our own clock (CLOCK_BOOTTIME) calls `at`, by the wall's clock as it stands now.
+#[must_use]
+pub fn moment(at: Duration, now: Duration, wall: SystemTime) -> String {
+    let shown = if at < now { wall.checked_sub(now - at) } else { wall.checked_add(at - now) };
+    time(shown.unwrap_or(wall))
+}
+
 /// Octets as hexadecimal digits.
 #[must_use]
 pub fn hex(octets: &[u8]) -> String {

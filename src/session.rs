@@ -14,7 +14,7 @@ mod server;
 pub mod shell;
 pub mod terminal;
 mod tty;
-mod turns;
+pub mod turns;
 
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Sender, SyncSender};
@@ -25,6 +25,7 @@ use host::Host;
 
 use crate::control::protocol::{ClaudeStart, PaneNews, Turn};
 use crate::firewall::EgressLocked;
+use crate::notices::Notices;
 use crate::status::Board;
 use crate::supervisor::run_as::Identity;
 use crate::supervisor::{Exit, Spawner};
@@ -64,6 +65,8 @@ pub struct Plan {
     pub workdir: String,
     pub start: ClaudeStart,
     pub on_exit: OnExit,
+    /// Tells the operator of the end, where the box ends with it.
+    pub notices: Option<Notices>,
 }
 
 enum Event {

@@ -131,7 +131,11 @@ fn stops() -> Vec<Deed> {
         }),
         refused("a raw socket".to_owned(), "privileges", probe::raw_socket),
         refused("innkeeper allow *.example, as the agent".to_owned(), "control", || {
-            probe::knock(&Request::Allow { rules: vec![format!("*.{DENIED_NAME}")], for_s: Some(1) })
+            probe::knock(&Request::Allow {
+                rules: vec![format!("*.{DENIED_NAME}")],
+                for_s: Some(1),
+                reason: None,
+            })
         }),
         Box::new(|| stop("the secrets of the box, wherever they may lie", "uids, modes", hunt::secrets)),
     ]

@@ -184,7 +184,7 @@ mod tests {
         }
     }
 
-    const CHECKED: [&str; 1] = ["audit.md"];
+    const CHECKED: [&str; 2] = ["README.md", "audit.md"];
 
     #[test]
     fn the_audit_page_tells_what_is_said() {
@@ -193,6 +193,17 @@ mod tests {
         let guest = rig.boot(&options.env("INNKEEPER_LOG_FILE", "/audit/box.jsonl"));
         guest.await_status("the session", |status| status["session"]["state"] == "running");
         captures("docs/audit.md", &guest);
+    }
+
+    #[test]
+    fn the_readme_tells_what_is_said() {
+        let Some(rig) = Rig::new() else { return };
+        let options = BoxOptions::new().claude().env("REPO_URL", "https://github.com/acme/widgets");
+        let guest = rig.boot(&options.env("INNKEEPER_NETWORK_REQUESTS", "queue"));
+        guest.await_status("the session and the clone", |status| {
+            status["session"]["state"] == "running" && status["repositories"][0]["state"] == "cloned"
+        });
+        captures("README.md", &guest);
     }
 
     #[test]

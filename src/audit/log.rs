@@ -24,6 +24,8 @@ pub(super) struct Log {
     events: BTreeMap<u64, Entry>,
     traffic: BTreeMap<u64, Entry>,
     places: HashMap<Key, (u64, Instant)>,
+    /// Refusals and uses that had to make room.
+    forgotten: u64,
     /// Entries of the traffic that were counted up since they were written last.
     unwritten: BTreeSet<u64>,
 }
@@ -32,6 +34,11 @@ impl Log {
     /// How many entries there were.
     pub(super) fn written(&self) -> u64 {
         self.seq
+    }
+
+    /// How many refusals and uses are no longer known.
+    pub(super) fn forgotten(&self) -> u64 {
+        self.forgotten
     }
 
     fn next(&mut self) -> u64 {
@@ -105,6 +112,7 @@ impl Log {
             && let Some((oldest, _)) = self.traffic.pop_first()
         {
             self.places.retain(|_, (seq, _)| *seq != oldest);
+            self.forgotten += 1;
             self.unwritten.remove(&oldest);
         }
         if !is_due {

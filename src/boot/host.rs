@@ -237,5 +237,6 @@ pub(super) fn session_plan(innkeeper: &Innkeeper, repository: Option<String>) ->
         workdir,
         start,
         on_exit,
+        notices: None,
     }
 }

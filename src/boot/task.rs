@@ -7,7 +7,9 @@ use super::places::{agent_environment, agent_identity};
 use crate::config::Repository;
 use crate::filesystem::{Sealed, layout};
 use crate::firewall::EgressLocked;
+use crate::identity;
 use crate::innkeeper::Innkeeper;
+use crate::notices::{Notices, Ways};
 use crate::report::event;
 use crate::session::Session;
 use crate::status::report::StepState;
@@ -17,7 +19,8 @@ use crate::workspace;
 pub(super) fn task(innkeeper: &Arc<Innkeeper>, locked: &EgressLocked, _: &Sealed) {
     let cloned = repositories(innkeeper, &innkeeper.config.repositories, locked);
     innkeeper.board().step("repositories", StepState::Ok, None, cloned.detail);
-    let plan = host::session_plan(innkeeper, cloned.first);
+    let mut plan = host::session_plan(innkeeper, cloned.first);
+    plan.notices = notices(innkeeper);
     if let Some(prompt) = &plan.start.prompt {
         event("session", &format!("the prompt has the SHA-256 {}", crate::report::sha256(prompt)));
     }
@@ -32,11 +35,43 @@ pub(super) fn task(innkeeper: &Arc<Innkeeper>, locked: &EgressLocked, _: &Sealed
     }
     let looking = Arc::clone(innkeeper);
     let look = thread("look", move || {
+        looking.lint_again();
         crate::image_audit::run(&looking);
         host::foreign_rules(&looking);
     });
     if let Err(error) = look {
         innkeeper.board().warn(format!("the image and the rules of others were not looked at: {error}"));
+    }
+}
+
+/// The bell works without any way to send.
+fn notices(innkeeper: &Innkeeper) -> Option<Notices> {
+    let config = &innkeeper.config.notices;
+    let has_ca = innkeeper.config.tls.ca_certs.is_some();
+    let roots = if has_ca { identity::CA_BUNDLE } else { identity::SYSTEM_CA };
+    let env = [
+        ("PATH", "/usr/local/bin:/usr/bin:/bin"),
+        ("HOME", "/nonexistent"),
+        ("LANG", "C.UTF-8"),
+        ("INNKEEPER", env!("CARGO_PKG_VERSION")),
+        ("SSL_CERT_FILE", roots),
+        ("CURL_CA_BUNDLE", roots),
+    ];
+    let ways = Ways {
+        command: config.command.clone(),
+        webhook: config.webhook.clone(),
+        account: innkeeper.accounts.notify.clone(),
+        spawner: innkeeper.spawner.clone(),
+        roots: roots.to_owned(),
+        env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
+    };
+    let (board, seats) = (Arc::clone(innkeeper.board()), Arc::clone(&innkeeper.seats));
+    match Notices::start(config.on.clone(), ways, board, seats) {
+        Ok(notices) => Some(notices),
+        Err(error) => {
+            innkeeper.board().warn(format!("no notices: their thread can't be started: {error}"));
+            None
+        }
     }
 }
 

@@ -34,6 +34,9 @@ pub(super) enum Entry {
     /// What Claude Code's hooks run
     #[command(hide = true)]
     Hook,
+    /// A notice for a webhook, from standard input
+    #[command(hide = true)]
+    Post,
 }
 
 #[expect(
@@ -66,6 +69,7 @@ pub(super) fn run(entry: &Entry) -> u8 {
         }
         Entry::RootShell => failed("shell", &shell::become_bash()),
         Entry::Pane => done("pane", pane::run()),
+        Entry::Post => done("post", crate::notices::post::run()),
         Entry::Hook => {
             hook::run();
             exit::OK

@@ -13,7 +13,7 @@ use super::values::Values;
 use super::variables::{Variables, read_variables};
 use super::{
     Agent, AgentPermissions, Backend, Boot, Config, Filesystem, Identity, Log, LogFormat, Network, OnExit,
-    Prompt, Session, Sources, Tls,
+    Prompt, Requests, Session, Sources, Tls,
 };
 
 pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
@@ -37,8 +37,9 @@ pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
     let boot = Boot { accept: values.words("boot.accept") };
     let identity = identity(&mut values);
     let network = network(sources, &mut values, &repositories, &model, &mut warnings);
-    let Credentials { secrets, required, seen } =
+    let Credentials { mut secrets, required, mut seen } =
         credentials::find(sources, &mut values, model.provider(), &mut warnings);
+    let notices = super::notices::notices(&mut values, &mut secrets, &mut seen, &network.rules);
 
     let problems = Problems(values.problems).redacted(&seen);
     if !problems.0.is_empty() {
@@ -56,6 +57,7 @@ pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
         agent,
         tls,
         log,
+        notices,
         boot,
         identity,
         warnings,
@@ -297,7 +299,11 @@ fn network(
     model: &Model,
     warnings: &mut Vec<String>,
 ) -> Network {
-    values.choice("network.requests", (), &[("deny", ())]);
+    let requests = values.choice(
+        "network.requests",
+        Requests::Deny,
+        &[("deny", Requests::Deny), ("queue", Requests::Queue)],
+    );
     let backends =
         [("auto", Backend::Auto), ("nftables", Backend::Nftables), ("iptables", Backend::Iptables)];
     let backend = values.choice("network.backend", Backend::Auto, &backends);
@@ -312,5 +318,6 @@ fn network(
         boot_timeout: values.duration("network.boot_timeout"),
         inbound: values.ports("network.inbound"),
         loopback: values.ports("network.loopback"),
+        requests,
     }
 }

@@ -15,6 +15,7 @@ use crate::allowlist::{
     Allowlist, Ceiling, Denied, DomainName, DomainPattern, Origin, Rule, RuleError, RuleOptions, RuleProblem,
     Verdict, parse_rules,
 };
+use crate::policy::STRANGERS;
 use crate::secrets::shape::mask_tokens;
 
 /// The rules that are in force, each with its origin, and their bound.
@@ -41,7 +42,6 @@ pub(super) fn gather(
     gathering.settings();
     gathering.repositories(repositories);
     gathering.model(model);
-    gathering.wide_patterns();
     let ceiling = gathering.ceiling();
     gathering.refuse_beyond(&ceiling);
     let rules = gathering.rules;
@@ -87,6 +87,17 @@ impl Gathering<'_> {
         RuleFile::Rules(self.without_tokens(rules))
     }
 
+    /// A wildcard on a public suffix allows whoever takes a name there, unless the rule says that this is meant.
+    fn without_strangers(&mut self, rules: Vec<Rule>) -> Vec<Rule> {
+        let (strangers, rules): (Vec<Rule>, Vec<Rule>) = rules.into_iter().partition(Rule::is_for_strangers);
+        for rule in strangers {
+            let message = format!("\"{rule}\" {STRANGERS}");
+            let next = format!("name what is needed below it; if strangers are meant: {rule} public-suffix");
+            self.problem(rule.origin.to_string(), message, next);
+        }
+        rules
+    }
+
     /// A token is a host name of one label, as far as the grammar goes. It must not be looked up: the query would
     /// carry it to the upstreams, in the clear.
     fn without_tokens(&mut self, rules: Vec<Rule>) -> Vec<Rule> {
@@ -106,7 +117,10 @@ impl Gathering<'_> {
         let shown: Arc<str> = display_path(path).into();
         match self.file(path, |line| Origin::File { path: shown.clone(), line }) {
             // First, as they are the operator's own.
-            RuleFile::Rules(rules) => drop(self.rules.splice(0..0, rules)),
+            RuleFile::Rules(rules) => {
+                let rules = self.without_strangers(rules);
+                self.rules.splice(0..0, rules);
+            }
             RuleFile::Unreadable => {}
             RuleFile::Missing if profiles.is_empty() => {
                 let message = "is missing, and network.profiles is empty: nothing would be allowed";
@@ -134,6 +148,7 @@ impl Gathering<'_> {
             let shown: Arc<str> = name.as_str().into();
             match self.file(&path, |line| Origin::Profile { name: shown.clone(), line }) {
                 RuleFile::Rules(rules) => {
+                    let rules = self.without_strangers(rules);
                     self.rules.extend(rules);
                     names.push(name);
                 }
@@ -167,6 +182,7 @@ impl Gathering<'_> {
             let origin = |_| Origin::Setting { name: shown.clone() };
             let (rules, problems) = parse_rules(&found.text, origin);
             let rules = self.without_tokens(rules);
+            let rules = self.without_strangers(rules);
             self.rules.extend(rules);
             for RuleProblem { error, .. } in problems {
                 self.problem(what.clone(), bad_rule(&error), "a rule is NAME[:PORT[,PORT…]] [private]");
@@ -203,21 +219,10 @@ impl Gathering<'_> {
     fn needed(&mut self, name: &DomainName, port: u16, origin: Origin, otherwise: &str) {
         let options = RuleOptions { required: true, ..RuleOptions::default() };
         let pattern = DomainPattern::Exact(name.clone());
-        self.rules.push(Rule { deny: false, pattern, ports: vec![port], options, origin });
+        self.rules.push(Rule { deny: false, pattern, ports: vec![port], options, origin, why: None });
         let listed = Allowlist::new(self.rules.clone());
         if let Verdict::Denied(Denied::DenyRule(rule)) = listed.verdict(name) {
             self.warnings.push(format!("{name} is denied by the rule {rule} ({}): {otherwise}", rule.origin));
-        }
-    }
-
-    fn wide_patterns(&mut self) {
-        for rule in self.rules.iter().filter(|rule| !rule.deny) {
-            if let DomainPattern::Below(apex) = &rule.pattern
-                && !apex.as_str().contains('.')
-            {
-                self.warnings
-                    .push(format!("the rule {rule} ({}) allows a whole top-level domain", rule.origin));
-            }
         }
     }
 
@@ -244,7 +249,7 @@ impl Gathering<'_> {
                 Origin::Setting { name } if **name == *"model.provider" => {
                     (name.to_string(), "have the ceiling raised: without it there is no model")
                 }
-                Origin::File { .. } | Origin::Setting { .. } | Origin::Operator => {
+                Origin::File { .. } | Origin::Setting { .. } | Origin::Operator | Origin::Request { .. } => {
                     (rule.origin.to_string(), "remove the rule, or have the ceiling raised")
                 }
                 Origin::Repository { .. } => {

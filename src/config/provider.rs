@@ -74,6 +74,9 @@ const fn spec(name: &'static str, shape: Shape, help: &'static str, obtain: &'st
     SecretSpec { name, aliases: &[], shape, held_by: Holder::Agent, help, obtain, is_path: false }
 }
 
+/// The secret that `notices.webhook` is.
+pub const WEBHOOK: &str = "NOTICES_WEBHOOK";
+
 /// The credentials that Innkeeper knows by name.
 pub const SECRETS: &[SecretSpec] = &[
     spec(
@@ -122,6 +125,15 @@ pub const SECRETS: &[SecretSpec] = &[
         )
     },
     spec("ANTHROPIC_AUTH_TOKEN", Shape::Line, "a gateway to the model", "ask whoever runs the gateway"),
+    SecretSpec {
+        held_by: Holder::Helper,
+        ..spec(
+            WEBHOOK,
+            Shape::Line,
+            "notices: the address that they are POSTed to",
+            "create a webhook at the service that is to show them",
+        )
+    },
 ];
 
 /// The table of credentials for `docs/configuration.md`.

@@ -278,6 +278,7 @@ mod tests {
             ("agent", "allow"),
             ("tls", "ca_certs"),
             ("log", "format file"),
+            ("notices", "command webhook on"),
             ("boot", "accept"),
             ("identity", "name email"),
         ];

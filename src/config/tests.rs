@@ -236,13 +236,13 @@ fn the_model_is_reachable_and_not_listed_twice() {
 
 #[test]
 fn a_missing_allowlist_is_a_warning_beside_profiles_and_a_problem_without() {
-    let world = World::bare().set("CLAUDE_CODE_OAUTH_TOKEN", OAUTH).file("profiles/npm.conf", "*.npm\n");
+    let world =
+        World::bare().set("CLAUDE_CODE_OAUTH_TOKEN", OAUTH).file("profiles/npm.conf", "*.npm.example\n");
     let world = world.set("INNKEEPER_NETWORK_PROFILES", "npm");
     assert_eq!(
         world.warnings(),
         [
             "ROOT/domains.conf is missing: only profiles and settings allow names",
-            "the rule *.npm (network/profiles/npm.conf:1) allows a whole top-level domain",
             "GH_TOKEN is not given: public repositories are read anonymously, nothing is pushed",
         ]
     );

@@ -4,7 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::audit::Page;
 use crate::morning::work::RepositoryWork;
-use crate::status::report::{Phase, Report, Session, Step};
+use crate::policy::check::Checked;
+use crate::policy::lint::Finding;
+use crate::policy::suggest::Suggestion;
+use crate::status::report::{AccessRequest, Phase, Report, Session, Step};
 
 /// Where PID 1 listens. The directory is root's, so nobody else can put a socket there.
 pub const SOCKET: &str = "/run/innkeeper/control.sock";
@@ -28,9 +31,32 @@ pub enum Request {
     /// Read the policy again.
     Reload,
     /// Add rules to the policy, for so many seconds if they are given.
-    Allow { rules: Vec<String>, for_s: Option<u64> },
+    Allow {
+        rules: Vec<String>,
+        for_s: Option<u64>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
     /// Take rules back.
     Revoke { rules: Vec<String> },
+    /// Wish that a name be allowed.
+    Ask { rule: String, reason: String },
+    /// What became of a wish.
+    Wish { id: u64 },
+    /// All wishes.
+    Requests,
+    /// Allow what was asked for, for so many seconds if they are given.
+    Grant { id: u64, for_s: Option<u64> },
+    /// Do not.
+    Refuse {
+        id: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// What a person should know of the policy.
+    Lint,
+    /// The smallest allowlist that would have served.
+    Suggest,
     /// What the audit log has after an entry; refusals only if so asked.
     Log { after: u64, denied: bool },
     /// The rule set that was loaded, as text.
@@ -110,11 +136,22 @@ pub enum Response {
         /// Whether the session can be entered, whatever Claude does in it.
         open: bool,
     },
-    Verdict {
-        allowed: bool,
-        name: String,
-        /// One line: the rule and where it is written, or why not and what would allow it.
-        explanation: String,
+    Verdict(Box<Checked>),
+    Request {
+        request: AccessRequest,
+    },
+    Requests {
+        requests: Vec<AccessRequest>,
+    },
+    /// Not now: there were too many.
+    Later {
+        reason: String,
+    },
+    Lint {
+        findings: Vec<Finding>,
+    },
+    Suggestion {
+        suggestion: Suggestion,
     },
     Rules {
         text: String,
@@ -233,6 +270,9 @@ impl Asker {
                 Request::Status
                 | Request::Progress
                 | Request::Check { .. }
+                | Request::Ask { .. }
+                | Request::Wish { .. }
+                | Request::Requests
                 | Request::Credential { .. }
                 | Request::Hook { .. }
                 | Request::Pane,
@@ -244,6 +284,10 @@ impl Asker {
                 | Request::Rules
                 | Request::Allow { .. }
                 | Request::Revoke { .. }
+                | Request::Grant { .. }
+                | Request::Refuse { .. }
+                | Request::Lint
+                | Request::Suggest
                 | Request::Seat { .. }
                 | Request::Log { .. },
             )

@@ -116,13 +116,15 @@ pub struct Plan {
 pub struct Standing {
     pub generation: u64,
     pub allowlist: Allowlist,
+    /// Whether the agent can ask for what is refused.
+    pub requests: bool,
 }
 
 impl Standing {
     /// As text, which lives no longer than it takes to tell it.
     fn for_worker(&self) -> Policy {
         let rules = self.allowlist.rules().iter().map(ToString::to_string).collect();
-        Policy { generation: self.generation, rules }
+        Policy { generation: self.generation, rules, requests: self.requests }
     }
 }
 

@@ -48,6 +48,8 @@ const EDE_NETWORK_ERROR: u16 = 23;
 pub struct Rules {
     pub generation: u64,
     pub allowlist: Allowlist,
+    /// Whether the agent can ask for what is refused.
+    pub requests: bool,
     exact: HashSet<DomainName>,
 }
 
@@ -60,7 +62,7 @@ impl Rules {
             policy.rules.iter().map(|text| parse_rule(text, origin())).collect::<Result<Vec<_>, _>>()?;
         let allowlist = Allowlist::new(rules);
         let exact = allowlist.exact_names().into_iter().collect();
-        Ok(Self { generation: policy.generation, allowlist, exact })
+        Ok(Self { generation: policy.generation, allowlist, requests: policy.requests, exact })
     }
 
     #[must_use]

@@ -91,15 +91,18 @@ impl Why<'_> {
         }
     }
 
-    /// The text of the Extended DNS Error (RFC 8914), where there is one to tell, and what the operator can do.
+    /// The text of the Extended DNS Error (RFC 8914), where there is one to tell, and what can be done: by the agent, if
+    /// it may ask (`requests`), else by the operator.
     #[must_use]
-    pub fn explanation(&self) -> Option<String> {
+    pub fn explanation(&self, requests: bool) -> Option<String> {
         let Self::Denied { what, cause } = self else { return None };
         Some(match cause {
             Cause::Policy(Denied::NotListed) => {
                 // One text of a known size: nearly every refusal is this one.
                 let mut text = String::with_capacity(2 * what.len() + 64);
-                let parts = [what, " is not in the allowlist; operator: innkeeper allow ", what];
+                let advice =
+                    if requests { "ask for it: innkeeper request " } else { "operator: innkeeper allow " };
+                let parts = [what, " is not in the allowlist; ", advice, what];
                 parts.iter().for_each(|part| text.push_str(part));
                 text
             }
@@ -302,7 +305,9 @@ mod tests {
     fn a_denial_says_what_would_change_it() {
         let Decision::Refuse(why) = ask_a("Evil.example.") else { panic!("not refused") };
         let text = "evil.example is not in the allowlist; operator: innkeeper allow evil.example";
-        assert_eq!(why.explanation().as_deref(), Some(text));
+        assert_eq!(why.explanation(false).as_deref(), Some(text));
+        let text = "evil.example is not in the allowlist; ask for it: innkeeper request evil.example";
+        assert_eq!(why.explanation(true).as_deref(), Some(text));
         assert_eq!(why.response_code(), ResponseCode::NXDomain);
     }
 }

@@ -79,6 +79,9 @@ pub struct LastGood {
 pub struct Policy {
     pub generation: u64,
     pub rules: Vec<String>,
+    /// Whether the agent can ask for what is refused (`network.requests`).
+    #[serde(default)]
+    pub requests: bool,
 }
 
 /// PID 1's answer to [`Learned`]: the addresses that are now open in the kernel, perhaps none.

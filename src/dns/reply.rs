@@ -120,8 +120,8 @@ impl Reply {
     }
 
     #[must_use]
-    pub fn refused(owner: &Name, why: &Why<'_>) -> Self {
-        let error = why.explanation().map(|text| (EDE_BLOCKED, text));
+    pub fn refused(owner: &Name, why: &Why<'_>, requests: bool) -> Self {
+        let error = why.explanation(requests).map(|text| (EDE_BLOCKED, text));
         Self { error, ..Self::negative(owner, why.response_code()) }
     }
 

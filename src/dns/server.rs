@@ -117,7 +117,7 @@ impl Responder {
             return Begun::Done(Reply::new(ResponseCode::Refused));
         }
         let rules = self.lookups.rules();
-        match judge(request, &rules.allowlist, self.ipv6.load(Ordering::Relaxed)) {
+        match judge(request, &rules.allowlist, rules.requests, self.ipv6.load(Ordering::Relaxed)) {
             Judged::Done(reply) => {
                 self.counters.allowed.fetch_add(1, Ordering::Relaxed);
                 Begun::Done(reply)
@@ -208,7 +208,12 @@ enum Judged<'r, 'a> {
     Resolve { owner: &'r Name, key: Key },
 }
 
-fn judge<'r, 'a>(request: &'r Request, allowlist: &'a Allowlist, ipv6: bool) -> Judged<'r, 'a> {
+fn judge<'r, 'a>(
+    request: &'r Request,
+    allowlist: &'a Allowlist,
+    requests: bool,
+    ipv6: bool,
+) -> Judged<'r, 'a> {
     if request.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
         return Judged::Done(Reply::new(ResponseCode::BADVERS));
     }
@@ -232,7 +237,7 @@ fn judge<'r, 'a>(request: &'r Request, allowlist: &'a Allowlist, ipv6: bool) -> 
     };
     match decide(query, allowlist, ipv6) {
         Decision::Answer(local) => Judged::Done(Reply::local(of, local)),
-        Decision::Refuse(why) => Judged::Refused { reply: Reply::refused(of, &why), why },
+        Decision::Refuse(why) => Judged::Refused { reply: Reply::refused(of, &why, requests), why },
         Decision::Resolve { name, family } => match owner {
             Some(owner) => Judged::Resolve { owner, key: Key { name, family } },
             None => Judged::Done(Reply::new(ResponseCode::FormErr)),
@@ -254,7 +259,7 @@ pub fn answer_offline(
         Parsed::Broken(reply) => return Some(reply),
         Parsed::Ignored => return None,
     };
-    let reply = match judge(&request, allowlist, true) {
+    let reply = match judge(&request, allowlist, false, true) {
         Judged::Done(reply) | Judged::Refused { reply, .. } => reply,
         Judged::Resolve { owner, key } => Reply::resolved(owner, &find(&key)),
     };

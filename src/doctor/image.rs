@@ -13,7 +13,7 @@ pub(super) fn users(accounts: &Result<Accounts, AccountError>) -> Finding {
     let (mechanism, tried) = ("users of the image", "/etc/passwd");
     match accounts {
         Ok(accounts) => {
-            let [agent, dns, watch] = accounts.uids();
+            let (agent, dns, watch) = (accounts.agent.uid, accounts.dns.uid, accounts.watch.uid);
             Finding::ok(mechanism, format!("agent {agent}, dns {dns}, watch {watch}"), tried)
         }
         Err(error) => {

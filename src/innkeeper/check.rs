@@ -1,68 +1,43 @@
-//! `innkeeper check`: what would become of a connection, explained by the code that decides.
+//! `innkeeper check`, the lint and the proposal, for what is in force in this box.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
-use super::Innkeeper;
+use super::{Innkeeper, lock};
 use crate::addresses::{AddressClass, class};
-use crate::allowlist::DomainName;
+use crate::allowlist::{DomainName, Rule};
+use crate::audit::{self, What};
+use crate::config::Requests;
 use crate::control::protocol::Response;
-use crate::policy::explain;
-
-/// What is asked about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Target {
-    Name(DomainName, u16),
-    Address(IpAddr, u16),
-}
-
-impl Target {
-    /// Reads `NAME`, `NAME:PORT`, an address with or without a port, or a URL.
-    fn parse(what: &str) -> Result<Self, String> {
-        let (scheme, rest) = what.split_once("://").unwrap_or(("https", what));
-        let default = match scheme {
-            "http" => 80,
-            "ssh" => 22,
-            _ => 443,
-        };
-        // A backslash ends a host for browsers (WHATWG URL), so it must not hide one here.
-        let authority = rest.split(['/', '\\', '?', '#']).next().unwrap_or_default();
-        let authority = authority.rsplit('@').next().unwrap_or_default();
-        if let Ok(address) = authority.parse::<SocketAddr>() {
-            return Ok(Self::Address(address.ip(), address.port()));
-        }
-        if let Ok(address) = authority.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
-            return Ok(Self::Address(address, default));
-        }
-        let (name, port) = match authority.rsplit_once(':') {
-            Some((name, port)) => {
-                (name, port.parse::<u16>().map_err(|_| format!("\"{port}\" is not a port"))?)
-            }
-            None => (authority, default),
-        };
-        let name =
-            DomainName::parse(name).map_err(|error| format!("\"{name}\" is not a host name: {error}"))?;
-        Ok(Self::Name(name, port))
-    }
-}
+use crate::policy::check::{Checked, Ground, Target, explain};
+use crate::policy::lint::{Finding, Seen, lint, summary};
+use crate::policy::suggest::{Circumstances, suggest};
+use crate::policy::{InForce, hosts};
+use crate::report;
 
 impl Innkeeper {
     pub(super) fn check(&self, what: &str) -> Response {
         match Target::parse(what) {
             Err(reason) => Response::Invalid { reason },
-            Ok(Target::Name(name, port)) => {
-                let explained = explain(&self.allowlist(), &name, port);
-                Response::Verdict {
-                    allowed: explained.allowed,
-                    name: name.to_string(),
-                    explanation: explained.text,
-                }
+            Ok(Target::Name(name, port)) => Response::Verdict(Box::new(self.check_name(&name, port))),
+            Ok(Target::Address(address, port)) => {
+                Response::Verdict(Box::new(self.check_address(address, port)))
             }
-            Ok(Target::Address(address, port)) => self.check_address(address, port),
         }
     }
 
+    pub(super) fn check_name(&self, name: &DomainName, port: u16) -> Checked {
+        let (ceiling, taken_back) = {
+            let policy = lock(&self.policy);
+            (policy.ceiling().clone(), policy.taken_back().cloned().collect::<Vec<Arc<Rule>>>())
+        };
+        let queue = self.config.network.requests == Requests::Queue;
+        let ground = Ground { ceiling: &ceiling, taken_back: &taken_back, queue };
+        explain(&self.allowlist(), &ground, name, port)
+    }
+
     /// An address is open while an allowlisted name answers with it, and never by itself.
-    fn check_address(&self, address: IpAddr, port: u16) -> Response {
+    fn check_address(&self, address: IpAddr, port: u16) -> Checked {
         let shown = SocketAddr::new(address, port);
         let open = self.firewall.get().map(|firewall| firewall.names_at(address)).unwrap_or_default();
         let open = open.iter().filter(|(_, ports)| ports.contains(&port));
@@ -77,46 +52,50 @@ impl Innkeeper {
                 "{shown} is closed: no allowlisted name answered with it; rules take names: innkeeper allow NAME"
             ),
         };
-        Response::Verdict { allowed: !names.is_empty(), name: address.to_string(), explanation }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Target;
-    use crate::allowlist::{Allowlist, Origin, parse_rules};
-    use crate::policy::explain;
-
-    #[test]
-    fn names_urls_and_addresses_are_taken_apart() {
-        let target = |text: &str| match Target::parse(text) {
-            Ok(Target::Name(name, port)) => format!("{name} {port}"),
-            Ok(Target::Address(address, port)) => format!("address {address} {port}"),
-            Err(reason) => reason,
-        };
-        assert_eq!(target("GitHub.com"), "github.com 443");
-        assert_eq!(target("github.com:22"), "github.com 22");
-        assert_eq!(target("https://user:pw@github.com/a/b?c"), "github.com 443");
-        assert_eq!(target("https://evil.test\\@github.com/"), "evil.test 443");
-        assert_eq!(target("http://archive.example.org/x"), "archive.example.org 80");
-        assert_eq!(target("https://10.0.0.1/"), "address 10.0.0.1 443");
-        assert_eq!(target("http://[2001:db8::1]/"), "address 2001:db8::1 80");
-        assert_eq!(target("[2001:db8::1]:22"), "address 2001:db8::1 22");
-        assert!(target("2852039166").contains("IP address"), "{}", target("2852039166"));
-        assert!(target("github.com:99999").contains("not a port"));
+        Checked::plain(!names.is_empty(), address.to_string(), port, explanation)
     }
 
-    #[test]
-    fn a_verdict_names_the_rule_or_the_command() {
-        let (rules, _) =
-            parse_rules("github.com:443,22", |line| Origin::File { path: "d.conf".into(), line });
-        let allowlist = Allowlist::new(rules);
-        let verdict = |text: &str| match Target::parse(text) {
-            Ok(Target::Name(name, port)) => explain(&allowlist, &name, port),
-            other => panic!("{other:?}"),
+    /// Everything that can be said of the policy now.
+    pub(super) fn lint(&self) -> Response {
+        let mut seen = Seen::default();
+        for entry in audit::page(0, false, usize::MAX).entries {
+            if let What::Used(used) = entry.what {
+                let names = std::iter::once(&used.name).chain(&used.also);
+                seen.used.extend(names.filter_map(|name| Some((DomainName::parse(name).ok()?, used.port))));
+            }
+        }
+        self.board().update(|report| {
+            let failing = report.dns.failing.iter();
+            seen.dead = failing.map(|failing| (failing.name.clone(), failing.cause.clone())).collect();
+        });
+        Response::Lint { findings: self.findings(Some(&seen)) }
+    }
+
+    fn findings(&self, seen: Option<&Seen>) -> Vec<Finding> {
+        let entries: Vec<InForce> = lock(&self.policy).entries().collect();
+        lint(&entries, &hosts::known(), seen)
+    }
+
+    /// What the rules say by themselves, in a line for each kind.
+    pub fn lint_again(&self) {
+        let lines = summary(&self.findings(None));
+        let mut known = lock(&self.lint);
+        for line in lines.iter().filter(|line| !known.contains(line)) {
+            report::event("policy", line);
+        }
+        *known = lines;
+    }
+
+    pub(super) fn suggest(&self) -> Response {
+        let allowlist = self.allowlist();
+        let circumstances = Circumstances {
+            allowlist: &allowlist,
+            agent: self.accounts.agent.uid,
+            since: self.since.clone(),
+            until: report::now(),
+            forgotten: audit::forgotten(),
         };
-        assert_eq!(verdict("github.com:22").text, "github.com:22 is allowed by github.com:22,443 (d.conf:1)");
-        assert!(verdict("github.com:80").text.ends_with("innkeeper allow github.com:80"));
-        assert!(!verdict("evil.example").allowed);
+        let entries = audit::page(0, false, usize::MAX).entries;
+        Response::Suggestion { suggestion: suggest(&entries, &circumstances) }
     }
 }

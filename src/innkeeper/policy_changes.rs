@@ -1,16 +1,17 @@
 //! Changes of the policy in a living box: tried on a copy, then put in force in firewall and resolver, then shown.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::{Innkeeper, lock};
-use crate::allowlist::{Allowlist, Rule};
+use crate::allowlist::{Allowlist, Origin};
 use crate::audit::{self, PolicyChange};
 use crate::clock::boottime;
 use crate::config;
 use crate::control::protocol::Response;
-use crate::policy::{LONGEST, LivePolicy, Refusal, SHORTEST};
+use crate::policy::{InForce, LONGEST, LivePolicy, Refusal, SHORTEST, Terms};
 use crate::report::{self, chain, event};
+use crate::requests::remark;
+use crate::secrets::shape::mask_tokens;
 use crate::status::report::PolicyRule;
 
 impl From<Refusal> for Response {
@@ -19,6 +20,7 @@ impl From<Refusal> for Response {
         match refusal {
             Refusal::Ceiling(_) => Self::Refused { reason },
             Refusal::Unreadable(_)
+            | Refusal::Strangers(_)
             | Refusal::DenyRule { .. }
             | Refusal::NothingToRevoke(_)
             | Refusal::TooMany => Self::Invalid { reason },
@@ -28,16 +30,16 @@ impl From<Refusal> for Response {
 
 impl Innkeeper {
     /// Adds the operator's rules.
-    pub(super) fn allow(&self, rules: &[String], for_s: Option<u64>) -> Response {
-        let period = for_s.map(Duration::from_secs);
-        if let Some(period) = period
-            && !(SHORTEST..=LONGEST).contains(&period)
-        {
-            let reason = "--for takes from 1s to 30d".to_owned();
-            return Response::Invalid { reason };
-        }
-        let until = period.map(|period| boottime() + period);
-        self.changed("operator", |policy| policy.allow(rules, until).map(|said| with_end(said, period)))
+    pub(super) fn allow(&self, rules: &[String], for_s: Option<u64>, reason: Option<&str>) -> Response {
+        let period = match granted_for(for_s) {
+            Ok(period) => period,
+            Err(reason) => return Response::Invalid { reason },
+        };
+        let since = boottime();
+        let why = reason.map(remark).filter(|why| !why.is_empty()).map(Into::into);
+        let terms =
+            Terms { origin: Origin::Operator, since, why, until: period.map(|period| since + period) };
+        self.changed("operator", |policy| policy.allow(rules, terms).map(|said| with_end(said, period)))
     }
 
     /// Takes rules back.
@@ -55,11 +57,14 @@ impl Innkeeper {
                 return Response::Failed { reason };
             }
         };
-        self.changed("reload", |policy| Ok(policy.replace(config.network.rules, config.network.ceiling)))
+        self.changed("reload", |policy| {
+            Ok(policy.replace(config.network.rules, config.network.ceiling, boottime()))
+        })
     }
 
     /// Ends grants whose time is over. Called again and again.
     pub fn expire_grants(&self) {
+        self.expire_requests();
         let due = |policy: &LivePolicy| policy.next_end().is_some_and(|end| end <= boottime());
         if !due(&lock(&self.policy)) {
             return;
@@ -73,7 +78,7 @@ impl Innkeeper {
         }
     }
 
-    fn changed(
+    pub(super) fn changed(
         &self,
         by: &str,
         change: impl FnOnce(&mut LivePolicy) -> Result<Vec<String>, Refusal>,
@@ -96,6 +101,8 @@ impl Innkeeper {
         let (generation, rules) = self.show_policy();
         let change = if said.is_empty() { "read again".to_owned() } else { said.join("\n") };
         audit::policy(PolicyChange { generation, rules, by: by.to_owned(), change });
+        self.settle_requests(by);
+        self.lint_again();
         Response::Changed { generation, rules, said }
     }
 
@@ -116,13 +123,13 @@ impl Innkeeper {
     pub(super) fn shown_rules(&self) -> Vec<PolicyRule> {
         let policy = lock(&self.policy).clone();
         let (now, wall) = (boottime(), SystemTime::now());
-        let shown = |(rule, until): (Arc<Rule>, Option<Duration>)| PolicyRule {
-            rule: rule.to_string(),
-            by: rule.options.by.to_string(),
-            origin: rule.origin.to_string(),
-            since: String::new(),
-            reason: None,
-            expires_at: until.map(|until| report::time(wall + until.saturating_sub(now))),
+        let shown = |entry: InForce| PolicyRule {
+            rule: entry.rule.to_string(),
+            by: entry.rule.options.by.to_string(),
+            origin: entry.rule.origin.to_string(),
+            since: report::moment(entry.since, now, wall),
+            reason: entry.rule.why.as_deref().map(|why| report::inert(&mask_tokens(why))),
+            expires_at: entry.until.map(|until| report::moment(until, now, wall)),
         };
         policy.entries().map(shown).collect()
     }
@@ -130,7 +137,7 @@ impl Innkeeper {
     /// Puts the policy's name on the board; returns its generation and size.
     pub(super) fn show_policy(&self) -> (u64, usize) {
         let policy = lock(&self.policy).clone();
-        let mut text: Vec<String> = policy.entries().map(|(rule, _)| rule.to_string()).collect();
+        let mut text: Vec<String> = policy.entries().map(|entry| entry.rule.to_string()).collect();
         text.sort_unstable();
         let digest = report::sha256(&text.join("\n"));
         let count = text.len();
@@ -142,7 +149,17 @@ impl Innkeeper {
     }
 }
 
-fn with_end(said: Vec<String>, period: Option<Duration>) -> Vec<String> {
+/// How long the operator grants something; none: until the box ends.
+pub(super) fn granted_for(for_s: Option<u64>) -> Result<Option<Duration>, String> {
+    match for_s.map(Duration::from_secs) {
+        Some(period) if !(SHORTEST..=LONGEST).contains(&period) => {
+            Err("--for takes from 1s to 30d".to_owned())
+        }
+        period => Ok(period),
+    }
+}
+
+pub(super) fn with_end(said: Vec<String>, period: Option<Duration>) -> Vec<String> {
     let Some(period) = period else { return said };
     let period = humantime::format_duration(period);
     let ending = |line: String| if line.contains("already") { line } else { format!("{line} for {period}") };

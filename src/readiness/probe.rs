@@ -345,8 +345,12 @@ fn control() -> Vec<Trial<'static>> {
     let requests = [
         ("reload", Request::Reload),
         ("rules", Request::Rules),
-        ("allow", Request::Allow { rules: rules.clone(), for_s: Some(1) }),
+        ("allow", Request::Allow { rules: rules.clone(), for_s: Some(1), reason: None }),
         ("revoke", Request::Revoke { rules }),
+        ("grant", Request::Grant { id: 0, for_s: Some(1) }),
+        ("refuse", Request::Refuse { id: 0, reason: None }),
+        ("lint", Request::Lint),
+        ("suggest", Request::Suggest),
         ("log", Request::Log { after: 0, denied: false }),
     ];
     requests

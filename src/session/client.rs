@@ -42,7 +42,7 @@ pub(super) fn spawn(mut launch: Launch, slave: &OwnedFd) -> Result<Pid, AttachEr
 }
 
 /// Said once, on tmux's message line, when an operator comes in.
-const HOW_TO_LEAVE: &str = "Leave with Ctrl-b d (if it hangs: Ctrl-] 4 times): the box keeps running. The shell is below (Ctrl-b Down).";
+const HOW_TO_LEAVE: &str = "Leave with Ctrl-b d (it hangs? Ctrl-] 4 times). The shell is below: Ctrl-b Down";
 
 /// The operator's terminal type, where the image knows it; it is a word and never a path.
 pub(super) fn terminal_type(given: Option<&str>) -> String {

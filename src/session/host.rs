@@ -32,6 +32,8 @@ const STILLBORN: Duration = Duration::from_secs(5);
 const SOCKET_CHECK: Duration = Duration::from_secs(1);
 /// The pane reaps Claude and says so at once; what takes longer is not to be believed.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
+/// The end waits so long for the operator to be told of it.
+const LAST_NOTICE: Duration = Duration::from_secs(25);
 /// A client of a healthy server answers at once.
 pub(super) const CLIENT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -299,6 +301,9 @@ impl Host {
             }
             OnExit::Stop => {
                 event("session", &format!("{how}; the box ends (session.on_exit)"));
+                if let Some(notices) = &self.plan.notices {
+                    notices.last(how, LAST_NOTICE);
+                }
                 let status = exit.map_or(1, |exit| u8::try_from(exit.status() & 0xff).unwrap_or(1));
                 self.spawner.finish(Ending { status, reason: how.to_owned() });
             }

@@ -71,8 +71,9 @@ pub struct Filter {
     overlong: bool,
     removed: u64,
     clipboard: bool,
-    linked: bool,
-    recoloured: bool,
+    /// What is to be taken back: a link, colours.
+    link: &'static str,
+    colours: &'static str,
 }
 
 impl Default for Filter {
@@ -96,7 +97,7 @@ impl Filter {
     #[must_use]
     pub fn new(clipboard: bool) -> Self {
         let (held, state) = (Vec::new(), State::Ground);
-        Self { state, held, overlong: false, removed: 0, clipboard, linked: false, recoloured: false }
+        Self { state, held, overlong: false, removed: 0, clipboard, link: "", colours: "" }
     }
 
     /// Appends to `out` what of `bytes` may pass.
@@ -124,9 +125,7 @@ impl Filter {
     /// What gives the terminal back as it was.
     #[must_use]
     pub fn farewell(&self) -> String {
-        let link = if self.linked { END_OF_LINK } else { "" };
-        let colours = if self.recoloured { RESET_COLOURS } else { "" };
-        format!("{RESET}{link}{colours}")
+        format!("{RESET}{}{}", self.link, self.colours)
     }
 
     fn step(&mut self, byte: u8, out: &mut Vec<u8>) {
@@ -250,11 +249,11 @@ impl Filter {
         let text = self.held.get(2..).unwrap_or_default();
         let passes = match osc(text.strip_suffix(&[ESC]).unwrap_or(text)) {
             Osc::Link => {
-                self.linked = true;
+                self.link = END_OF_LINK;
                 true
             }
             Osc::Colour => {
-                self.recoloured = true;
+                self.colours = RESET_COLOURS;
                 true
             }
             Osc::Clipboard => self.clipboard,

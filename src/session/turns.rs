@@ -13,6 +13,10 @@ use crate::status::report::SessionState;
 const BURST: f64 = 20.0;
 const PER_SECOND: f64 = 1.0;
 
+/// What `status` says of a Claude that waits, and what notices know it by.
+pub const NO_TASK: &str = "it has no task";
+pub const FINISHED: &str = "it has finished its turn";
+
 /// How many more news are heard now.
 #[derive(Debug)]
 pub(super) struct Patience(Mutex<(f64, Instant)>);
@@ -51,9 +55,9 @@ impl Host {
         let first = text.lines().next().unwrap_or_default();
         let (state, detail) = match turn {
             Turn::Began => (SessionState::Running, String::new()),
-            Turn::Idle => (SessionState::Waiting, "it has no task".to_owned()),
+            Turn::Idle => (SessionState::Waiting, NO_TASK.to_owned()),
             Turn::Asks => (SessionState::Waiting, format!("it asks: {first}")),
-            Turn::Ended => (SessionState::Waiting, "it has finished its turn".to_owned()),
+            Turn::Ended => (SessionState::Waiting, FINISHED.to_owned()),
             Turn::Failed => (SessionState::Waiting, format!("its turn failed: {first}")),
         };
         let was = self.board.update(|report| report.session.state);

@@ -146,12 +146,15 @@ fn report_of_box() -> Result<Box<Report>, String> {
 /// What came of what the operator decided.
 fn done(action: &Action) -> Result<String, String> {
     let request = match action {
-        Action::Allow { rule, for_s } => Request::Allow { rules: vec![rule.clone()], for_s: *for_s },
-        Action::Grant { rule, for_s, .. } => Request::Allow { rules: vec![rule.clone()], for_s: *for_s },
-        Action::Refuse { .. } => return Err("this version refuses no request".to_owned()),
+        Action::Allow { rule, for_s } => {
+            Request::Allow { rules: vec![rule.clone()], for_s: *for_s, reason: None }
+        }
+        Action::Grant { id, for_s, .. } => Request::Grant { id: *id, for_s: *for_s },
+        Action::Refuse { id } => Request::Refuse { id: *id, reason: None },
     };
     match client::ask(&request) {
         Ok(Response::Changed { said, .. }) => Ok(said.join("; ")),
+        Ok(Response::Request { request }) => Ok(format!("{}: {}", request.rule, request.state)),
         Ok(Response::Refused { reason } | Response::Failed { reason } | Response::Invalid { reason }) => {
             Err(reason)
         }

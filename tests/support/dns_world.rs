@@ -243,7 +243,7 @@ impl Sockets {
 }
 
 pub(crate) fn policy(generation: u64, rules: &[&str]) -> Policy {
-    Policy { generation, rules: rules.iter().map(ToString::to_string).collect() }
+    Policy { generation, rules: rules.iter().map(ToString::to_string).collect(), requests: false }
 }
 
 fn be_pid_1(stream: &UnixStream, told: &Told, admission: &Mutex<Admission>, looks: &AtomicBool) {

@@ -869,7 +869,7 @@ impl RunningBox {
     /// A command line of bash with exactly the session's confinement: typed into the session's lower pane.
     #[track_caller]
     pub(crate) fn as_session(&self, command: &str) -> Done {
-        self.await_status("a session", |status| status["session"]["state"] == "running");
+        self.await_session();
         let base = format!("/tmp/.session-{}", unique());
         let limit = PATIENCE.as_secs().to_string();
         let args =
@@ -917,7 +917,7 @@ impl RunningBox {
     /// Types a line and Enter into a pane of the session, once the session is there. 0: Claude, 1: the shell.
     #[track_caller]
     pub(crate) fn type_into_pane(&self, pane: &str, line: &str) {
-        self.await_status("a session", |status| status["session"]["state"] == "running");
+        self.await_session();
         let target = format!("claude:0.{pane}");
         self.tmux(&["send-keys", "-t", &target, "-l", line]).expect("typing");
         self.tmux(&["send-keys", "-t", &target, "Enter"]).expect("typing");
@@ -933,6 +933,14 @@ impl RunningBox {
     pub(crate) fn status(&self) -> Value {
         let text = self.innkeeper(&["status", "--json"]).expect("status --json");
         serde_json::from_str(&text).unwrap()
+    }
+
+    /// Waits until the session's program is there, at work or waiting for a person.
+    #[track_caller]
+    pub(crate) fn await_session(&self) -> Value {
+        self.await_status("a session", |status| {
+            ["running", "waiting"].iter().any(|state| status["session"]["state"] == *state)
+        })
     }
 
     /// Asks for the status until it is so.
@@ -1023,7 +1031,7 @@ impl RunningBox {
     /// Attaches, and leaves once the session's server knows the client.
     #[track_caller]
     pub(crate) fn attach_and_leave(&self, from: &str) {
-        self.await_status("a session", |status| status["session"]["state"] == "running");
+        self.await_session();
         let attached = self.attach(from);
         let until = Instant::now() + PATIENCE;
         while self.tmux(&["list-clients"]).out.is_empty() {

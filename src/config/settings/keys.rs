@@ -12,6 +12,9 @@ const SWITCHES: &[Word] = &[word("userns"), word("ptrace")];
 pub const PROTECTIONS: &[Word] =
     &[word("egress-ipv6"), word("host-doors"), word("rootfs"), word("shared-network")];
 
+/// What notices are about.
+const NOTICES: &[Word] = &[word("waiting"), word("finished"), word("denied"), word("crash-loop")];
+
 const fn row(key: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Setting {
     Setting { key, kind, default, example: default, help, aliases: &[] }
 }
@@ -86,9 +89,9 @@ pub const SETTINGS: &[Setting] = &[
         .example("5432"),
     row(
         "network.requests",
-        Kind::Choice(&[word("deny"), later("queue")]),
+        Kind::Choice(&[word("deny"), word("queue")]),
         "deny",
-        "what happens when the agent asks for a name",
+        "what happens when the agent asks for a name: refused at once, or left to the operator",
     ),
     row(
         "filesystem.workspace_size",
@@ -173,6 +176,26 @@ pub const SETTINGS: &[Setting] = &[
         Kind::Size,
         "64M",
         "size at which log.file is turned over; the file before it is kept as log.file.1",
+    ),
+    row(
+        "notices.command",
+        Kind::Arguments,
+        "",
+        "program and arguments that get each notice on standard input, as a user of its own",
+    )
+    .example("/opt/notices/send"),
+    row(
+        "notices.webhook",
+        Kind::Url,
+        "",
+        "address that each notice is POSTed to, better given as the secret NOTICES_WEBHOOK; its host must be allowed",
+    )
+    .example("https://hooks.example.org/path"),
+    row(
+        "notices.on",
+        Kind::Words(NOTICES),
+        "waiting,finished,denied,crash-loop",
+        "what is told; waiting and finished ring at attached terminals too",
     ),
     row(
         "boot.accept",

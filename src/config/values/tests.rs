@@ -93,17 +93,17 @@ fn durations_and_sizes_say_what_was_given_and_what_is_expected() {
 
 #[test]
 fn choices_tell_the_unknown_from_what_is_not_in_this_version() {
-    let pairs = [("deny", 1)];
-    assert_eq!(variable("network.requests", "deny").choice("network.requests", 0, &pairs), 1);
-    let expected = "; expected only deny\n   next: for example V=deny";
+    let pairs = [("boot", 1)];
+    assert_eq!(variable("session.start", "boot").choice("session.start", 0, &pairs), 1);
+    let expected = "; expected only boot\n   next: for example V=boot";
     for (text, why) in [
-        ("queue", "it is not in this version"),
-        ("dney", "it is unknown (did you mean deny?)"),
+        ("wait", "it is not in this version"),
+        ("boto", "it is unknown (did you mean boot?)"),
         ("whatever else", "it is unknown"),
         ("", "it is unknown"),
     ] {
-        let mut values = variable("network.requests", text);
-        assert_eq!(values.choice("network.requests", 0, &pairs), 0);
+        let mut values = variable("session.start", text);
+        assert_eq!(values.choice("session.start", 0, &pairs), 0);
         assert_eq!(texts(&values), [format!("V: is \"{text}\": {why}{expected}")]);
     }
 }
