@@ -218,7 +218,7 @@ mod tests {
         let rules = "ok.test:443,80                      # the page of the project\n*.wild.test:80\ndocs.example.org\n\
                      stats.example.org telemetry\n*.github.io public-suffix\n!old.example.org\n";
         let file = rig.file("domains.conf", rules);
-        let options = BoxOptions::new()
+        let options = plain()
             .without_env("INNKEEPER_NETWORK_ALLOW")
             .env("INNKEEPER_NETWORK_PROFILES", "github")
             .env("INNKEEPER_NETWORK_REQUESTS", "queue")
