@@ -184,9 +184,8 @@ impl Board {
             .filter(|check| check.seen.elapsed() >= max_age)
             .map(|check| (check.name, check.accepted, Arc::clone(&check.verify)))
             .collect();
-        for (name, accepted, verify) in due {
-            // Not under the lock: a look may take its time, and `status` of others must not wait for it.
-            let result = verify();
+        // Not under the lock: a look may take its time, and `status` of others must not wait for it.
+        for (name, accepted, result) in side_by_side(due) {
             let found = judge(name, &result, accepted);
             if let Some(check) = lock(&self.checks).iter_mut().find(|check| check.name == name) {
                 if check.last.held && !found.held {
@@ -272,6 +271,32 @@ impl Board {
             }
         });
     }
+}
+
+/// All looks at once: most wait for the self-attack, which one of them makes, and the others need not wait for that.
+fn side_by_side(due: Vec<(&'static str, bool, Verify)>) -> Vec<(&'static str, bool, Result<Held, String>)> {
+    std::thread::scope(|scope| {
+        let begun: Vec<_> = due
+            .into_iter()
+            .map(|(name, accepted, verify)| {
+                let look = Arc::clone(&verify);
+                let thread = std::thread::Builder::new().name("verify".to_owned());
+                (name, accepted, verify, thread.spawn_scoped(scope, move || look()))
+            })
+            .collect();
+        let end = |(name, accepted, verify, thread): (_, _, Verify, std::io::Result<_>)| {
+            let result = match thread {
+                Ok(thread) => {
+                    let joined: std::thread::Result<_> = std::thread::ScopedJoinHandle::join(thread);
+                    joined.unwrap_or_else(|_| Err("the look itself has failed".to_owned()))
+                }
+                // No thread to be had (the agent used them up): then one after the other.
+                Err(_) => verify(),
+            };
+            (name, accepted, result)
+        };
+        begun.into_iter().map(end).collect()
+    })
 }
 
 /// Milliseconds to the microsecond.

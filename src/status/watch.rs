@@ -167,6 +167,7 @@ fn follow(sources: &Sources) -> Result<i32, WatchError> {
     let mut terminal = Terminal::new(Output::default()).map_err(WatchError::Write)?;
     let (mut state, mut keys) = (State::default(), Keys::default());
     let mut next = Instant::now();
+    let mut shown = std::mem::discriminant(&state.mode);
     let mut waiting = false;
     loop {
         if Instant::now() >= next && !waiting && state.asks() {
@@ -175,6 +176,11 @@ fn follow(sources: &Sources) -> Result<i32, WatchError> {
             next = Instant::now() + INTERVAL;
         }
         state.now = SystemTime::now();
+        let scene = std::mem::discriminant(&state.mode);
+        if std::mem::replace(&mut shown, scene) != scene {
+            // A question stands on the screen whole, whatever a lossy line made of what was there before.
+            terminal.clear().map_err(WatchError::Write)?;
+        }
         terminal.draw(|frame| view::draw(frame, &state)).map_err(WatchError::Write)?;
         let limit = if keys.is_open() { ESCAPE } else { next.saturating_duration_since(Instant::now()) };
         let ready = wait(sources, limit.max(Duration::from_millis(10)))?;
