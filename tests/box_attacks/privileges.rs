@@ -295,7 +295,7 @@ fn t73_the_kernels_switches_are_out_of_reach() {
 }
 
 #[test]
-fn t84_the_agent_can_not_signal_the_supervisor_or_its_workers() {
+fn t84_r18_the_agent_can_not_signal_the_supervisor_or_its_workers() {
     let Some(rig) = Rig::new() else { return };
     let guest = rig.boot(&BoxOptions::new());
     let control = guest.as_session("sleep 100 & kill -KILL $!");

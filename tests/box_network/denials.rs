@@ -45,7 +45,7 @@ fn try_and_stay(guest: &RunningBox, user: &str, kind: &str, address: &str, port:
 }
 
 #[test]
-fn a_refused_packet_says_who_where_to_and_what_would_allow_it() {
+fn r20_a_refused_packet_says_who_where_to_and_what_would_allow_it() {
     let Some(rig) = Rig::new() else { return };
     let guest = rig.boot(&BoxOptions::new().allow("ok.test:80;onlysix.test:80"));
     try_and_stay(&guest, AGENT, "tcp", "45.33.32.66", "80");
