@@ -41,9 +41,8 @@ pub fn run(args: &ReportArgs) -> u8 {
 fn gather(args: &ReportArgs) -> Result<String, u8> {
     let seconds =
         |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let repositories = match ask(&Request::Work { since: args.since.map(seconds) })? {
-        Response::Work { repositories } => repositories,
-        _ => return Err(other()),
+    let Response::Work { repositories } = ask(&Request::Work { since: args.since.map(seconds) })? else {
+        return Err(other());
     };
     let Response::Status { report } = ask(&Request::Status)? else { return Err(other()) };
     let entries = everything()?;
