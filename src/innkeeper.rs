@@ -283,7 +283,7 @@ impl Desk for Innkeeper {
         match request {
             Request::Status => self.status(asker),
             Request::Progress => self.progress(),
-            Request::Check { what } => self.check(&what),
+            Request::Check { what } => self.check(asker, &what),
             Request::Reload => self.reload_policy(),
             Request::Allow { rules, for_s, reason } => self.allow(&rules, for_s, reason.as_deref()),
             Request::Revoke { rules } => self.revoke(&rules),

@@ -88,8 +88,13 @@ pub enum Refusal {
     TooMany,
 }
 
+/// Problems that are told at once.
+const TOLD: usize = 20;
+
 fn list(problems: &[String]) -> String {
-    problems.join("\n")
+    let more = problems.len().saturating_sub(TOLD);
+    let more = (more > 0).then(|| format!("and {more} more"));
+    problems.iter().take(TOLD).cloned().chain(more).collect::<Vec<_>>().join("\n")
 }
 
 fn are_quoted(rules: &[String]) -> String {
@@ -366,7 +371,8 @@ fn read(texts: &[String], terms: &Terms) -> Result<Vec<Rule>, Refusal> {
     for text in texts {
         let (read, bad) = parse_rules(text, |_| terms.origin.clone());
         if read.is_empty() && bad.is_empty() {
-            problems.push(format!("\"{}\" is no rule", crate::report::inert(text)));
+            let text = crate::report::inert(&crate::report::bounded(text, 80));
+            problems.push(format!("\"{text}\" is no rule"));
         }
         // A token is a host name of one label, as far as the grammar goes; it must not be looked up.
         for rule in read {

@@ -14,6 +14,7 @@ use crate::audit::RequestChange;
 use crate::policy::LivePolicy;
 use crate::report::{self, bounded, inert};
 use crate::secrets::shape::mask_tokens;
+use crate::status::audience;
 use crate::status::report::{AccessRequest, RequestState};
 
 pub mod command;
@@ -361,16 +362,23 @@ pub enum Found {
     Missing,
 }
 
+/// The agent hears it too: without the paths of host and image.
+fn cited(rule: &Rule) -> String {
+    format!("{rule} ({})", audience::origin(&rule.origin.to_string()))
+}
+
 /// Asks the function that decides.
 #[must_use]
 pub fn judge(rule: &Rule, allowlist: &Allowlist) -> Found {
     let DomainPattern::Exact(name) = &rule.pattern else { return Found::Missing };
     match allowlist.verdict(name) {
         Verdict::Allowed(allowed) if rule.ports.iter().all(|port| allowed.ports.contains(port)) => {
-            let by = allowed.rules.first().map(|rule| format!("{rule} ({})", rule.origin));
+            let by = allowed.rules.first().map(|rule| cited(rule));
             Found::Allowed(format!("allowed by {}", by.unwrap_or_default()))
         }
-        Verdict::Denied(why @ Denied::DenyRule(_)) => Found::Denied(why.to_string()),
+        Verdict::Denied(Denied::DenyRule(rule)) => {
+            Found::Denied(format!("denied by the rule {}", cited(rule)))
+        }
         Verdict::Allowed(_) | Verdict::Denied(Denied::NotListed | Denied::OtherSubject(_)) => Found::Missing,
     }
 }

@@ -260,3 +260,40 @@ fn claudes_exit_status_is_the_boxs_with_on_exit_stop() {
     assert_eq!(guest.exit_code(), 143);
     assert!(guest.logs().contains("Claude Code ended (exit status 143)"), "{}", guest.logs());
 }
+
+/// What Claude's hooks told: the state of the session.
+#[track_caller]
+fn await_state(guest: &RunningBox, state: &str) -> Value {
+    guest.await_status(state, |status| status["session"]["state"] == state)
+}
+
+#[test]
+fn a_claude_that_finishes_its_turn_waits_and_the_operator_is_told() {
+    let Some(rig) = Rig::new() else { return };
+    rig.world.script(&json!([
+        { "bash": "sleep 3", "text": "Working." },
+        { "text": "The tests are green.\nSecond line." },
+        { "text": "And again." },
+    ]));
+    let guest = rig.boot(&task().env("NOTICES_WEBHOOK", "https://ok.test/services/notices"));
+    await_state(&guest, "running");
+    let status = await_state(&guest, "waiting");
+    assert_eq!(messages(&rig.world).last().unwrap()["turn"], 1, "it waits after its task and not before");
+    assert_eq!(status["session"]["last_message"], "The tests are green.\nSecond line.");
+    assert_eq!(status["session"]["detail"], "it has finished its turn");
+    let posts = || -> Vec<Value> {
+        rig.world.log("http").into_iter().filter(|line| line["target"] == "/services/notices").collect()
+    };
+    await_log("a notice", || !posts().is_empty());
+    let body: Value = serde_json::from_str(posts()[0]["body"].as_str().unwrap()).unwrap();
+    assert_eq!(
+        (body["notice"].as_str(), body["last_message"].as_str()),
+        (Some("finished"), Some("The tests are green.\nSecond line."))
+    );
+    // The next task: it works again, and waits again.
+    guest.type_into_pane("0", "go on");
+    let status =
+        guest.await_status("the second turn", |status| status["session"]["last_message"] == "And again.");
+    assert_eq!(status["session"]["state"], "waiting");
+    assert!(status["session"]["claude_pid"].is_i64());
+}

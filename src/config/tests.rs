@@ -635,6 +635,8 @@ fn every_example_of_the_table_is_good() {
         };
         let example = match setting.key {
             "tls.ca_certs" => continue, // names a file of the image: certificates_are_looked_at()
+            // These look at files and at the policy: notices_go_to_programs_and_hosts_that_may_have_them()
+            "notices.command" | "notices.webhook" => continue,
             "network.profiles" => "npm",
             _ => setting.example,
         };
@@ -650,6 +652,42 @@ fn every_example_of_the_table_is_good() {
             text.push_str("url = \"https://a.example/b\"\n");
         }
         world().unset(unset).file("innkeeper.toml", &text).good();
+    }
+}
+
+#[test]
+fn notices_go_to_programs_and_hosts_that_may_have_them() {
+    let world = || World::new().set("INNKEEPER_NETWORK_ALLOW", "hooks.example.org; ports.example.org:8443");
+    for name in ["NOTICES_WEBHOOK", "INNKEEPER_NOTICES_WEBHOOK"] {
+        let config = world().set(name, "https://hooks.example.org/canary-path").good();
+        assert!(!format!("{config:?}").contains("canary-path"));
+        assert!(!config.secrets.redact("at https://hooks.example.org/canary-path").contains("canary-path"));
+        let webhook = config.notices.webhook.as_ref().unwrap();
+        assert_eq!((webhook.host.as_str(), webhook.expose_path()), ("hooks.example.org", "/canary-path"));
+        assert!(config.agent_variables().iter().all(|variable| variable.name != "NOTICES_WEBHOOK"));
+    }
+    assert!(world().set("NOTICES_WEBHOOK", "https://ports.example.org:8443/").good().notices.are_sent());
+    for (url, wanted) in [
+        ("https://other.example.org/canary", "add the line other.example.org to network/domains.conf"),
+        ("https://ports.example.org/canary", "is not allowed: not on port 443"),
+        ("http://hooks.example.org/canary", "its scheme is not https"),
+    ] {
+        let report = world().set("NOTICES_WEBHOOK", url).report();
+        assert!(report.contains(wanted) && !report.contains("canary"), "{report}");
+    }
+    let config =
+        world().set("INNKEEPER_NOTICES_COMMAND", "/bin/sh\n-c").set("INNKEEPER_NOTICES_ON", "denied").good();
+    assert_eq!(config.notices.command, ["/bin/sh", "-c"]);
+    assert_eq!(config.notices.on, [crate::notices::Kind::Denied]);
+    for (program, wanted) in [
+        ("sh", "is not an absolute path"),
+        ("/bin/../tmp/x", "is not an absolute path"),
+        ("/workspace/x", "is where the agent can write"),
+        ("/etc/passwd", "is no program"),
+        ("/no/such", "is not there"),
+    ] {
+        let report = world().set("INNKEEPER_NOTICES_COMMAND", program).report();
+        assert!(report.contains(wanted), "{report}");
     }
 }
 

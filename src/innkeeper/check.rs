@@ -8,31 +8,32 @@ use crate::addresses::{AddressClass, class};
 use crate::allowlist::{DomainName, Rule};
 use crate::audit::{self, What};
 use crate::config::Requests;
-use crate::control::protocol::Response;
-use crate::policy::check::{Checked, Ground, Target, explain};
+use crate::control::protocol::{Asker, Response};
+use crate::policy::check::{Checked, Ground, Target, Told, explain};
 use crate::policy::lint::{Finding, Seen, lint, summary};
 use crate::policy::suggest::{Circumstances, suggest};
 use crate::policy::{InForce, hosts};
 use crate::report;
 
 impl Innkeeper {
-    pub(super) fn check(&self, what: &str) -> Response {
+    pub(super) fn check(&self, asker: Asker, what: &str) -> Response {
         match Target::parse(what) {
             Err(reason) => Response::Invalid { reason },
-            Ok(Target::Name(name, port)) => Response::Verdict(Box::new(self.check_name(&name, port))),
+            Ok(Target::Name(name, port)) => Response::Verdict(Box::new(self.check_name(asker, &name, port))),
             Ok(Target::Address(address, port)) => {
                 Response::Verdict(Box::new(self.check_address(address, port)))
             }
         }
     }
 
-    pub(super) fn check_name(&self, name: &DomainName, port: u16) -> Checked {
+    fn check_name(&self, asker: Asker, name: &DomainName, port: u16) -> Checked {
         let (ceiling, taken_back) = {
             let policy = lock(&self.policy);
             (policy.ceiling().clone(), policy.taken_back().cloned().collect::<Vec<Arc<Rule>>>())
         };
         let queue = self.config.network.requests == Requests::Queue;
-        let ground = Ground { ceiling: &ceiling, taken_back: &taken_back, queue };
+        let told = if asker == Asker::Operator { Told::Everything } else { Told::AsAgent };
+        let ground = Ground { ceiling: &ceiling, taken_back: &taken_back, queue, told };
         explain(&self.allowlist(), &ground, name, port)
     }
 

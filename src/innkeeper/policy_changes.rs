@@ -36,10 +36,14 @@ impl Innkeeper {
             Err(reason) => return Response::Invalid { reason },
         };
         let since = boottime();
-        let why = reason.map(remark).filter(|why| !why.is_empty()).map(Into::into);
-        let terms =
-            Terms { origin: Origin::Operator, since, why, until: period.map(|period| since + period) };
-        self.changed("operator", |policy| policy.allow(rules, terms).map(|said| with_end(said, period)))
+        let why = reason.map(remark).filter(|why| !why.is_empty());
+        let (origin, until) = (Origin::Operator, period.map(|period| since + period));
+        let terms = Terms { origin, since, why: why.as_deref().map(Into::into), until };
+        self.changed("operator", |policy| {
+            let mut said = with_end(policy.allow(rules, terms)?, period);
+            said.extend(why.map(|why| format!("because: {why}")));
+            Ok(said)
+        })
     }
 
     /// Takes rules back.

@@ -17,6 +17,8 @@ use crate::allowlist::{
 use crate::dns::policy::{Cause, Decision, Query, Question, Why, decide};
 use crate::dns::protocol::Learned;
 use crate::firewall::admission;
+use crate::report::{bounded, inert};
+use crate::status::audience;
 use crate::status::report::SCHEMA;
 
 /// What is asked about.
@@ -56,8 +58,8 @@ impl Target {
             Some((name, port)) => (name, port.parse().map_err(|_| no_port(port)).and_then(port_of)?),
             None => (authority, default),
         };
-        let name =
-            DomainName::parse(name).map_err(|error| format!("\"{name}\" is not a host name: {error}"))?;
+        let parsed = DomainName::parse(name);
+        let name = parsed.map_err(|error| format!("\"{}\" is not a host name: {error}", shown(name)))?;
         Ok(Self::Name(name, port))
     }
 }
@@ -71,7 +73,20 @@ fn port_of(port: u16) -> Result<u16, String> {
 }
 
 fn no_port(text: &str) -> String {
-    format!("\"{text}\" is not a port")
+    format!("\"{}\" is not a port", shown(text))
+}
+
+/// What was typed may be anything, and of any length.
+fn shown(text: &str) -> String {
+    inert(&bounded(text, 80))
+}
+
+/// How much of an origin is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    Everything,
+    /// Without the paths of host and image, as in the agent's own `status`.
+    AsAgent,
 }
 
 /// A rule as it is shown.
@@ -83,8 +98,13 @@ pub struct Cited {
 
 impl Cited {
     #[must_use]
-    pub fn of(rule: &Rule) -> Self {
-        Self { rule: rule.to_string(), origin: rule.origin.to_string() }
+    pub fn of(rule: &Rule, told: Told) -> Self {
+        let origin = rule.origin.to_string();
+        let origin = match told {
+            Told::Everything => origin,
+            Told::AsAgent => audience::origin(&origin),
+        };
+        Self { rule: rule.to_string(), origin }
     }
 }
 
@@ -185,6 +205,7 @@ pub struct Ground<'a> {
     pub taken_back: &'a [Arc<Rule>],
     /// Whether the agent may ask (`network.requests`).
     pub queue: bool,
+    pub told: Told,
 }
 
 /// Explains by the very functions that decide.
@@ -193,7 +214,7 @@ pub fn explain(allowlist: &Allowlist, ground: &Ground<'_>, name: &DomainName, po
     let plain = |allowed, why: String| Checked::plain(allowed, name.to_string(), port, why);
     match passage(allowlist, name, port) {
         Passage::Open(rules) => {
-            let rules: Vec<Cited> = rules.into_iter().map(Cited::of).collect();
+            let rules: Vec<Cited> = rules.into_iter().map(|rule| Cited::of(rule, ground.told)).collect();
             let by = rules.iter().map(|cited| format!("{} ({})", cited.rule, cited.origin));
             let by = by.collect::<Vec<_>>().join(", ");
             Checked { rules, ..plain(true, format!("{name}:{port} is allowed by {by}")) }
@@ -209,13 +230,18 @@ pub fn explain(allowlist: &Allowlist, ground: &Ground<'_>, name: &DomainName, po
         }
         Passage::Denied(Denied::DenyRule(rule)) => {
             let command = format!("innkeeper revoke '{rule}'");
-            let why = Denied::DenyRule(rule);
-            let said = format!("{name}:{port} is denied: {why}; operator: {command}");
-            let ask = None;
-            Checked { rules: vec![Cited::of(rule)], command: Some(command), ask, ..plain(false, said) }
+            let cited = Cited::of(rule, ground.told);
+            let why = format!("denied by the rule {} ({})", cited.rule, cited.origin);
+            let said = format!("{name}:{port} is {why}; operator: {command}");
+            Checked { rules: vec![cited], command: Some(command), ..plain(false, said) }
         }
-        Passage::Denied(why @ (Denied::NotListed | Denied::OtherSubject(_))) => {
-            missing(allowlist, ground, name, port, &format!("{name}:{port} is denied: {why}"))
+        Passage::Denied(Denied::NotListed) => {
+            missing(allowlist, ground, name, port, &format!("{name}:{port} is denied: not in the allowlist"))
+        }
+        Passage::Denied(Denied::OtherSubject(rule)) => {
+            let (by, origin) = (rule.options.by, Cited::of(rule, ground.told).origin);
+            let why = format!("{name}:{port} is denied: only for {by} ({origin})");
+            missing(allowlist, ground, name, port, &why)
         }
     }
 }
@@ -232,7 +258,7 @@ fn missing(allowlist: &Allowlist, ground: &Ground<'_>, name: &DomainName, port: 
     } else {
         None
     };
-    let nearest = nearest(allowlist.rules(), ground.taken_back, name, port);
+    let nearest = nearest(allowlist.rules(), ground, name, port);
     let what_next = match obstacle {
         Some(obstacle) => format!("; {obstacle}"),
         None => format!("; operator: innkeeper allow {rule}"),

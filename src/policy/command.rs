@@ -28,6 +28,9 @@ pub struct CheckArgs {
     json: bool,
 }
 
+/// Octets of a URL: more would be beyond what the box reads of an agent's request.
+const LONGEST: usize = 3000;
+
 /// `innkeeper check`. Each is a request of its own, so that the agent's may be as many as an operator's.
 #[must_use]
 pub fn check(args: &CheckArgs) -> u8 {
@@ -36,6 +39,14 @@ pub fn check(args: &CheckArgs) -> u8 {
     }
     let mut worst = exit::OK;
     for what in &args.what {
+        if what.len() > LONGEST {
+            report::last_words(
+                "usage",
+                &format!("\"{}\" is longer than any name", report::bounded(what, 80)),
+            );
+            worst = worst.max(exit::USAGE);
+            continue;
+        }
         let status = match client::ask(&Request::Check { what: what.clone() }) {
             Ok(response) => answer(response, args.json),
             Err(error) => {

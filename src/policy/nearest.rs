@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::check::Cited;
+use super::check::{Cited, Ground};
 use crate::allowlist::{DomainName, DomainPattern, Rule, Subject, is_public_suffix};
 
 /// So many are told.
@@ -62,8 +62,9 @@ impl fmt::Display for Near {
 
 /// The nearest rules, the best first.
 #[must_use]
-pub fn nearest(rules: &[Arc<Rule>], taken_back: &[Arc<Rule>], name: &DomainName, port: u16) -> Vec<Near> {
-    let back = taken_back.iter().filter(|rule| rule.pattern.matches(name) && rule.ports.contains(&port));
+pub fn nearest(rules: &[Arc<Rule>], ground: &Ground<'_>, name: &DomainName, port: u16) -> Vec<Near> {
+    let back =
+        ground.taken_back.iter().filter(|rule| rule.pattern.matches(name) && rule.ports.contains(&port));
     let back = back.map(|rule| (Relation::TakenBack, rule));
     let family = family(name);
     let near = rules.iter().filter(|rule| !rule.deny);
@@ -71,7 +72,9 @@ pub fn nearest(rules: &[Arc<Rule>], taken_back: &[Arc<Rule>], name: &DomainName,
     let mut found: Vec<(Relation, &Arc<Rule>)> = back.chain(near).collect();
     // Stable: of two that are as near, the one that was written first.
     found.sort_by_key(|(relation, _)| *relation);
-    found.into_iter().take(MOST).map(|(relation, rule)| Near { cited: Cited::of(rule), relation }).collect()
+    let near =
+        |(relation, rule): (Relation, &Arc<Rule>)| Near { cited: Cited::of(rule, ground.told), relation };
+    found.into_iter().take(MOST).map(near).collect()
 }
 
 /// What neighbours share: the name above, unless strangers have names there. Looked up once, since that takes a while and
@@ -146,8 +149,9 @@ fn similar(one: &str, other: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Relation, nearest, similar};
-    use crate::allowlist::{DomainName, Origin, Rule, parse_rules};
+    use super::{Near, Relation, nearest, similar};
+    use crate::allowlist::{Ceiling, DomainName, Origin, Rule, parse_rules};
+    use crate::policy::check::{Ground, Told};
     use std::sync::Arc;
 
     fn rules(text: &str) -> Vec<Arc<Rule>> {
@@ -156,9 +160,14 @@ mod tests {
         rules.into_iter().map(Arc::new).collect()
     }
 
+    fn near(all: &[Arc<Rule>], taken_back: &[Arc<Rule>], name: &str, port: u16) -> Vec<Near> {
+        let ceiling = Ceiling::unbounded();
+        let ground = Ground { ceiling: &ceiling, taken_back, queue: false, told: Told::Everything };
+        nearest(all, &ground, &DomainName::parse(name).unwrap(), port)
+    }
+
     fn found(text: &str, name: &str, port: u16) -> Vec<(String, Relation)> {
-        let near = nearest(&rules(text), &[], &DomainName::parse(name).unwrap(), port);
-        near.into_iter().map(|near| (near.cited.rule, near.relation)).collect()
+        near(&rules(text), &[], name, port).into_iter().map(|near| (near.cited.rule, near.relation)).collect()
     }
 
     fn first(text: &str, name: &str, port: u16) -> Option<Relation> {
@@ -208,7 +217,7 @@ mod tests {
     #[test]
     fn what_was_taken_back_comes_first() {
         let (all, back) = (rules("git.example.org:22"), rules("*.example.org"));
-        let near = nearest(&all, &back, &DomainName::parse("git.example.org").unwrap(), 443);
+        let near = near(&all, &back, "git.example.org", 443);
         assert_eq!(near[0].relation, Relation::TakenBack);
         assert_eq!(near[0].to_string(), "*.example.org (d.conf:1), which the operator took back");
     }

@@ -19,7 +19,8 @@ fn texts(rules: &[&str]) -> Vec<String> {
 
 fn allows(policy: &LivePolicy, name: &str, port: u16) -> bool {
     let (allowlist, ceiling) = (Allowlist::new(policy.rules()), Ceiling::unbounded());
-    let ground = check::Ground { ceiling: &ceiling, taken_back: &[], queue: false };
+    let ground =
+        check::Ground { ceiling: &ceiling, taken_back: &[], queue: false, told: check::Told::Everything };
     check::explain(&allowlist, &ground, &DomainName::parse(name).unwrap(), port).allowed
 }
 

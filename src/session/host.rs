@@ -72,6 +72,8 @@ pub(super) struct Host {
     claude_backoff: Backoff,
     /// Whether a life of Claude has lasted: its prompt has been worked on.
     worked: bool,
+    /// When this life of Claude was given its prompt, until its first turn: it is not idle then.
+    pub(super) prompted: Option<Instant>,
     /// Whether the next life continues the conversation, and whether the present one was to.
     resume_next: bool,
     resumed: bool,
@@ -98,6 +100,7 @@ impl Host {
             process: None,
             claude_backoff: CLAUDE_BACKOFF,
             worked: false,
+            prompted: None,
             resume_next: false,
             resumed: false,
             timer: Some(Timer { at: Instant::now(), what: Due::StartServer }),
@@ -181,6 +184,7 @@ impl Host {
         let resume = self.resume_next;
         self.resumed = resume;
         let prompt = if self.worked { None } else { self.plan.start.prompt.clone() };
+        self.prompted = prompt.is_some().then(Instant::now);
         let start = ClaudeStart { resume, prompt, ..self.plan.start.clone() };
         self.claude_started = Some(Instant::now());
         self.board.session(|session| {

@@ -109,6 +109,15 @@ impl Filter {
                 let Some((plain, after)) = rest.split_at_checked(run) else { return };
                 out.extend_from_slice(plain);
                 rest = after;
+            } else if self.state == State::Ground
+                && let Some((whole, after)) = whole(rest)
+            {
+                // What is here in one piece needs not be held: nearly everything.
+                match whole {
+                    Whole::Passes(bytes) => out.extend_from_slice(bytes),
+                    Whole::Stays => self.removed += 1,
+                }
+                rest = after;
             } else {
                 self.step(*first, out);
                 rest = others;
@@ -263,6 +272,31 @@ impl Filter {
     }
 }
 
+/// A character or a control sequence that is there from its first octet to its last.
+enum Whole<'a> {
+    Passes(&'a [u8]),
+    Stays,
+}
+
+/// The one that `bytes` begin with, and what comes after it. None where the states must decide: it is cut or broken.
+fn whole(bytes: &[u8]) -> Option<(Whole<'_>, &[u8])> {
+    let (first, others) = bytes.split_first()?;
+    if *first == ESC {
+        let body = others.strip_prefix(b"[")?;
+        let length = body.iter().take(MAX_SEQUENCE / 2).position(|byte| !matches!(byte, 0x20..=0x3f))?;
+        let (body, after) = body.split_at_checked(length)?;
+        let (last, after) = after.split_first().filter(|(last, _)| matches!(last, 0x40..=0x7e))?;
+        let sequence = bytes.get(..length + 3)?;
+        let passes = csi_passes(body, *last);
+        return Some((if passes { Whole::Passes(sequence) } else { Whole::Stays }, after));
+    }
+    let State::Utf8 { left, low, high } = first_octet(*first)? else { return None };
+    let (character, after) = bytes.split_at_checked(1 + usize::from(left))?;
+    let (second, others) = character.get(1..)?.split_first()?;
+    let is_whole = (low..=high).contains(second) && others.iter().all(|octet| matches!(octet, 0x80..=0xbf));
+    is_whole.then_some((Whole::Passes(character), after))
+}
+
 /// Where a character of several octets begins. 0xC2 with 0x80 to 0x9F would be a C1 control.
 fn first_octet(byte: u8) -> Option<State> {
     let (left, low, high) = match byte {
@@ -349,13 +383,20 @@ fn csi_passes(body: &[u8], last: u8) -> bool {
         Some((mark @ 0x3c..=0x3f, rest)) => (Some(*mark), rest),
         Some(_) | None => (None, body),
     };
-    let is_parameter = |byte: &u8| matches!(byte, b'0'..=b'9' | b';' | b':');
-    let end = rest.iter().position(|byte| !is_parameter(byte)).unwrap_or(rest.len());
+    let (mut end, mut digits) = (0, 0);
+    for byte in rest {
+        digits = match byte {
+            b'0'..=b'9' => digits + 1,
+            b';' | b':' => 0,
+            _ => break,
+        };
+        if digits > MAX_DIGITS {
+            return false;
+        }
+        end += 1;
+    }
     let Some((parameters, intermediates)) = rest.split_at_checked(end) else { return false };
     let each = || parameters.split(|byte| matches!(byte, b';' | b':'));
-    if each().any(|digits| digits.len() > MAX_DIGITS) {
-        return false;
-    }
     match (private, intermediates, last) {
         (None, [], b'J') => each().all(|what| matches!(what, b"" | b"0" | b"1" | b"2")),
         // With five parameters T begins xterm's highlight tracking, which waits for an answer of the program.

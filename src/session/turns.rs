@@ -48,9 +48,10 @@ pub(super) fn words(text: &str) -> String {
 
 impl Host {
     pub(super) fn turned(&mut self, turn: Turn, text: &str) {
-        if !self.claude_runs() || self.stopping.is_some() {
+        if !self.claude_runs() || self.stopping.is_some() || turn == Turn::Idle && self.prompted.is_some() {
             return;
         }
+        self.prompted = None;
         let text = words(text);
         let first = text.lines().next().unwrap_or_default();
         let (state, detail) = match turn {

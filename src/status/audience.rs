@@ -53,7 +53,7 @@ pub fn for_agent(mut report: Report, uid: u32) -> Report {
 const MAX_ANSWER: usize = 200;
 
 /// By whom a rule is there, without the paths of the host and of the image.
-fn origin(origin: &str) -> String {
+pub(crate) fn origin(origin: &str) -> String {
     let word = origin.split([':', ' ']).next().unwrap_or_default();
     if word.contains('/') { "file".to_owned() } else { word.to_owned() }
 }

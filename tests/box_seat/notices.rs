@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::rig::{BoxOptions, Rig, RunningBox, must, run};
+use super::attach;
+use super::rig::{BoxOptions, Rig, RunningBox, image, must, run};
 use super::until;
 
 /// Writes each notice down, with who it is.
@@ -155,4 +156,36 @@ fn a_worker_that_ends_again_and_again_is_told_as_a_loop() {
     }
     until("a notice", || written(&guest).contains("watch ended 3 times within ten minutes"));
     assert!(written(&guest).contains("\"notice\":\"crash-loop\""));
+}
+
+#[test]
+fn who_is_attached_hears_a_bell_and_claude_is_never_held_up() {
+    let Some(rig) = Rig::new() else { return };
+    let guest = rig.boot(&BoxOptions::new());
+    let mut terminal = attach(&guest, &[]);
+    terminal.forget();
+    let hook = |input: &str| guest.exec_agent(&format!("printf '%s' '{input}' | innkeeper hook"));
+    let told = hook(r#"{"hook_event_name":"Stop","last_assistant_message":"x"}"#);
+    assert!(told.ok() && told.both().is_empty(), "{told:?}");
+    terminal.sees("\x07");
+    assert!(terminal.text().ends_with('\x07') || !terminal.saw("\x1b[\x07"), "{:?}", terminal.text());
+    for input in ["", "{", "[]", "null", r#"{"hook_event_name":7}"#, r#"{"hook_event_name":"Else"}"#] {
+        let told = hook(input);
+        assert!(told.ok() && told.both().is_empty(), "{input}: {told:?}");
+    }
+    // Where there is no box at all, and for somebody whom the box does not hear.
+    let alone = run(
+        "docker",
+        &[
+            "run",
+            "--rm",
+            "--entrypoint",
+            "sh",
+            &image(),
+            "-c",
+            "echo '{\"hook_event_name\":\"Stop\"}' | innkeeper hook",
+        ],
+    );
+    assert!(alone.ok() && alone.both().is_empty(), "{alone:?}");
+    assert!(guest.exec("901", "echo '{\"hook_event_name\":\"Stop\"}' | innkeeper hook").ok());
 }

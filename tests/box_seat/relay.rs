@@ -62,7 +62,7 @@ fn f29_a_client_that_is_stopped_goes_on_and_one_that_is_stopped_for_ever_is_left
     let guest = rig.boot(&BoxOptions::new());
     let mut operator = attach(&guest, &[]);
     operator.keys("\x02\x1b[B");
-    let stop = "pkill -STOP -f 'tmux.*attach-session'";
+    let stop = "pkill -STOP -f '[t]mux.*attach-session'";
     guest.exec_agent(stop).expect("the agent stops the client");
     operator.keys("echo on-$((40+2))\r");
     operator.sees("on-42");
@@ -86,7 +86,7 @@ fn f29_the_keys_of_the_relay_leave_a_session_that_hangs() {
     let Some(rig) = Rig::new() else { return };
     let guest = rig.boot(&BoxOptions::new());
     let mut operator = attach(&guest, &[]);
-    guest.exec_agent("pkill -STOP -f 'tmux -D'").expect("the agent stops the server");
+    guest.exec_agent("pkill -STOP -f '[t]mux -D'").expect("the agent stops the server");
     // Its own way out leads nowhere now; a paste fills what it reads.
     operator.keys("\x02d");
     operator.keys(&"x".repeat(300_000));
@@ -99,7 +99,7 @@ fn f29_the_keys_of_the_relay_leave_a_session_that_hangs() {
     }
     operator.ends();
     assert!(operator.is_restored());
-    guest.exec_agent("pkill -CONT -f 'tmux -D'").expect("it goes on");
+    guest.exec_agent("pkill -CONT -f '[t]mux -D'").expect("it goes on");
     attach(&guest, &[]).keys("\x02d");
 }
 
@@ -151,9 +151,8 @@ fn t91_the_clipboard_is_written_only_for_an_operator_who_asked_for_it() {
     without.forget();
     // While tmux draws a client's screen anew it leaves out what else is to be written: then it is said again.
     for time in 0.. {
-        let print = format!(
-            "printf '\\033]52;c;aW5ub2NlbnQ=\\007\\033]52;c;?\\007\\033]2;evil-title\\007shown-%s' after-{time}"
-        );
+        let print =
+            format!("printf '\\033]52;c;aW5ub2NlbnQ=\\007\\033]2;evil-title\\007shown-%s' after-{time}");
         guest.type_into_pane("1", &print);
         with.sees(&format!("shown-after-{time}"));
         without.sees(&format!("shown-after-{time}"));

@@ -28,7 +28,7 @@ fn quiet(rig: &Rig) -> RunningBox {
 }
 
 #[test]
-fn t87_a_command_given_to_the_operators_client_runs_as_the_agent() {
+fn t87_r1_a_command_given_to_the_operators_client_runs_as_the_agent() {
     let Some(rig) = Rig::new() else { return };
     let guest = quiet(&rig);
     // The recipe works against a client of root's.
@@ -53,7 +53,7 @@ fn t87_a_command_given_to_the_operators_client_runs_as_the_agent() {
 }
 
 #[test]
-fn t88_command_aliases_read_and_write_nothing_of_roots() {
+fn t88_r2_command_aliases_read_and_write_nothing_of_roots() {
     let Some(rig) = Rig::new() else { return };
     let guest = quiet(&rig);
     let aliases = [
@@ -102,7 +102,7 @@ for c in 'id>/workspace/NAME\n': fcntl.ioctl(0, 0x5412, c.encode())
 ""#;
 
 #[test]
-fn t89_what_the_agent_types_into_the_clients_terminal_does_not_reach_roots_shell() {
+fn t89_r3_what_the_agent_types_into_the_clients_terminal_does_not_reach_roots_shell() {
     let Some(rig) = Rig::new() else { return };
     let guest = quiet(&rig);
     let mut terminal = enter(&guest, &["bash", "--norc"], 80, 24);
@@ -182,7 +182,7 @@ fn came_through(bytes: &[u8]) -> Vec<&'static str> {
 }
 
 #[test]
-fn t91_what_would_write_the_clipboard_or_make_the_terminal_answer_stays_in_the_box() {
+fn t91_r19_what_would_write_the_clipboard_or_make_the_terminal_answer_stays_in_the_box() {
     let Some(rig) = Rig::new() else { return };
     let guest = quiet(&rig);
     let all: String = HOSTILE.iter().map(|(_, text)| *text).collect();
@@ -206,7 +206,7 @@ fn t91_what_would_write_the_clipboard_or_make_the_terminal_answer_stays_in_the_b
 }
 
 #[test]
-fn t91_what_a_pane_prints_reaches_no_clipboard_even_if_the_agent_turns_tmuxs_options() {
+fn t91_r19_what_a_pane_prints_reaches_no_clipboard_even_if_the_agent_turns_tmuxs_options() {
     let Some(rig) = Rig::new() else { return };
     let guest = quiet(&rig);
     let options = "set -g allow-passthrough all; set -s set-clipboard on; set -g set-titles on; \

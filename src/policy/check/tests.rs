@@ -16,13 +16,17 @@ fn target(text: &str) -> String {
 }
 
 fn list(text: &str) -> Allowlist {
-    let (rules, problems) = parse_rules(text, |line| Origin::File { path: "d.conf".into(), line });
+    list_at("d.conf", text)
+}
+
+fn list_at(path: &str, text: &str) -> Allowlist {
+    let (rules, problems) = parse_rules(text, |line| Origin::File { path: path.into(), line });
     assert!(problems.is_empty(), "{problems:?}");
     Allowlist::new(rules)
 }
 
 fn checked(rules: &str, ceiling: &Ceiling, what: &str) -> Checked {
-    let ground = Ground { ceiling, taken_back: &[], queue: true };
+    let ground = Ground { ceiling, taken_back: &[], queue: true, told: Told::Everything };
     match Target::parse(what) {
         Ok(Target::Name(name, port)) => explain(&list(rules), &ground, &name, port),
         other => panic!("{other:?}"),
@@ -71,6 +75,15 @@ fn a_verdict_names_the_rule_or_what_would_allow_it() {
     assert_eq!(denied.command.as_deref(), Some("innkeeper revoke '!no.test'"));
     assert_eq!((denied.line, denied.ask), (None, None));
     assert!(check("keys.test").explanation.contains("only for broker"));
+    let ground =
+        Ground { ceiling: &Ceiling::unbounded(), taken_back: &[], queue: false, told: Told::AsAgent };
+    for name in ["github.com", "no.test", "keys.test", "www.github.com"] {
+        let rules = "github.com\n!no.test\nkeys.test by=broker";
+        let told = explain(&list_at("/host/d.conf", rules), &ground, &DomainName::parse(name).unwrap(), 443);
+        let text = serde_json::to_string(&told).unwrap();
+        assert!(text.contains("(file)") || text.contains(r#""file""#), "{text}");
+        assert!(!text.contains("d.conf"), "where rules are written is not the agent's to know: {text}");
+    }
     assert!(check("x.localhost").allowed && check("localhost:5432").allowed);
     assert!(!check("1.0.0.127.in-addr.arpa").allowed);
     assert!(check("github.com:53").obstacle.is_some_and(|why| why.contains("resolver")));
@@ -194,7 +207,7 @@ proptest! {
             return Err(TestCaseError::fail("not read as a name"));
         };
         prop_assert_eq!((asked.as_str(), asked_port), (name.as_str(), port));
-        let ground = Ground { ceiling: &Ceiling::unbounded(), taken_back: &[], queue: false };
+        let ground = Ground { ceiling: &Ceiling::unbounded(), taken_back: &[], queue: false, told: Told::Everything };
         let said = explain(&allowlist, &ground, &asked, asked_port);
         let public: IpAddr = "93.184.215.14".parse().unwrap();
         let open = opened(&allowlist, &asked, public).contains(&(public, port));
@@ -216,7 +229,7 @@ proptest! {
         port in port(),
     ) {
         let allowlist = list(&rules.join("\n"));
-        let ground = Ground { ceiling: &Ceiling::unbounded(), taken_back: &[], queue: true };
+        let ground = Ground { ceiling: &Ceiling::unbounded(), taken_back: &[], queue: true, told: Told::Everything };
         let name = DomainName::parse(&name).unwrap();
         let said = explain(&allowlist, &ground, &name, port);
         prop_assert!(said.nearest.len() <= 3);

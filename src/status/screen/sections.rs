@@ -204,7 +204,8 @@ impl Page<'_> {
             ),
         ));
         if !dns.failing.is_empty() {
-            let names: Vec<&str> = dns.failing.iter().map(|failing| failing.name.as_str()).collect();
+            let mut names: Vec<&str> = dns.failing.iter().map(|failing| failing.name.as_str()).collect();
+            names.sort_unstable();
             let text = format!("  {} names don't resolve: {}", names.len(), names.join(", "));
             entries.push((Tone::Attention, text));
         }
