@@ -143,7 +143,8 @@ pub fn tell(
     to: &str,
 ) -> Morning {
     let first = entries.first().map_or(to, |entry| entry.time.as_str());
-    let from = from.unwrap_or(first).to_owned();
+    // Before the box there was nothing of it to tell.
+    let from = from.unwrap_or(first).max(first).to_owned();
     let recent: Vec<&Entry> = entries.iter().filter(|entry| entry.time >= from).collect();
     let mut notes = Vec::new();
     // Entries are numbered from 1: the log keeps the latest of each kind.

@@ -154,6 +154,12 @@ fn head(page: &mut Page, morning: &Morning) {
     }
 }
 
+/// "1 file", "2 files"
+fn many(count: u64, of: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {of}{plural}")
+}
+
 /// "2026-11-21 08:00Z"
 fn minute(time: &str) -> String {
     match (time.get(..10), time.get(11..16)) {
@@ -187,16 +193,26 @@ fn session(page: &mut Page, session: &SessionHistory) {
 fn work(page: &mut Page, work: &RepositoryWork) {
     let branch = work.branch.as_ref().map_or_else(String::new, |branch| format!(" on {branch}"));
     page.heading(&format!(
-        "{}{branch}: {} commits, {} files, +{} −{}",
-        work.path, work.commit_count, work.files, work.insertions, work.deletions
+        "{}{branch}: {}, {}, +{} −{}",
+        work.path,
+        many(work.commit_count, "commit"),
+        many(work.files, "file"),
+        work.insertions,
+        work.deletions
     ));
     if let Some(trouble) = &work.trouble {
         page.item(&format!("not everything is known: {trouble}"));
     }
     let mut left = Vec::new();
-    left.extend(work.unpushed.filter(|count| *count > 0).map(|count| format!("{count} commits not pushed")));
-    left.extend((work.changed > 0).then(|| format!("{} files changed and not committed", work.changed)));
-    left.extend((work.untracked > 0).then(|| format!("{} files that git does not know", work.untracked)));
+    left.extend(
+        work.unpushed.filter(|count| *count > 0).map(|count| format!("{} not pushed", many(count, "commit"))),
+    );
+    left.extend(
+        (work.changed > 0).then(|| format!("{} changed and not committed", many(work.changed, "file"))),
+    );
+    left.extend(
+        (work.untracked > 0).then(|| format!("{} that git does not know", many(work.untracked, "file"))),
+    );
     if !left.is_empty() {
         page.item(&left.join(", "));
     }
@@ -256,7 +272,7 @@ fn traffic(page: &mut Page, morning: &Morning) {
     page.items(&morning.traffic, |row| {
         let port = if row.port == 0 { String::new() } else { format!(":{}", row.port) };
         let (out, back) = (octets(row.bytes_out), octets(row.bytes_in));
-        format!("{}{port}: out {out}, in {back}, {} connections", row.name, row.connections)
+        format!("{}{port}: out {out}, in {back}, {}", row.name, many(row.connections, "connection"))
     });
 }
 

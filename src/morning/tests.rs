@@ -124,7 +124,7 @@ fn the_page_fits_a_terminal_and_has_everything() {
         "running 4 h, exited 2 h, starting 10 s",
         "All done.",
         "/workspace/repo on main: 20 commits, 40 files, +200 −60",
-        "2 commits not pushed, 1 files changed and not committed, 4 files that git does not know",
+        "2 commits not pushed, 1 file changed and not committed, 4 files that git does not know",
         "… 8 more: innkeeper report --json",
         "many.test (90×, dns); innkeeper allow many.test",
         "session from 04:00:00Z to 04:10:00Z, looking only",
