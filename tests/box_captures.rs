@@ -12,7 +12,7 @@ mod rig;
 mod tests {
     use std::path::{Path, PathBuf};
 
-    use crate::rig::{BoxOptions, Rig, RunningBox};
+    use crate::rig::{AGENT, BoxOptions, Rig, RunningBox};
 
     /// A marked block.
     struct Block {
@@ -201,7 +201,7 @@ mod tests {
         BoxOptions::new().env("NODE_EXTRA_CA_CERTS", "/etc/innkeeper/ca.pem")
     }
 
-    const CHECKED: [&str; 3] = ["README.md", "audit.md", "policy.md"];
+    const CHECKED: [&str; 5] = ["README.md", "audit.md", "policy.md", "report.md", "status.md"];
 
     #[test]
     fn the_audit_page_tells_what_is_said() {
@@ -238,6 +238,25 @@ mod tests {
             status["session"]["state"] == "running" && status["repositories"][0]["state"] == "cloned"
         });
         captures("README.md", &guest);
+    }
+
+    #[test]
+    fn the_pages_of_status_and_report_tell_what_is_said() {
+        let Some(rig) = Rig::new() else { return };
+        let options = plain().claude().env("REPO_URL", "https://github.com/acme/widgets");
+        let guest = rig.boot(&options.env("INNKEEPER_NETWORK_PROFILES", "claude"));
+        guest.await_status("the clone", |status| status["repositories"][0]["state"] == "cloned");
+        guest
+            .exec_agent("cd /workspace/repo && echo x >new.txt && git add . && git commit -qm 'Add new.txt'; echo x >loose")
+            .expect("a commit");
+        guest.exec_agent("curl -sS -m 10 http://ok.test/; curl -sS -m 10 https://evil.test/");
+        guest.client(AGENT, &["tcp", "8.8.8.8", "443", "x"]);
+        guest.innkeeper(&["allow", "many.test:80", "--for", "1h"]).expect("allow");
+        guest
+            .await_status("refusals", |status| status["denials"].as_array().is_some_and(|all| all.len() > 1));
+        guest.await_status("octets", |status| status["traffic"].as_array().is_some_and(|all| all.len() > 1));
+        captures("docs/status.md", &guest);
+        captures("docs/report.md", &guest);
     }
 
     #[test]
