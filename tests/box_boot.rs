@@ -347,7 +347,11 @@ mod kept {
         guest.restart();
         let status = guest.status();
         assert_ne!(status["box"]["id"], first["box"]["id"]);
-        assert_eq!(status["policy"]["rules"], first["policy"]["rules"]);
+        let rules = |status: &serde_json::Value| -> Vec<String> {
+            let rules = status["policy"]["rules"].as_array().unwrap().iter();
+            rules.map(|rule| format!("{} {}", rule["rule"], rule["origin"])).collect()
+        };
+        assert_eq!(rules(&status), rules(&first));
         assert_eq!(status["dns"]["upstreams"], first["dns"]["upstreams"]);
         assert_eq!(guest.as_session("ls /tmp/left /workspace/left 2>/dev/null").out, "");
         assert!(guest.exec_agent("curl -sS http://ok.test/").out.contains("token-"));

@@ -31,7 +31,9 @@ class Forge:
                 file.write(DEFAULT_TOKEN)
         self._environment = {"PATH": os.environ.get("PATH", ""), "HOME": directory, "GIT_CONFIG_NOSYSTEM": "1",
                              "GIT_CONFIG_COUNT": "2", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*",
-                             "GIT_CONFIG_KEY_1": "http.receivepack", "GIT_CONFIG_VALUE_1": "true"}
+                             "GIT_CONFIG_KEY_1": "http.receivepack", "GIT_CONFIG_VALUE_1": "true",
+                             # Older than any box, and the same hashes each time.
+                             "GIT_AUTHOR_DATE": "2026-01-01T12:00:00Z", "GIT_COMMITTER_DATE": "2026-01-01T12:00:00Z"}
         for name in ("acme/widgets", "acme/private", "octo/widgets"):
             if not os.path.exists(self._bare(name)):
                 self._make(name)
