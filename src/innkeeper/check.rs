@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Innkeeper, lock};
 use crate::addresses::{AddressClass, class};
-use crate::allowlist::{DomainName, Rule};
+use crate::allowlist::{Allowlist, DomainName, Rule};
 use crate::audit::{self, What};
 use crate::config::Requests;
 use crate::control::protocol::{Asker, Response};
@@ -88,9 +88,17 @@ impl Innkeeper {
     }
 
     pub(super) fn suggest(&self) -> Response {
-        let allowlist = self.allowlist();
+        let (entries, taken_back) = {
+            let policy = lock(&self.policy);
+            (policy.entries().collect::<Vec<InForce>>(), policy.taken_back().cloned().collect::<Vec<_>>())
+        };
+        let lasting = entries.iter().filter(|entry| entry.until.is_none());
+        let lasting = Allowlist::new(lasting.map(|entry| Arc::clone(&entry.rule)));
+        let allowlist = Allowlist::new(entries.into_iter().map(|entry| entry.rule));
         let circumstances = Circumstances {
             allowlist: &allowlist,
+            lasting: &lasting,
+            taken_back: &taken_back,
             agent: self.accounts.agent.uid,
             since: self.since.clone(),
             until: report::now(),

@@ -3,11 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::allowlist::{
-    Allowlist, DEFAULT_PORT, DomainName, DomainPattern, Origin, Rule, Verdict, parse_rule,
+    Allowlist, DEFAULT_PORT, Denied, DomainName, DomainPattern, Origin, Rule, Verdict, parse_rule,
 };
 use crate::audit::{Entry, Refused, Use, What};
 use crate::report::{bounded, inert};
@@ -47,6 +48,10 @@ pub struct Line {
 #[derive(Debug)]
 pub struct Circumstances<'a> {
     pub allowlist: &'a Allowlist,
+    /// The part of it that has no end.
+    pub lasting: &'a Allowlist,
+    /// What the operator took back of the configuration.
+    pub taken_back: &'a [Arc<Rule>],
     pub agent: u32,
     pub since: String,
     pub until: String,
@@ -54,7 +59,7 @@ pub struct Circumstances<'a> {
     pub forgotten: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Used {
     ports: BTreeSet<u16>,
     count: u64,
@@ -74,7 +79,8 @@ struct Turned {
 
 #[derive(Debug, Default)]
 struct Gathered {
-    used: BTreeMap<DomainName, Used>,
+    /// By port, since rules are: what allows one may not allow another.
+    used: BTreeMap<DomainName, BTreeMap<u16, Used>>,
     refused: BTreeMap<DomainName, Turned>,
     /// Names that only share an address with a used one.
     shared: BTreeMap<DomainName, BTreeSet<u16>>,
@@ -100,13 +106,13 @@ pub fn suggest(entries: &[Entry], circumstances: &Circumstances<'_>) -> Suggesti
             | What::Request(_) => {}
         }
     }
-    let mut lines = used_lines(&gathered, circumstances.allowlist);
-    let active: Vec<Rule> =
-        lines.iter().filter_map(|line| parse_rule(&line.rule, Origin::Operator).ok()).collect();
-    lines.extend(denials_below(&active, circumstances.allowlist));
-    let served = Allowlist::new(active);
-    lines.extend(shared_lines(&gathered, &served));
-    lines.extend(refused_lines(&gathered, &served));
+    let mut lines = used_lines(&gathered, circumstances);
+    let served = Allowlist::new(rules_of(lines.iter().filter(|line| line.active)));
+    let mut undecided = shared_lines(&gathered, &served);
+    undecided.extend(refused_lines(&gathered, &served));
+    let listed = rules_of(lines.iter().chain(&undecided));
+    lines.extend(denials(&listed, circumstances));
+    lines.extend(undecided);
     let notes = notes(&gathered, circumstances);
     let (since, until) = (circumstances.since.clone(), circumstances.until.clone());
     Suggestion { schema: SCHEMA, since, until, lines, notes }
@@ -115,6 +121,21 @@ pub fn suggest(entries: &[Entry], circumstances: &Circumstances<'_>) -> Suggesti
 /// Whose a packet was is not always known; then it is taken for the agent's, and said.
 fn is_agents(uid: Option<u32>, agent: u32) -> bool {
     uid.is_none_or(|uid| uid == agent)
+}
+
+impl Used {
+    fn add(&mut self, other: &Self) {
+        self.ports.extend(&other.ports);
+        self.count = self.count.saturating_add(other.count);
+        if self.first.is_empty() || other.first < self.first {
+            self.first.clone_from(&other.first);
+        }
+        if other.last > self.last {
+            self.last.clone_from(&other.last);
+        }
+        self.also.extend(other.also.iter().cloned());
+        self.unknown_uid |= other.unknown_uid;
+    }
 }
 
 impl Gathered {
@@ -126,15 +147,15 @@ impl Gathered {
         for other in used.also.iter().filter_map(|other| DomainName::parse(other).ok()) {
             self.shared.entry(other).or_default().insert(used.port);
         }
-        let known = self.used.entry(name).or_default();
-        known.ports.insert(used.port);
-        known.count = known.count.saturating_add(used.count);
-        if known.first.is_empty() || used.first < known.first {
-            known.first.clone_from(&used.first);
-        }
-        known.last = known.last.clone().max(used.last.clone());
-        known.also.extend(used.also.iter().cloned());
-        known.unknown_uid |= used.uid.is_none();
+        let known = self.used.entry(name).or_default().entry(used.port).or_default();
+        known.add(&Used {
+            ports: BTreeSet::from([used.port]),
+            count: used.count,
+            first: used.first.clone(),
+            last: used.last.clone(),
+            also: used.also.iter().cloned().collect(),
+            unknown_uid: used.uid.is_none(),
+        });
     }
 
     fn refused(&mut self, refused: &Refused) {
@@ -163,53 +184,124 @@ fn wanted(refused: &Refused) -> Option<(DomainName, u16)> {
     }
 }
 
-/// The options that a name needs, as the rules in force have them.
-fn options(name: &DomainName, allowlist: &Allowlist) -> (String, Option<DomainName>) {
-    let Verdict::Allowed(allowed) = allowlist.verdict(name) else { return (String::new(), None) };
-    let mut words = String::new();
-    if allowed.private {
-        words.push_str(" private");
-    }
-    if allowed.rules.iter().any(|rule| rule.options.required) {
-        words.push_str(" required");
-    }
-    if allowed.rules.iter().all(|rule| rule.options.telemetry) {
-        words.push_str(" telemetry");
-    }
-    let mut apex = None;
-    for rule in &allowed.rules {
-        match &rule.pattern {
-            DomainPattern::Below(name) => apex = Some(name.clone()),
-            DomainPattern::Exact(_) => return (words, None),
-        }
-    }
-    (words, apex)
+/// What the rules in force say now of a name and port that were used.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    Lasting(Cover),
+    ForAWhile(Cover),
+    /// Nothing allows it any more, and why.
+    Gone(String),
 }
 
-fn used_lines(gathered: &Gathered, allowlist: &Allowlist) -> Vec<Line> {
-    let mut below: BTreeMap<(DomainName, String), Vec<(&DomainName, &Used)>> = BTreeMap::new();
+/// The narrowest pattern that allows a name on a port, and what its rules say beside that. Wider rules may say more,
+/// but that is not what this name was allowed by.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Cover {
+    /// Of a wildcard.
+    apex: Option<DomainName>,
+    words: String,
+    /// The wildcard is on a public suffix, and says that this is meant.
+    strangers: bool,
+}
+
+fn cover(name: &DomainName, port: u16, allowlist: &Allowlist) -> Option<Cover> {
+    let Verdict::Allowed(allowed) = allowlist.verdict(name) else { return None };
+    let opens = |rule: &&&Rule| rule.ports.contains(&port);
+    // A verdict has its rules in this order: the exact ones, then wildcards, the nearest first.
+    let narrowest = &allowed.rules.iter().find(opens)?.pattern;
+    let rules: Vec<&Rule> =
+        allowed.rules.iter().filter(opens).filter(|rule| rule.pattern == *narrowest).copied().collect();
+    let mut words = String::new();
+    if rules.iter().any(|rule| rule.options.private) {
+        words.push_str(" private");
+    }
+    if rules.iter().any(|rule| rule.options.required) {
+        words.push_str(" required");
+    }
+    if rules.iter().all(|rule| rule.options.telemetry) {
+        words.push_str(" telemetry");
+    }
+    let apex = match narrowest {
+        DomainPattern::Below(apex) => Some(apex.clone()),
+        DomainPattern::Exact(_) => None,
+    };
+    Some(Cover { apex, words, strangers: rules.iter().any(|rule| rule.options.public_suffix) })
+}
+
+fn standing(name: &DomainName, port: u16, circumstances: &Circumstances<'_>) -> Standing {
+    if let Verdict::Denied(Denied::DenyRule(rule)) = circumstances.allowlist.verdict(name) {
+        return Standing::Gone(Denied::DenyRule(rule).to_string());
+    }
+    if let Some(cover) = cover(name, port, circumstances.lasting) {
+        return Standing::Lasting(cover);
+    }
+    if let Some(cover) = cover(name, port, circumstances.allowlist) {
+        return Standing::ForAWhile(cover);
+    }
+    let mut back = circumstances.taken_back.iter();
+    if let Some(rule) = back.find(|rule| rule.pattern.matches(name) && rule.ports.contains(&port)) {
+        return Standing::Gone(format!("the operator took back {rule} ({})", rule.origin));
+    }
+    Standing::Gone(match circumstances.allowlist.verdict(name) {
+        Verdict::Allowed(_) => "it is allowed on other ports".to_owned(),
+        Verdict::Denied(why) => why.to_string(),
+    })
+}
+
+/// Names below one wildcard, each with its uses.
+type Family<'a> = Vec<(&'a DomainName, Used)>;
+
+fn used_lines(gathered: &Gathered, circumstances: &Circumstances<'_>) -> Vec<Line> {
+    let mut below: BTreeMap<(DomainName, Cover), Family<'_>> = BTreeMap::new();
     let mut lines = Vec::new();
-    for (name, used) in &gathered.used {
-        match options(name, allowlist) {
-            (words, Some(apex)) => below.entry((apex, words)).or_default().push((name, used)),
-            (words, None) => lines.push(used_line(name, &words, used, allowlist)),
+    for (name, ports) in &gathered.used {
+        let mut standings: BTreeMap<Standing, Used> = BTreeMap::new();
+        for (port, used) in ports {
+            standings.entry(standing(name, *port, circumstances)).or_default().add(used);
+        }
+        for (standing, used) in standings {
+            match standing {
+                Standing::Lasting(cover) => match cover.apex.clone() {
+                    Some(apex) => below.entry((apex, cover)).or_default().push((name, used)),
+                    None => lines.push(used_line(name, &cover.words, &used)),
+                },
+                Standing::ForAWhile(cover) => {
+                    let line = used_line(name, &cover.words, &used);
+                    lines.push(line.behind_mark("allowed for a while only"));
+                }
+                Standing::Gone(why) => {
+                    let line = used_line(name, "", &used);
+                    lines.push(line.behind_mark(&format!("no longer allowed: {why}")));
+                }
+            }
         }
     }
-    for ((apex, words), names) in below {
+    for ((apex, cover), names) in below {
         if names.len() > MANY_BELOW {
-            let ports: BTreeSet<u16> =
-                names.iter().flat_map(|(_, used)| used.ports.iter().copied()).collect();
-            let uses = names.iter().map(|(_, used)| used.count).fold(0, u64::saturating_add);
-            let strangers = if crate::allowlist::is_public_suffix(&apex) { " public-suffix" } else { "" };
-            let rule = format!("*.{apex}{}{words}{strangers}", ports_of(&ports));
-            let comment = format!("{} names below it were used, {uses} times", names.len());
-            lines.push(Line { rule, active: true, uses, refused: 0, comment });
+            lines.push(wildcard_line(&apex, &cover, &names));
         } else {
-            lines.extend(names.into_iter().map(|(name, used)| used_line(name, &words, used, allowlist)));
+            lines.extend(names.iter().map(|(name, used)| used_line(name, &cover.words, used)));
         }
     }
     lines.sort_by_key(|line| key(&line.rule));
     lines
+}
+
+impl Line {
+    fn behind_mark(mut self, why: &str) -> Self {
+        self.active = false;
+        self.comment = format!("{why}; {}", self.comment);
+        self
+    }
+}
+
+fn wildcard_line(apex: &DomainName, cover: &Cover, names: &Family<'_>) -> Line {
+    let ports: BTreeSet<u16> = names.iter().flat_map(|(_, used)| used.ports.iter().copied()).collect();
+    let uses = names.iter().map(|(_, used)| used.count).fold(0, u64::saturating_add);
+    let strangers = if cover.strangers { " public-suffix" } else { "" };
+    let rule = format!("*.{apex}{}{}{strangers}", ports_of(&ports), cover.words);
+    let comment = format!("{} names below it were used, {uses} times", names.len());
+    Line { rule, active: true, uses, refused: 0, comment }
 }
 
 /// Names of one owner stand together: sorted by their labels from the last on.
@@ -218,7 +310,7 @@ fn key(rule: &str) -> Vec<String> {
     name.rsplit('.').map(str::to_owned).collect()
 }
 
-fn used_line(name: &DomainName, words: &str, used: &Used, allowlist: &Allowlist) -> Line {
+fn used_line(name: &DomainName, words: &str, used: &Used) -> Line {
     let mut comment = format!("used {}×, {} to {}", used.count, minute(&used.first), minute(&used.last));
     if words.contains("telemetry") {
         comment.push_str("; statistics alone, safe to remove");
@@ -232,9 +324,6 @@ fn used_line(name: &DomainName, words: &str, used: &Used, allowlist: &Allowlist)
             also.push("…");
         }
         write!(comment, "; its address is also that of {}", also.join(", ")).ok();
-    }
-    if let Verdict::Denied(why) = allowlist.verdict(name) {
-        write!(comment, "; no longer allowed: {why}").ok();
     }
     let rule = format!("{name}{}{words}", ports_of(&used.ports));
     Line { rule, active: true, uses: used.count, refused: 0, comment }
@@ -252,20 +341,26 @@ fn ports_of(ports: &BTreeSet<u16>) -> String {
     format!(":{}", ports.iter().map(u16::to_string).collect::<Vec<_>>().join(","))
 }
 
-/// A wildcard brings the denials along that narrow it.
-fn denials_below(active: &[Rule], allowlist: &Allowlist) -> Vec<Line> {
-    let wide: Vec<&Rule> =
-        active.iter().filter(|rule| matches!(rule.pattern, DomainPattern::Below(_))).collect();
-    let denials = allowlist.rules().iter().filter(|rule| rule.deny);
-    let narrows = |deny: &&std::sync::Arc<Rule>| wide.iter().any(|rule| rule.pattern.covers(&deny.pattern));
-    let line = |rule: &std::sync::Arc<Rule>| Line {
-        rule: rule.to_string(),
-        active: true,
-        uses: 0,
-        refused: 0,
-        comment: "denied as before".to_owned(),
+/// The rules of lines, also of those behind a mark.
+fn rules_of<'a>(lines: impl Iterator<Item = &'a Line>) -> Vec<Rule> {
+    lines.filter_map(|line| parse_rule(&line.rule, Origin::Operator).ok()).collect()
+}
+
+/// The denials in force that are about what is listed: those that narrow a wildcard, and those of a name behind a mark,
+/// which stays denied if somebody takes the mark away.
+fn denials(listed: &[Rule], circumstances: &Circumstances<'_>) -> Vec<Line> {
+    let concerns = |deny: &Rule| {
+        let mut listed = listed.iter().map(|rule| &rule.pattern);
+        listed.any(|pattern| pattern.covers(&deny.pattern) || deny.pattern.covers(pattern))
     };
-    denials.filter(narrows).map(line).collect()
+    let line = |deny: &Arc<Rule>| {
+        let lasts = circumstances.lasting.rules().contains(deny);
+        let comment = if lasts { "denied as before" } else { "denied as before, there for a while only" };
+        Line { rule: deny.to_string(), active: true, uses: 0, refused: 0, comment: comment.to_owned() }
+    };
+    let mut known = BTreeSet::new();
+    let denials = circumstances.allowlist.rules().iter().filter(|rule| rule.deny && concerns(rule));
+    denials.filter(|rule| known.insert(&rule.pattern)).map(line).collect()
 }
 
 fn shared_lines(gathered: &Gathered, served: &Allowlist) -> Vec<Line> {
@@ -338,8 +433,9 @@ fn notes(gathered: &Gathered, circumstances: &Circumstances<'_>) -> Vec<String> 
 pub fn render(suggestion: &Suggestion) -> String {
     let mut text = format!(
         "# By `innkeeper policy suggest`, from what the agent did in this box from {} to {} (UTC).\n\
-         # The names that it used are in force; what is behind a # is for a person to decide. This file alone would have\n\
-         # served: with it, network.profiles can be empty. Read it first.\n",
+         # The names that it used are in force; what is behind a # is for a person to decide, also what was used and is\n\
+         # no longer allowed, or only for a while. But for that this file alone would have served: with it,\n\
+         # network.profiles can be empty. Read it first.\n",
         minute(&suggestion.since),
         minute(&suggestion.until)
     );

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::allowlist::parse_rules;
 
@@ -39,9 +41,30 @@ fn refused(layer: &str, target: &str, allow: &str, count: u64, process: &str) ->
 }
 
 fn proposed(policy: &str, entries: &[Entry]) -> (Suggestion, String) {
-    let allowlist = allowlist(policy);
+    proposed_of(&Live { lasting: policy, ..Live::default() }, entries)
+}
+
+/// The policy of a living box.
+#[derive(Default)]
+struct Live<'a> {
+    lasting: &'a str,
+    for_a_while: &'a str,
+    taken_back: &'a str,
+}
+
+impl Live<'_> {
+    fn allowlist(&self) -> Allowlist {
+        let rules = |text: &str| allowlist(text).rules().to_vec();
+        Allowlist::new(rules(self.lasting).into_iter().chain(rules(self.for_a_while)))
+    }
+}
+
+fn proposed_of(live: &Live<'_>, entries: &[Entry]) -> (Suggestion, String) {
+    let taken_back = allowlist(live.taken_back);
     let circumstances = Circumstances {
-        allowlist: &allowlist,
+        allowlist: &live.allowlist(),
+        lasting: &allowlist(live.lasting),
+        taken_back: taken_back.rules(),
         agent: 1000,
         since: "2026-11-21T08:00:00.000Z".into(),
         until: "2026-11-21T10:00:00.000Z".into(),
@@ -146,4 +169,130 @@ fn the_proposal_serves_what_was_used_by_the_function_that_decides() {
     }
     let bad = DomainName::parse("bad.w.test").unwrap();
     assert!(matches!(after.verdict(&bad), Verdict::Denied(_)));
+}
+
+fn uses(names: &[(&str, u16)]) -> Vec<Entry> {
+    names.iter().map(|(name, port)| used(name, *port, Some(1000), &[])).collect()
+}
+
+fn denies(text: &str, name: &str) -> bool {
+    matches!(allowlist(text).verdict(&DomainName::parse(name).unwrap()), Verdict::Denied(_))
+}
+
+#[test]
+fn what_was_used_and_is_denied_now_stays_denied() {
+    let live = Live {
+        lasting: "a.test\n*.w.test\n!a.test\n!x.w.test\n!*.deep.w.test\n!else.test\n!wish.test",
+        taken_back: "git.corp private",
+        ..Live::default()
+    };
+    let mut entries = uses(&[
+        ("a.test", 443),
+        ("x.w.test", 443),
+        ("y.deep.w.test", 443),
+        ("z.w.test", 443),
+        ("git.corp", 443),
+    ]);
+    entries.push(refused("dns", "wish.test", "", 1, "curl"));
+    let (_, text) = proposed_of(&live, &entries);
+    assert_eq!(active(&text), ["z.w.test", "!a.test", "!x.w.test", "!*.deep.w.test", "!wish.test"], "{text}");
+    assert!(
+        text.contains("# a.test ") && text.contains("# no longer allowed: denied by the rule !a.test"),
+        "{text}"
+    );
+    assert!(text.contains("no longer allowed: the operator took back git.corp private (d.conf:1)"), "{text}");
+    // Also for who takes the marks away without reading.
+    let careless = text.replace("\n# ", "\n").lines().skip(5).collect::<Vec<_>>().join("\n");
+    for name in ["a.test", "x.w.test", "y.deep.w.test", "wish.test"] {
+        assert!(denies(&careless, name), "{name}: {careless}");
+    }
+}
+
+#[test]
+fn what_is_allowed_for_a_while_is_not_proposed_for_good() {
+    let live = Live {
+        lasting: "a.test\n*.w.test",
+        for_a_while: "b.test\na.test:22\n*.w.test:80 private\n!z.w.test",
+        ..Live::default()
+    };
+    let entries = uses(&[
+        ("a.test", 443),
+        ("a.test", 22),
+        ("b.test", 443),
+        ("x.w.test", 443),
+        ("x.w.test", 80),
+        ("z.w.test", 443),
+    ]);
+    let (_, text) = proposed_of(&live, &entries);
+    assert_eq!(active(&text), ["a.test", "x.w.test", "!z.w.test"], "{text}");
+    for line in ["# a.test:22 ", "# b.test ", "# x.w.test:80 private "] {
+        let line =
+            text.lines().find(|known| known.starts_with(line)).unwrap_or_else(|| panic!("{line}: {text}"));
+        assert!(line.contains("# allowed for a while only; used 2×"), "{line}");
+    }
+    assert!(text.contains("denied as before, there for a while only"), "{text}");
+}
+
+#[test]
+fn a_name_has_what_its_narrowest_rule_says_and_no_more() {
+    let policy = "*.w.test:443,80 private\nw.test\na.w.test:22\nb.w.test telemetry\n*.v.w.test";
+    let names = [("w.test", 443), ("a.w.test", 22), ("b.w.test", 443), ("c.v.w.test", 443), ("d.w.test", 80)];
+    let (_, text) = proposed(policy, &uses(&names));
+    assert_eq!(
+        active(&text),
+        ["w.test", "a.w.test:22", "b.w.test", "d.w.test:80 private", "c.v.w.test"],
+        "{text}"
+    );
+    assert!(text.contains("b.w.test telemetry"), "{text}");
+    // A port that no rule had is not there, whatever the log says of it.
+    let (_, text) = proposed(policy, &uses(&[("w.test", 8080), ("w.test", 443)]));
+    assert_eq!(active(&text), ["w.test"], "{text}");
+    assert!(text.contains("# w.test:8080 ") && text.contains("it is allowed on other ports"), "{text}");
+}
+
+const NAMES: [&str; 6] = ["w.test", "a.w.test", "b.w.test", "c.a.w.test", "d.test", "corp"];
+
+fn some_rule() -> impl Strategy<Value = String> {
+    let deny = prop::sample::select(NAMES.to_vec())
+        .prop_flat_map(|name| prop::sample::select(vec![format!("!{name}"), format!("!*.{name}")]));
+    let ports = prop::sample::select(vec!["", ":80", ":443,80", ":22"]);
+    let options = prop::sample::select(vec!["", " private", " telemetry", " by=boot"]);
+    let allow = (prop::sample::select(NAMES.to_vec()), any::<bool>(), ports, options).prop_map(
+        |(name, wild, ports, options)| {
+            let wild = if wild && name != "corp" { "*." } else { "" };
+            format!("{wild}{name}{ports}{options}")
+        },
+    );
+    prop_oneof![5 => allow, 1 => deny]
+}
+
+fn some_rules() -> impl Strategy<Value = String> {
+    prop::collection::vec(some_rule(), 0..6).prop_map(|rules| rules.join("\n"))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// There and back: the proposal, read as a file, allows nothing that is not allowed for good now.
+    #[test]
+    fn never_more_than_what_is_allowed_for_good(
+        lasting in some_rules(), for_a_while in some_rules(), many in any::<bool>(),
+        uses in prop::collection::vec((prop::sample::select(NAMES.to_vec()), prop::sample::select(vec![22, 80, 443, 8080])), 0..9),
+    ) {
+        let live = Live { lasting: &lasting, for_a_while: &for_a_while, ..Live::default() };
+        let mut entries: Vec<Entry> = uses.iter().map(|(name, port)| used(name, *port, Some(1000), &[])).collect();
+        if many {
+            entries.extend((0..20).map(|i| used(&format!("n{i}.w.test"), 80, Some(1000), &[])));
+        }
+        let (_, text) = proposed_of(&live, &entries);
+        let (now, good, after) = (live.allowlist(), allowlist(&lasting), allowlist(&text));
+        for name in NAMES.iter().copied().chain(["n1.w.test", "new.w.test", "e.d.test"]) {
+            let name = DomainName::parse(name).unwrap();
+            let Verdict::Allowed(later) = after.verdict(&name) else { continue };
+            let Verdict::Allowed(before) = good.verdict(&name) else { panic!("{name}: {text}") };
+            prop_assert!(matches!(now.verdict(&name), Verdict::Allowed(_)), "{name} is denied now: {text}");
+            prop_assert!(later.ports.iter().all(|port| before.ports.contains(port)), "{name}: {text}");
+            prop_assert!(before.private || !later.private, "{name}: {text}");
+        }
+    }
 }
