@@ -51,6 +51,14 @@ pub struct InForce {
     pub until: Option<Duration>,
 }
 
+/// What came of a rule that was to be added.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    pub said: String,
+    /// False: the configuration has it, and its end is not the one that was given.
+    pub new: bool,
+}
+
 /// A rule, or some of its ports, that the operator took back although the configuration has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Revocation {
@@ -171,7 +179,7 @@ impl LivePolicy {
     }
 
     /// Adds rules of the operator's. Says what came of each.
-    pub fn allow(&mut self, texts: &[String], terms: impl Into<Terms>) -> Result<Vec<String>, Refusal> {
+    pub fn allow(&mut self, texts: &[String], terms: impl Into<Terms>) -> Result<Vec<Outcome>, Refusal> {
         let terms = terms.into();
         let rules = read(texts, &terms)?;
         let strangers = rules.iter().filter(|rule| rule.is_for_strangers());
@@ -182,8 +190,9 @@ impl LivePolicy {
         self.within_ceiling(&rules)?;
         let mut said = Vec::new();
         for rule in rules {
-            // What is granted for a while must not stay because a file has it.
-            if terms.until.is_none() {
+            // What is granted for a while must not stay because a file has it; and who says yes to a request has read
+            // the request, not the file.
+            if terms.until.is_none() && terms.origin == Origin::Operator {
                 self.lift_revocation(&rule);
             }
             if !rule.deny {
@@ -204,9 +213,14 @@ impl LivePolicy {
         if beyond.is_empty() { Ok(()) } else { Err(Refusal::Ceiling(beyond)) }
     }
 
+    /// What the configuration has comes back where it says nothing else than this rule: its options would come with it.
     fn lift_revocation(&mut self, rule: &Rule) {
+        let others = self.configured.iter().map(|known| &known.rule).filter(|known| {
+            known.deny == rule.deny && known.pattern == rule.pattern && known.options != rule.options
+        });
+        let others: BTreeSet<u16> = others.flat_map(|known| known.ports.iter().copied()).collect();
         for revocation in self.revoked.iter_mut().filter(|revocation| revocation.concerns(rule)) {
-            revocation.ports.retain(|port| !rule.ports.contains(port));
+            revocation.ports.retain(|port| !rule.ports.contains(port) || others.contains(port));
         }
         self.revoked.retain(|revocation| !revocation.ports.is_empty());
     }
@@ -223,7 +237,7 @@ impl LivePolicy {
         })
     }
 
-    fn grant(&mut self, rule: Rule, terms: &Terms) -> String {
+    fn grant(&mut self, rule: Rule, terms: &Terms) -> Outcome {
         let verb = if rule.deny { "denied" } else { "allowed" };
         let same = |known: &Rule| {
             known.deny == rule.deny
@@ -232,13 +246,14 @@ impl LivePolicy {
                 && rule.ports.iter().all(|port| known.ports.contains(port))
         };
         if let Some(known) = self.left().find(|known| same(&known.rule)) {
-            return format!("{rule}: {verb} already ({})", known.rule.origin);
+            let said = format!("{rule}: {verb} already ({})", known.rule.origin);
+            return Outcome { said, new: false };
         }
         // A new end replaces the old one.
         self.grants.retain(|grant| !(grant.rule.says_the_same(&rule) && grant.rule.origin == rule.origin));
         let said = format!("{rule}: {verb}");
         self.grants.push(InForce { rule: Arc::new(rule), since: terms.since, until: terms.until });
-        said
+        Outcome { said, new: true }
     }
 
     /// Takes rules back, whoever wrote them. Says what came of each, and what still allows the name.

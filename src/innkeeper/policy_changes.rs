@@ -8,7 +8,7 @@ use crate::audit::{self, PolicyChange};
 use crate::clock::boottime;
 use crate::config;
 use crate::control::protocol::Response;
-use crate::policy::{InForce, LONGEST, LivePolicy, Refusal, SHORTEST, Terms};
+use crate::policy::{InForce, LONGEST, LivePolicy, Outcome, Refusal, SHORTEST, Terms};
 use crate::report::{self, chain, event};
 use crate::requests::remark;
 use crate::secrets::shape::mask_tokens;
@@ -163,9 +163,29 @@ pub(super) fn granted_for(for_s: Option<u64>) -> Result<Option<Duration>, String
     }
 }
 
-pub(super) fn with_end(said: Vec<String>, period: Option<Duration>) -> Vec<String> {
-    let Some(period) = period else { return said };
-    let period = humantime::format_duration(period);
-    let ending = |line: String| if line.contains("already") { line } else { format!("{line} for {period}") };
-    said.into_iter().map(ending).collect()
+pub(super) fn with_end(outcomes: Vec<Outcome>, period: Option<Duration>) -> Vec<String> {
+    let ending = |Outcome { said, new }| match period {
+        Some(period) if new => format!("{said} for {}", humantime::format_duration(period)),
+        Some(_) | None => said,
+    };
+    outcomes.into_iter().map(ending).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::allowlist::{Ceiling, parse_rules};
+
+    #[test]
+    fn what_is_new_is_said_with_its_end_whatever_it_is_called() {
+        let (rules, _) = parse_rules("known.test", |line| Origin::File { path: "d.conf".into(), line });
+        let mut policy = LivePolicy::new(rules, Ceiling::unbounded(), Duration::ZERO);
+        let hour = Some(Duration::from_secs(3600));
+        let said = policy.allow(&["already.example".to_owned(), "known.test".to_owned()], hour).unwrap();
+        assert_eq!(
+            with_end(said.clone(), hour),
+            ["already.example: allowed for 1h", "known.test: allowed already (d.conf:1)"]
+        );
+        assert_eq!(with_end(said, None)[0], "already.example: allowed");
+    }
 }

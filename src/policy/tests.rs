@@ -102,7 +102,7 @@ fn revoking_takes_a_rule_or_some_of_its_ports() {
     policy.expire(Duration::from_secs(9));
     assert!(!allows(&policy, "github.com", 22), "for a while, although a file has it");
     let said = policy.allow(&texts(&["github.com:22"]), None).unwrap();
-    assert!(said[0].contains("already"), "{said:?}");
+    assert!(!said[0].new && said[0].said.contains("already"), "{said:?}");
     assert!(allows(&policy, "github.com", 22) && !allows(&policy, "github.com", 443));
 }
 
@@ -121,4 +121,38 @@ fn grants_are_bounded() {
     let mut policy = live("", "");
     let many: Vec<String> = (0..=MAX_GRANTS).map(|i| format!("n{i}.test")).collect();
     assert_eq!(policy.allow(&many, None), Err(Refusal::TooMany));
+}
+
+fn rule_of(policy: &LivePolicy, name: &str) -> Vec<String> {
+    let name = DomainName::parse(name).unwrap();
+    match Allowlist::new(policy.rules()).verdict(&name) {
+        Verdict::Allowed(allowed) => {
+            allowed.rules.iter().map(|rule| format!("{rule} ({})", rule.origin)).collect()
+        }
+        Verdict::Denied(_) => Vec::new(),
+    }
+}
+
+#[test]
+fn granting_a_request_brings_back_no_more_than_was_asked() {
+    let asked = Terms { origin: Origin::Request { id: 1 }, ..Terms::from(None) };
+    let mut policy = live("git.corp:443 private\nplain.test", "");
+    policy.revoke(&texts(&["git.corp", "plain.test"])).unwrap();
+    let said = policy.allow(&texts(&["git.corp", "plain.test"]), asked).unwrap();
+    assert_eq!(rule_of(&policy, "git.corp"), ["git.corp (request 1, operator)"], "{said:?}");
+    // Also of what says the same: what a file has stays taken back, and ends with the grant.
+    assert_eq!(rule_of(&policy, "plain.test"), ["plain.test (request 1, operator)"]);
+    policy.revoke(&texts(&["git.corp", "plain.test"])).unwrap();
+    assert!(rule_of(&policy, "git.corp").is_empty() && rule_of(&policy, "plain.test").is_empty());
+}
+
+#[test]
+fn allowing_again_brings_a_rule_back_only_with_its_own_options() {
+    let mut policy = live("git.corp:443,22 private\ngit.corp:22", "");
+    policy.revoke(&texts(&["git.corp:443,22"])).unwrap();
+    policy.allow(&texts(&["git.corp:443,22"]), None).unwrap();
+    assert_eq!(rule_of(&policy, "git.corp"), ["git.corp:22,443 (operator)"]);
+    policy.allow(&texts(&["git.corp private"]), None).unwrap();
+    let private = "git.corp private (network/domains.conf:1)";
+    assert_eq!(rule_of(&policy, "git.corp"), [private, "git.corp:22,443 (operator)"]);
 }
