@@ -146,7 +146,9 @@ impl Seat {
             return Ok(Self { reader });
         }
         match serde_json::from_str(&line) {
-            Ok(Response::Refused { reason } | Response::Failed { reason }) => Err(SeatError::Refused(reason)),
+            Ok(Response::Refused { reason } | Response::Failed { reason } | Response::Later { reason }) => {
+                Err(SeatError::Refused(reason))
+            }
             Ok(_) | Err(_) => Err(SeatError::Refused("its answer is not understood".to_owned())),
         }
     }

@@ -149,6 +149,10 @@ pub(crate) fn answer(response: Response, json: bool) -> u8 {
             report::last_words("refused", &reason);
             exit::CEILING
         }
+        Response::Later { reason } => {
+            report::last_words("busy", &reason);
+            exit::LATER
+        }
         Response::Invalid { reason } => {
             report::last_words("usage", &reason);
             exit::USAGE
@@ -161,7 +165,6 @@ pub(crate) fn answer(response: Response, json: bool) -> u8 {
         | Response::Progress { .. }
         | Response::Request { .. }
         | Response::Requests { .. }
-        | Response::Later { .. }
         | Response::Lint { .. }
         | Response::Suggestion { .. }
         | Response::Log { .. }

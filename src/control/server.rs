@@ -57,7 +57,7 @@ fn accept(listener: &UnixListener, agent: u32, desk: &Arc<dyn Desk>) {
         let asker = Asker::new(peer.uid.as_raw(), agent);
         let class = if asker == Asker::Operator { &operators } else { &others };
         let Some(slot) = Slot::take(class) else {
-            refuse(stream, "too many connections; try again");
+            put_off(stream, "too many connections; try again");
             continue;
         };
         let desk = Arc::clone(desk);
@@ -91,9 +91,9 @@ impl Drop for Slot {
     }
 }
 
-fn refuse(mut stream: UnixStream, reason: &str) {
+fn put_off(mut stream: UnixStream, reason: &str) {
     if stream.set_write_timeout(Some(PATIENCE)).is_ok() {
-        write(&mut stream, &Response::Refused { reason: reason.to_owned() });
+        write(&mut stream, &Response::Later { reason: reason.to_owned() });
     }
 }
 
@@ -153,4 +153,19 @@ fn write(stream: &mut UnixStream, response: &Response) {
     line.push(b'\n');
     // A client that went away has no use for the answer.
     drop(stream.write_all(&line));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_finds_every_place_taken_is_put_off_and_not_refused() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        put_off(ours, "too many connections; try again");
+        let line = read_line(&mut { theirs }, MAX_REQUEST).unwrap();
+        let answer: Response = serde_json::from_str(&line).unwrap();
+        assert!(matches!(answer, Response::Later { .. }), "{line}");
+        assert_eq!(crate::cli::answer(answer, false), crate::report::exit::LATER);
+    }
 }

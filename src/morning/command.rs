@@ -84,6 +84,10 @@ fn ask(request: &Request) -> Result<Response, u8> {
             report::last_words("refused", &reason);
             Err(exit::CEILING)
         }
+        Ok(Response::Later { reason }) => {
+            report::last_words("busy", &reason);
+            Err(exit::LATER)
+        }
         Ok(Response::Failed { reason } | Response::Invalid { reason }) => {
             report::last_words("report", &reason);
             Err(exit::CONFIG)

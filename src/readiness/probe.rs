@@ -366,6 +366,8 @@ pub(crate) fn knock(request: &Request) -> Result {
     }
     match crate::control::client::ask(request) {
         Ok(Response::Refused { reason }) => (Outcome::Refused, reason),
+        // It was not read: nothing was decided.
+        Ok(Response::Later { reason }) => (Outcome::Impossible, reason),
         Ok(_) => (Outcome::Passed, "PID 1 did it".to_owned()),
         Err(error) => (Outcome::Passed, crate::report::chain(&error)),
     }

@@ -10,6 +10,8 @@ pub mod exit {
     pub const USAGE: u8 = 64;
     /// EX_SOFTWARE: a fault of ours.
     pub const INTERNAL: u8 = 70;
+    /// EX_TEMPFAIL: not now; the same may be tried again.
+    pub const LATER: u8 = 75;
     /// EX_NOPERM: refused by the ceiling.
     pub const CEILING: u8 = 77;
     /// EX_CONFIG: the configuration or the host is unfit; trying again changes nothing.

@@ -12,7 +12,7 @@ use crate::status::report::{AccessRequest, RequestState};
 /// The wish was not granted.
 const NO: u8 = 1;
 /// EX_TEMPFAIL: nobody has answered yet.
-const PENDING: u8 = 75;
+const PENDING: u8 = exit::LATER;
 /// How often a waiting command asks: a short request each time, so that those who wait hold no place at the socket.
 const PAUSE: Duration = Duration::from_secs(1);
 

@@ -50,6 +50,10 @@ pub fn run(args: &StatusArgs) -> u8 {
             report::last_words("status", &reason);
             return exit::CEILING;
         }
+        Ok(Response::Later { reason }) => {
+            report::last_words("busy", &reason);
+            return exit::LATER;
+        }
         Ok(_) => return exit::INTERNAL,
         Err(error) => {
             report::last_words("status", &report::chain(&error));
