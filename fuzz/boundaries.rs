@@ -252,11 +252,15 @@ pub(crate) fn live_policy(data: &[u8]) {
         let texts: Vec<String> = back.unwrap_or(line).split(',').map(str::to_owned).collect();
         // As PID 1 does it: a copy is changed, and takes the place of the policy if all went well.
         let mut next = policy.clone();
-        let done = if back.is_some() { next.revoke(&texts) } else { next.allow(&texts, None) };
+        let done = if back.is_some() {
+            next.revoke(&texts).map(|said| said.len())
+        } else {
+            next.allow(&texts, None).map(|said| said.len())
+        };
         let Ok(said) = done else { continue };
         policy = next;
         let rules = policy.rules();
-        assert_eq!(said.len(), texts.iter().map(|text| parse_rules(text, origin).0.len()).sum::<usize>());
+        assert_eq!(said, texts.iter().map(|text| parse_rules(text, origin).0.len()).sum::<usize>());
         assert!(rules.iter().all(|rule| rule.deny || ceiling.permits(rule)), "beyond the ceiling: {rules:?}");
         let [only] = &parse_rules(&texts.join("\n"), origin).0[..] else { continue };
         if back.is_some() {

@@ -187,6 +187,9 @@ impl Innkeeper {
         let report = if asker == Asker::Operator {
             report
         } else {
+            if self.config.network.requests == Requests::Deny {
+                audience::takes_no_requests(&mut report);
+            }
             audience::for_agent(report, self.accounts.agent.uid)
         };
         Response::Status { report: Box::new(report) }

@@ -94,6 +94,15 @@ pub fn wanted(text: &str) -> Result<Rule, Unfit> {
     if mask_tokens(&rule.to_string()) == rule.to_string() { Ok(rule) } else { Err(Unfit::Token) }
 }
 
+/// How the agent asks for a rule that can be asked for: a whole command but for why.
+#[must_use]
+pub fn proposal(rule: &str) -> String {
+    format!("{COMMAND}{rule} --reason WHY")
+}
+
+/// The beginning of every [`proposal`].
+pub const COMMAND: &str = "innkeeper request ";
+
 /// The agent's words, made harmless.
 pub fn reason(text: &str) -> Result<String, Unfit> {
     let text = text.trim();

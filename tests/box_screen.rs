@@ -141,7 +141,7 @@ fn any_size_is_drawn_and_a_box_that_goes_away_is_said() {
 #[test]
 fn the_agent_sees_what_it_needs_and_not_who_looks_on() {
     let Some(rig) = Rig::new() else { return };
-    let guest = rig.boot(&BoxOptions::new());
+    let guest = rig.boot(&BoxOptions::new().env("INNKEEPER_NETWORK_REQUESTS", "queue"));
     guest.exec_agent("getent hosts evil.test");
     guest.exec_root("getent hosts roots.evil.test");
     let mut visitor = Terminal::run(&["docker", "exec", "-it", &guest.name, "innkeeper", "attach"], 80, 24);
@@ -162,7 +162,7 @@ fn the_agent_sees_what_it_needs_and_not_who_looks_on() {
     assert_eq!(told["dns"]["upstreams"].as_array().unwrap().len(), 0);
     assert!(!told.to_string().contains("9.9.9.53"), "whom the box asks: {told:#}");
     assert!(denied(&told, "roots.evil.test").is_none(), "what root was refused");
-    assert_eq!(denied(&told, "evil.test").unwrap()["allow"], "innkeeper request evil.test");
+    assert_eq!(denied(&told, "evil.test").unwrap()["allow"], "innkeeper request evil.test --reason WHY");
     assert!(
         told["protections"].as_array().unwrap().iter().all(|one| one["held"] == true && one["detail"] == "")
     );

@@ -80,6 +80,9 @@ impl fmt::Display for Cause<'_> {
     }
 }
 
+/// A longer name is not said twice: the text would be too long to be told ([`super::reply`]).
+const TWICE: usize = 64;
+
 impl Why<'_> {
     #[must_use]
     pub fn response_code(&self) -> ResponseCode {
@@ -99,10 +102,13 @@ impl Why<'_> {
         Some(match cause {
             Cause::Policy(Denied::NotListed) => {
                 // One text of a known size: nearly every refusal is this one.
+                let named = if what.len() > TWICE { "NAME" } else { what };
+                if requests {
+                    let command = crate::requests::proposal(named);
+                    return Some(format!("{what} is not in the allowlist; ask for it: {command}"));
+                }
                 let mut text = String::with_capacity(2 * what.len() + 64);
-                let advice =
-                    if requests { "ask for it: innkeeper request " } else { "operator: innkeeper allow " };
-                let parts = [what, " is not in the allowlist; ", advice, what];
+                let parts = [what, " is not in the allowlist; operator: innkeeper allow ", named];
                 parts.iter().for_each(|part| text.push_str(part));
                 text
             }
@@ -306,8 +312,16 @@ mod tests {
         let Decision::Refuse(why) = ask_a("Evil.example.") else { panic!("not refused") };
         let text = "evil.example is not in the allowlist; operator: innkeeper allow evil.example";
         assert_eq!(why.explanation(false).as_deref(), Some(text));
-        let text = "evil.example is not in the allowlist; ask for it: innkeeper request evil.example";
+        let text =
+            "evil.example is not in the allowlist; ask for it: innkeeper request evil.example --reason WHY";
         assert_eq!(why.explanation(true).as_deref(), Some(text));
+        for length in [TWICE, 120] {
+            let what = Arc::from("x".repeat(length));
+            let why = Why::Denied { what, cause: Cause::Policy(Denied::NotListed) };
+            let text = why.explanation(true).unwrap();
+            assert!(text.len() <= crate::dns::reply::MAX_EXPLANATION, "{text}");
+            assert!(text.ends_with(" --reason WHY"), "{text}");
+        }
         assert_eq!(why.response_code(), ResponseCode::NXDomain);
     }
 }

@@ -30,7 +30,7 @@ const MIN_UDP_PAYLOAD: u16 = 512;
 const NEGATIVE_TTL_S: u32 = 5;
 const LOCALHOST_TTL_S: u32 = 300;
 /// Longer explanations would not fit beside a long name into the smallest reply.
-const MAX_EXPLANATION: usize = 200;
+pub(super) const MAX_EXPLANATION: usize = 200;
 /// RFC 8914: 3 Stale Answer.
 const EDE_STALE: u16 = 3;
 /// RFC 8914 §2: the EDNS option.

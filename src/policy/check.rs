@@ -18,6 +18,7 @@ use crate::dns::policy::{Cause, Decision, Query, Question, Why, decide};
 use crate::dns::protocol::Learned;
 use crate::firewall::admission;
 use crate::report::{bounded, inert};
+use crate::requests::proposal;
 use crate::status::audience;
 use crate::status::report::SCHEMA;
 
@@ -269,7 +270,7 @@ fn missing(allowlist: &Allowlist, ground: &Ground<'_>, name: &DomainName, port: 
         line: open.then(|| rule.to_string()),
         command: open.then(|| format!("innkeeper allow {rule}")),
         obstacle: obstacle.map(str::to_owned),
-        ask: (open && ground.queue).then(|| format!("innkeeper request {rule} --reason WHY")),
+        ask: (open && ground.queue).then(|| proposal(&rule.to_string())),
         ..Checked::plain(false, name.to_string(), port, format!("{why}{what_next}"))
     }
 }

@@ -7,10 +7,10 @@
 //! left out because nothing that it has to do needs them.
 
 use super::report::{Audience, Audit, Denial, Report, StepState};
+use crate::requests;
 
-/// The commands that a denial proposes, to the operator and to the agent.
+/// The command that a denial proposes to the operator.
 const ALLOW: &str = "innkeeper allow ";
-const REQUEST: &str = "innkeeper request ";
 
 /// The agent's own view of the box; `uid` is the agent's.
 #[must_use]
@@ -58,13 +58,44 @@ pub(crate) fn origin(origin: &str) -> String {
     if word.contains('/') { "file".to_owned() } else { word.to_owned() }
 }
 
+/// For a box that takes no requests (`network.requests=deny`), before [`for_agent`]: nothing is proposed but to tell the
+/// operator.
+pub fn takes_no_requests(report: &mut Report) {
+    for denial in &mut report.denials {
+        if denial.allow.contains(ALLOW) {
+            denial.allow = operators(&denial.allow);
+        }
+    }
+}
+
+const OPERATORS: &str = "operator: ";
+
+fn operators(command: &str) -> String {
+    format!("{OPERATORS}{command}")
+}
+
+/// What the agent can ask for it asks for; the rest stays the operator's, and is said to be.
 fn proposal(denial: &Denial) -> String {
-    denial.allow.replace(ALLOW, REQUEST)
+    let allow = &denial.allow;
+    match allow.split_once(ALLOW) {
+        None => allow.clone(),
+        Some(_) if allow.starts_with(OPERATORS) => allow.clone(),
+        Some((before, rule)) if is_for_a_name(rule) || requests::wanted(rule).is_ok() => {
+            format!("{before}{}", requests::proposal(rule))
+        }
+        Some(_) => operators(allow),
+    }
+}
+
+/// Of an address nobody knows the name: whoever asks fills it in.
+fn is_for_a_name(rule: &str) -> bool {
+    rule.strip_prefix("NAME")
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(':') && !rest.contains(' '))
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::for_agent;
+    use super::{for_agent, takes_no_requests};
     use crate::status::Board;
     use crate::status::report::{
         AccessRequest, Audience, Audit, BoxIdentity, Denial, FailingName, Operator, PolicyRule, Protection,
@@ -151,10 +182,42 @@ pub(crate) mod tests {
             assert!(text.contains(shown), "{shown}: {text}");
         }
         assert_eq!(told.audience, Audience::Agent);
-        assert_eq!(told.denials[0].allow, "innkeeper request shown-denied.test");
+        assert_eq!(told.denials[0].allow, "innkeeper request shown-denied.test --reason WHY");
         assert!(!text.contains("innkeeper allow"), "{text}");
         let origins: Vec<&str> = told.policy.rules.iter().map(|rule| rule.origin.as_str()).collect();
         assert_eq!(origins, ["file", "operator"]);
+    }
+
+    #[test]
+    fn the_agent_is_proposed_what_works_as_it_is_printed() {
+        let told = |allow: &str, queue: bool| {
+            let mut report = full();
+            report.denials = vec![Denial { allow: allow.into(), ..denial("a.test", Some(1000)) }];
+            if !queue {
+                takes_no_requests(&mut report);
+            }
+            for_agent(report, 1000).denials.remove(0).allow
+        };
+        for (allow, proposed) in [
+            ("innkeeper allow a.test:22", "innkeeper request a.test:22 --reason WHY"),
+            (
+                "allow a name, not an address: innkeeper allow NAME:22",
+                "allow a name, not an address: innkeeper request NAME:22 --reason WHY",
+            ),
+            ("innkeeper allow 'a.test private'", "operator: innkeeper allow 'a.test private'"),
+            (
+                "innkeeper allow 'NAME private', for a name that has this address",
+                "operator: innkeeper allow 'NAME private', for a name that has this address",
+            ),
+            ("innkeeper allow github.io", "operator: innkeeper allow github.io"),
+            ("nothing opens this address", "nothing opens this address"),
+            ("", ""),
+        ] {
+            assert_eq!(told(allow, true), proposed);
+            assert!(!told(allow, false).contains("innkeeper request"), "{allow}");
+        }
+        assert_eq!(told("innkeeper allow a.test", false), "operator: innkeeper allow a.test");
+        assert_eq!(told("use TCP", false), "use TCP");
     }
 
     /// A field that is added later is looked at by whoever adds it: here it is decided who is told.

@@ -199,14 +199,26 @@ impl State {
             Key::Home => self.choose(0),
             Key::End => self.choose(usize::MAX),
             Key::Enter | Key::Character('a' | 'g' | 'r') if !self.is_operator() => {
-                self.said =
-                    Some(Err("only the operator decides; ask with: innkeeper request NAME".to_owned()));
+                self.said = Some(Err(self.not_the_agents()));
             }
             Key::Enter | Key::Character('a' | 'g') => self.begin_to_allow(),
             Key::Character('r') => self.begin_to_refuse(),
             Key::Escape | Key::Interrupt | Key::Character(_) => {}
         }
         Step::Stay
+    }
+
+    /// Whether the box takes requests shows in what it proposes.
+    fn not_the_agents(&self) -> String {
+        let ask = match self.items().get(self.chosen) {
+            Some(Item::Request(_)) => Some(crate::requests::proposal("NAME")),
+            Some(Item::Denial(denial)) => {
+                Some(inert(&denial.allow)).filter(|allow| allow.contains(crate::requests::COMMAND))
+            }
+            None => None,
+        };
+        let ask = ask.map(|ask| format!("; ask with: {ask}"));
+        format!("only the operator decides{}", ask.unwrap_or_default())
     }
 
     fn begin_to_allow(&mut self) {
@@ -365,8 +377,18 @@ mod tests {
         let mut state = state_of(for_agent(full(), 1000));
         for key in [Key::Enter, Key::Character('a'), Key::Character('g'), Key::Character('r')] {
             assert_eq!((state.press(key), &state.mode), (Step::Stay, &Mode::Browse));
-            assert!(state.said.clone().unwrap().unwrap_err().contains("innkeeper request"));
+            assert!(state.said.clone().unwrap().unwrap_err().contains("innkeeper request NAME --reason WHY"));
         }
+        state.press(Key::End);
+        state.press(Key::Enter);
+        let said = state.said.clone().unwrap().unwrap_err();
+        assert!(said.contains("innkeeper request shown-") && said.ends_with("--reason WHY"), "{said}");
+        let mut report = full();
+        crate::status::audience::takes_no_requests(&mut report);
+        let mut state = state_of(for_agent(report, 1000));
+        state.press(Key::End);
+        state.press(Key::Enter);
+        assert_eq!(state.said, Some(Err("only the operator decides".to_owned())));
     }
 
     #[test]
