@@ -89,6 +89,20 @@ pub(crate) mod tests {
         }
     }
 
+    fn steps() -> Vec<Step> {
+        let step = |name: &str, state, detail: &str| Step {
+            name: name.into(),
+            state,
+            ms: Some(1.0),
+            detail: detail.into(),
+        };
+        vec![
+            step("upstreams", StepState::Ok, "hidden-resolvers"),
+            step("self-attack", StepState::Degraded, "hidden-attempts"),
+            step("clone", StepState::Failed, "hidden-cause-of-failure"),
+        ]
+    }
+
     /// A report with something of everything in it.
     pub(crate) fn full() -> Report {
         let board = Board::new(BoxIdentity { name: "box".into(), ..BoxIdentity::default() });
@@ -101,17 +115,7 @@ pub(crate) mod tests {
             verified_at: crate::report::now(),
             detail: "hidden-detail".into(),
         }];
-        let step = |name: &str, state, detail: &str| Step {
-            name: name.into(),
-            state,
-            ms: Some(1.0),
-            detail: detail.into(),
-        };
-        report.boot.steps = vec![
-            step("upstreams", StepState::Ok, "hidden-resolvers"),
-            step("self-attack", StepState::Degraded, "hidden-attempts"),
-            step("clone", StepState::Failed, "hidden-cause-of-failure"),
-        ];
+        report.boot.steps = steps();
         report.operators = vec![Operator {
             id: 1,
             since: "2026-11-21T08:00:00.000Z".into(),
