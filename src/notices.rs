@@ -76,8 +76,11 @@ const TOLD: usize = 8;
 /// The way to the thread.
 #[derive(Debug, Clone)]
 pub struct Notices {
-    last: Sender<(String, Sender<()>)>,
+    finished: Sender<Finished>,
 }
+
+/// The session is over, in words; and who waits until that is told, where the box ends with it.
+type Finished = (String, Option<Sender<()>>);
 
 /// What is not told yet.
 #[derive(Debug, Default)]
@@ -100,7 +103,7 @@ struct Teller {
 impl Notices {
     /// From now on: what the boot did is no news.
     pub fn start(on: Vec<Kind>, ways: Ways, board: Arc<Board>, seats: Arc<Seats>) -> std::io::Result<Self> {
-        let (last, farewell) = mpsc::channel();
+        let (finished, farewell) = mpsc::channel();
         let teller = Teller {
             on,
             ways,
@@ -111,26 +114,34 @@ impl Notices {
             rang: None,
         };
         thread("notices", move || teller.run(&farewell))?;
-        Ok(Self { last })
+        Ok(Self { finished })
     }
 
     /// The session is over and the box ends with it: the last notice, which the end waits for, at most so long.
     pub fn last(&self, words: &str, limit: Duration) {
         let (done, told) = mpsc::channel();
-        if self.last.send((words.to_owned(), done)).is_ok() {
+        if self.finished.send((words.to_owned(), Some(done))).is_ok() {
             told.recv_timeout(limit).ok();
         }
+    }
+
+    /// The session is over and the box goes on.
+    pub fn finished(&self, words: &str) {
+        // Without the thread there are no notices.
+        self.finished.send((words.to_owned(), None)).ok();
     }
 }
 
 impl Teller {
-    fn run(mut self, farewell: &Receiver<(String, Sender<()>)>) {
+    fn run(mut self, farewell: &Receiver<Finished>) {
         loop {
             match farewell.recv_timeout(TICK) {
                 Ok((words, done)) => {
                     self.note(Kind::Finished, words);
-                    self.tell(true);
-                    done.send(()).ok();
+                    if let Some(done) = done {
+                        self.tell(true);
+                        done.send(()).ok();
+                    }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 // Who could say the last word is gone; the log still speaks.

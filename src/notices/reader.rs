@@ -49,7 +49,6 @@ impl Reader {
         match &entry.what {
             What::Session(change) => match change.state {
                 SessionState::Waiting => waiting(&change.detail),
-                SessionState::Exited if change.detail.is_empty() => None,
                 SessionState::Done => Some((Kind::Finished, "the session is over".to_owned())),
                 SessionState::Backoff => self.ended("the session", now).map(|words| {
                     let detail = if change.detail.is_empty() {
