@@ -16,7 +16,7 @@ RUN set -eu; \
     target="$(uname -m)-unknown-linux-musl"; \
     rustup target list --installed | grep -qx "$target" || rustup target add "$target"
 # Dependencies alone, against an empty crate: this layer is redone only when they change.
-COPY Cargo.toml Cargo.lock ./
+COPY Cargo.toml Cargo.lock build.rs ./
 RUN set -eu; \
     target="$(uname -m)-unknown-linux-musl"; \
     mkdir src; echo 'fn main() {}' > src/main.rs; : > src/lib.rs; \

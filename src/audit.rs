@@ -46,9 +46,9 @@ pub fn keep(file: file::LogFile) -> std::io::Result<()> {
 }
 
 /// The last counts of what was only counted up, before the box ends.
-pub fn close() {
+pub fn close(deadline: Instant) {
     for entry in with(Log::take_unwritten) {
-        report::last(&entry);
+        report::last(&entry, deadline);
     }
 }
 
@@ -88,7 +88,8 @@ pub fn policy(change: PolicyChange) {
 /// The session's state. It has its own line in the log beside what is said about it.
 pub fn session(change: SessionChange) {
     let entry = with(|log| log.event(What::Session(change)));
-    report::entry("session", &entry, None);
+    // A bound of its own: the agent's hooks must not use up that of what PID 1 says of the session.
+    report::entry("turn", &entry, None);
 }
 
 /// A worker's start or end.

@@ -39,14 +39,35 @@ const AFTER_HELP: &str = "Examples:
   docker exec BOX innkeeper check example.org may the agent reach this, and why
   docker exec BOX innkeeper allow example.org --for 1h
 
-`innkeeper settings` prints every variable and key. Exit status: 0 as asked, 64 usage, 70 a fault of
-innkeeper, 77 refused, 78 configuration or host unfit, 128+n after a stop by signal n.";
+`innkeeper settings` prints every variable and key. Exit status: 0 as asked, 1 not so (check, status --check)
+or no box answers, 64 usage, 70 a fault of innkeeper, 75 not now, 77 refused, 78 configuration or host unfit,
+128+n after a stop by signal n.";
+
+const STATUS_HELP: &str = "Examples:
+  docker exec BOX innkeeper status
+  docker exec -it BOX innkeeper status --watch      live, with keys to allow, grant and refuse
+  docker exec BOX innkeeper status --check ready    for a probe: says nothing
+  docker exec BOX innkeeper status --json | jq .denials
+
+Exit status: 0; 1 if no box answers, or --check finds that it is not so; 64 --watch without a terminal.";
+
+const DOCTOR_HELP: &str = "Examples:
+  docker run --rm --cap-add NET_ADMIN --cap-add SYS_ADMIN -e CLAUDE_CODE_OAUTH_TOKEN innkeeper doctor
+  innkeeper doctor --json                           on a host without an engine, as root
+
+Exit status: 0 a box would boot; 78 what is missing would stop it.";
+
+const RUN_HELP: &str = "Examples:
+  innkeeper run --name night-shift
+  innkeeper run --demo                              a tour of the walls, without credentials
+  innkeeper run --engine podman";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Boot and supervise the box (what a bare `innkeeper` does as PID 1)
     Init(Init),
     /// Everything about the box on one screen
+    #[command(after_help = STATUS_HELP)]
     Status(StatusArgs),
     #[command(flatten)]
     Seat(seat::Entry),
@@ -57,22 +78,36 @@ enum Command {
     /// What the agent did while nobody looked: sessions, commits, refusals, octets
     Report(ReportArgs),
     /// Every setting: key, default, variable
+    #[command(after_help = "Example:\n  innkeeper settings | grep -A3 network")]
     Settings,
     #[command(flatten)]
     Manual(manual::Manual),
     /// What this host can and can't give, before a boot: run it with the flags that a boot would get
+    #[command(after_help = DOCTOR_HELP)]
     Doctor(DoctorArgs),
     /// The firewall's rules in the syntax of nft, each with its purpose
+    #[command(
+        after_help = "Example:\n  docker exec BOX innkeeper rules | less\n\nExit status: 0; 1 if no box answers; 77 for others than the operator."
+    )]
     Rules,
     /// Start a box on this host: by Docker or Podman where one answers, else by namespaces alone (root, Linux)
+    #[command(after_help = RUN_HELP)]
     Run(engine::Run),
     /// The boxes of this host
+    #[command(after_help = "Example:\n  innkeeper ls --json | jq -r .name")]
     Ls(engine::List),
     /// Stop a box of this host and remove what is left of it
+    #[command(after_help = "Example:\n  innkeeper rm night-shift")]
     Rm(engine::Named),
     /// Run a command in a box of this host; without one, enter its session
+    #[command(
+        after_help = "Examples:\n  innkeeper in night-shift                enter its session\n  innkeeper in night-shift status --json"
+    )]
     In(engine::In),
     /// What the box lets its agent do and what not, tried on the spot; the demo's program
+    #[command(
+        after_help = "Example:\n  ./scripts/run --demo                    a box whose session is the tour"
+    )]
     Tour {
         /// A shell afterwards, on a terminal
         #[arg(long)]

@@ -79,9 +79,7 @@ pub fn run(init: &Init) -> u8 {
     };
     let status = match outcome {
         Ok(ending) => {
-            crate::audit::close();
-            say_why(&ending);
-            report::flush();
+            report::end(|| say_why(&ending));
             ending.status
         }
         Err(error) => {

@@ -89,18 +89,41 @@ fn write_line(line: Line) {
     }
 }
 
-/// Gives the writers a moment to empty their queues before the process ends.
-pub fn flush() {
-    audit::file::flush(FLUSH_LIMIT);
+/// The end of the log: the last counts, then the reason for the end, as the last line everywhere. A reader that does not
+/// read does not hold it up for longer than [`END_LIMIT`].
+pub fn end(reason: impl FnOnce()) {
+    let deadline = Instant::now() + END_LIMIT;
+    audit::close(deadline);
+    // The few lines that come last find places.
+    flush(deadline);
+    reason();
+    flush(Instant::now() + FLUSH_LIMIT);
+}
+
+/// Waits until everything is written that was said so far, but not beyond `deadline`.
+fn flush(deadline: Instant) {
+    audit::file::flush(deadline);
     let Some(queue) = QUEUE.get() else { return };
     let (done, ended) = sync_channel::<()>(0);
-    // A full queue means a blocked reader, for whom there is nothing to wait.
-    if queue.try_send(Message::Flush(done)).is_ok() {
-        ended.recv_timeout(FLUSH_LIMIT).ok();
+    if send_until(queue, Message::Flush(done), deadline) {
+        ended.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok();
     }
 }
 
-/// A reader that does not read must not hold up the end of the box.
+/// Sends as soon as there is room; false if there is none until `deadline`.
+pub(crate) fn send_until<T>(queue: &SyncSender<T>, mut message: T, deadline: Instant) -> bool {
+    loop {
+        match queue.try_send(message) {
+            Ok(()) => return true,
+            Err(TrySendError::Full(back)) if Instant::now() < deadline => message = back,
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => return false,
+        }
+        crate::supervisor::backoff::pause(Duration::from_millis(1));
+    }
+}
+
+/// For up to some two thousand last counts.
+const END_LIMIT: Duration = Duration::from_millis(700);
 const FLUSH_LIMIT: Duration = Duration::from_millis(300);
 
 /// While the console shows the session, text lines would damage its screen.
@@ -141,7 +164,9 @@ pub fn entry(kind: &'static str, entry: &Entry, text: Option<&str>) -> bool {
     if line.is_none() && !audit::file::is_open() {
         return true;
     }
-    let Some(left_out) = take_place(kind) else { return false };
+    // People are no flood, and what they did is never left out.
+    let place = if entry.what.is_of_people() { Some(0) } else { take_place(kind) };
+    let Some(left_out) = place else { return false };
     if left_out > 0 {
         tell("log", &format!("{left_out} lines about {kind} were left out: too many at a time"));
     }
@@ -153,10 +178,11 @@ pub fn entry(kind: &'static str, entry: &Entry, text: Option<&str>) -> bool {
 }
 
 /// The last state of what goes on to be counted, when the box ends.
-pub fn last(entry: &Entry) {
-    audit::file::add(entry);
-    if JSON.load(Ordering::Relaxed) {
-        emit(object(entry));
+pub fn last(entry: &Entry, deadline: Instant) {
+    audit::file::add_at_end(entry, deadline);
+    let Some(queue) = QUEUE.get().filter(|_| JSON.load(Ordering::Relaxed)) else { return };
+    if !send_until(queue, Message::Line(object(entry)), deadline) {
+        DROPPED.fetch_add(1, Ordering::Relaxed);
     }
 }
 

@@ -174,6 +174,28 @@ mod tests {
         assert!(verify(&[&copy], &[]).ok(), "the chain goes over the gap:\n{text}");
     }
 
+    /// More kinds of refusals than the queues hold: the box's end is written all the same, and its reason last.
+    #[test]
+    fn the_end_of_a_flooded_box_is_in_the_file_and_its_reason_is_the_last_line() {
+        let Some(rig) = Rig::new() else { return };
+        let (path, option) = volume(&rig);
+        let guest = rig.boot(&logging(&option));
+        let flood = "import socket\nfor i in range(450):\n  try: socket.getaddrinfo(f'n{i}.evil.test', 80)\n  except OSError: pass";
+        guest.exec_program(crate::rig::AGENT, &["python3", "-c", flood]);
+        let kinds = |guest: &RunningBox| guest.innkeeper(&["log", "--denied", "--json"]).out.lines().count();
+        until("more than a queue holds", || kinds(&guest) > 400);
+        let known = kinds(&guest);
+        assert_eq!(guest.stop(), 143);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let all = lines(&text);
+        let refused =
+            all.iter().filter(|one| one["event"] == "denied").filter_map(|one| one["what"].as_str());
+        let refused: std::collections::HashSet<&str> = refused.collect();
+        assert!(refused.len() >= known, "{} of {known}", refused.len());
+        assert!(all.last().unwrap().to_string().contains("exit status 143"), "{}", all.last().unwrap());
+        assert!(!text.contains("lines are missing here") && verify(&[&path], &[]).ok());
+    }
+
     #[test]
     fn standard_error_is_a_chain_too() {
         let Some(rig) = Rig::new() else { return };

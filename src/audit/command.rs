@@ -86,7 +86,9 @@ pub fn run(args: &LogArgs) -> u8 {
 fn check(args: &LogArgs) -> u8 {
     match verify::files(&args.verify, args.head.as_deref()) {
         Ok(verified) => {
-            let boxes: Vec<&str> = verified.boxes.iter().map(String::as_str).collect();
+            // The file may be anybody's, and this a terminal.
+            let shown = |id: &String| report::inert(&report::bounded(id, 64));
+            let boxes: Vec<String> = verified.boxes.iter().map(shown).collect();
             let beginning =
                 if verified.is_whole { "from the first one on" } else { "the beginning is in older files" };
             let torn = match verified.torn {

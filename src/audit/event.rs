@@ -39,6 +39,21 @@ pub enum What {
     Request(RequestChange),
 }
 
+impl What {
+    /// Whether a person did it, or a box on a person's behalf: written whatever the agent does meanwhile.
+    #[must_use]
+    pub fn is_of_people(&self) -> bool {
+        match self {
+            Self::Policy(_) | Self::Operator(_) => true,
+            Self::Request(change) => change.by != BY_AGENT,
+            Self::Note { .. } | Self::Denied(_) | Self::Used(_) | Self::Session(_) | Self::Worker(_) => false,
+        }
+    }
+}
+
+/// Who asked, in a [`RequestChange`].
+pub const BY_AGENT: &str = "agent";
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SessionChange {

@@ -11,9 +11,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, ResolveFlags, flock, openat2, renameat};
+use rustix::io::Errno;
 
 use super::chain::Chain;
 use super::event::Entry;
@@ -25,9 +26,9 @@ pub enum LogFileError {
     #[error("{0} is no absolute path of a file")]
     Path(PathBuf),
     #[error("cannot open the directory {path} without following links")]
-    Directory { path: PathBuf, source: rustix::io::Errno },
+    Directory { path: PathBuf, source: Errno },
     #[error("cannot open the audit log {path}")]
-    Open { path: PathBuf, source: rustix::io::Errno },
+    Open { path: PathBuf, source: Errno },
     #[error("the audit log {path} is {what}")]
     Kind { path: PathBuf, what: &'static str },
     #[error("another box writes the audit log {path}")]
@@ -37,7 +38,7 @@ pub enum LogFileError {
 }
 
 /// Lines that wait to be written.
-const QUEUE: usize = 1024;
+const QUEUE: usize = 256;
 /// The longest line that is looked for at the end of an older log.
 const MAX_LINE: u64 = 1 << 20;
 /// After this without a new line what was written is on the disk.
@@ -126,10 +127,15 @@ impl LogFile {
     /// The full file becomes `NAME.1` in place of the one before; the chain goes on in a new one.
     fn turn_over(&mut self) -> std::io::Result<()> {
         let former = format!("{}.1", self.name);
-        renameat(&self.directory, &self.name, &self.directory, former)?;
+        match renameat(&self.directory, &self.name, &self.directory, former) {
+            // It has its other name already: a turn before this one had no room for a new file.
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
         self.file = open_in(&self.directory, &self.name)?;
-        flock(&self.file, FlockOperation::NonBlockingLockExclusive)?;
         self.length = 0;
+        // Nobody else can be in this directory but a second box, which the first file's lock kept out.
+        flock(&self.file, FlockOperation::NonBlockingLockExclusive)?;
         Ok(())
     }
 }
@@ -192,12 +198,21 @@ pub(crate) fn add(entry: &Entry) {
     }
 }
 
-/// Waits until everything is on the disk, but no longer than `limit`.
-pub(crate) fn flush(limit: Duration) {
+/// Adds an entry when the box ends: there is a moment to wait for room, until `deadline`.
+pub(crate) fn add_at_end(entry: &Entry, deadline: Instant) {
+    let Some(sink) = SINK.get() else { return };
+    let line = Message::Line(serde_json::to_string(entry).unwrap_or_default());
+    if !report::send_until(&sink.queue, line, deadline) {
+        with_state(|state| state.lost += 1);
+    }
+}
+
+/// Waits until everything is on the disk, but not beyond `deadline`.
+pub(crate) fn flush(deadline: Instant) {
     let Some(sink) = SINK.get() else { return };
     let (done, ended) = sync_channel::<()>(0);
-    if sink.queue.try_send(Message::Flush(done)).is_ok() {
-        ended.recv_timeout(limit).ok();
+    if report::send_until(&sink.queue, Message::Flush(done), deadline) {
+        ended.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok();
     }
 }
 
@@ -214,6 +229,7 @@ fn write(file: LogFile, backlog: &[Entry], lines: &Receiver<Message>) {
         match lines.recv_timeout(SETTLE) {
             Ok(Message::Line(line)) => writer.line(&line),
             Ok(Message::Flush(done)) => {
+                writer.tell_lost();
                 writer.settle();
                 drop(done);
             }
@@ -233,6 +249,13 @@ struct Writer {
 
 impl Writer {
     fn line(&mut self, object: &str) {
+        self.tell_lost();
+        if !self.add(object) {
+            with_state(|state| state.lost += 1);
+        }
+    }
+
+    fn tell_lost(&mut self) {
         let lost = with_state(|state| state.lost);
         if lost > self.said {
             let told = format!("{} lines are missing here: the file was full or slow", lost - self.said);
@@ -240,9 +263,6 @@ impl Writer {
             if self.add(&serde_json::to_string(&told).unwrap_or_default()) {
                 self.said = lost;
             }
-        }
-        if !self.add(object) {
-            with_state(|state| state.lost += 1);
         }
     }
 

@@ -9,7 +9,7 @@ use crate::status::report::{Denial, SCHEMA};
 
 /// Refusals and uses that are remembered, by name or address, port and uid.
 const MAX_TRAFFIC: usize = 2048;
-/// Everything else that is remembered.
+/// What is remembered of each class of everything else.
 const MAX_EVENTS: usize = 1024;
 /// A refusal or use that goes on is written again after this.
 const AGAIN: Duration = Duration::from_secs(60);
@@ -21,13 +21,31 @@ type Key = (&'static str, String, u16, Option<u32>);
 #[derive(Debug, Default)]
 pub(super) struct Log {
     seq: u64,
-    events: BTreeMap<u64, Entry>,
+    /// By whose doing they are: what the agent can cause at will makes no room among what people did.
+    events: [BTreeMap<u64, Entry>; CLASSES],
     traffic: BTreeMap<u64, Entry>,
     places: HashMap<Key, (u64, Instant)>,
     /// Refusals and uses that had to make room.
     forgotten: u64,
     /// Entries of the traffic that were counted up since they were written last.
     unwritten: BTreeSet<u64>,
+}
+
+const CLASSES: usize = 3;
+
+/// 0: people's doing; 1: the box's own; 2: what the agent causes or says.
+fn class(what: &What) -> usize {
+    match what {
+        What::Note { .. } | What::Worker(_) => 1,
+        What::Session(_) | What::Denied(_) | What::Used(_) => 2,
+        What::Policy(_) | What::Operator(_) | What::Request(_) => {
+            if what.is_of_people() {
+                0
+            } else {
+                2
+            }
+        }
+    }
 }
 
 impl Log {
@@ -49,9 +67,11 @@ impl Log {
     pub(super) fn event(&mut self, what: What) -> Entry {
         let seq = self.next();
         let entry = Entry { schema: SCHEMA, seq, time: report::now(), what };
-        self.events.insert(seq, entry.clone());
-        if self.events.len() > MAX_EVENTS {
-            self.events.pop_first();
+        if let Some(class) = self.events.get_mut(class(&entry.what)) {
+            class.insert(seq, entry.clone());
+            if class.len() > MAX_EVENTS {
+                class.pop_first();
+            }
         }
         entry
     }
@@ -139,7 +159,7 @@ impl Log {
         let mut entries: Vec<Entry> = self
             .traffic
             .range(from)
-            .chain(self.events.range(from))
+            .chain(self.events.iter().flat_map(|class| class.range(from)))
             .map(|(_, entry)| entry)
             .filter(|entry| !denied_only || matches!(entry.what, What::Denied(_)))
             .cloned()
@@ -156,8 +176,8 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use super::{AGAIN, Log, MAX_EVENTS, MAX_TRAFFIC, Use, What};
-    use crate::audit::Entry;
-    use crate::status::report::Denial;
+    use crate::audit::{Coming, Entry, RequestChange, SessionChange, Visit};
+    use crate::status::report::{Denial, RequestState, SessionState};
     use std::time::Instant;
 
     fn denial(what: &str, process: Option<&str>) -> Denial {
@@ -205,7 +225,34 @@ mod tests {
         for i in 0..2 * MAX_EVENTS {
             log.event(What::Note { source: "test".into(), message: i.to_string() });
         }
-        assert_eq!(log.events.len(), MAX_EVENTS);
+        assert_eq!(log.events[1].len(), MAX_EVENTS);
+    }
+
+    /// The agent's hooks flip the session's state as often as it likes, and its requests are its own words.
+    #[test]
+    fn t97_what_the_agent_says_drives_out_nothing_that_people_did() {
+        let mut log = Log::default();
+        let visit = Visit { id: 1, action: Coming::Entered, place: "session".into(), read_only: false };
+        log.event(What::Operator(visit));
+        let request = |by: &str| RequestChange {
+            id: 1,
+            rule: "a.test".into(),
+            state: RequestState::Pending,
+            by: by.into(),
+            reason: String::new(),
+            detail: String::new(),
+        };
+        log.event(What::Request(request("operator")));
+        for _ in 0..3 * MAX_EVENTS {
+            let change =
+                SessionChange { state: SessionState::Waiting, detail: String::new(), claude_pid: None };
+            log.event(What::Session(change));
+            log.event(What::Request(request("agent")));
+            log.event(What::Note { source: "session".into(), message: "again".into() });
+        }
+        let first = log.page(0, false, 2).entries;
+        assert!(matches!(first[0].what, What::Operator(_)), "{first:?}");
+        assert!(matches!(&first[1].what, What::Request(change) if change.by == "operator"), "{first:?}");
     }
 
     #[test]

@@ -7,17 +7,22 @@ use crate::schema;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Manual {
-    /// JSON Schema of the configuration, the status or the log's lines
+    /// JSON Schema of the configuration, the status, the log's lines or the report
+    #[command(after_help = "Example:\n  innkeeper schema config >innkeeper.schema.json")]
     Schema {
         #[arg(value_enum)]
         of: schema::Subject,
     },
-    /// Completion of commands and flags for a shell: source <(innkeeper completions bash)
+    /// Completion of commands and flags for a shell
+    #[command(after_help = "Example:\n  source <(innkeeper completions bash)")]
     Completions {
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
-    /// The manual as roff: innkeeper man | man -l -
+    /// The manual as roff
+    #[command(
+        after_help = "Examples:\n  innkeeper man | man -l -\n  innkeeper man log | man -l -\n  innkeeper man --directory /usr/local/share/man/man1"
+    )]
     Man {
         /// The page of this command; `policy-suggest` is that of `policy suggest`
         command: Option<String>,

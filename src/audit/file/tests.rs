@@ -121,3 +121,20 @@ fn two_boxes_do_not_share_a_file() {
     let _first = add(&directory.file(), ROOMY, 0..1);
     assert!(matches!(LogFile::open(&directory.file(), ROOMY), Err(LogFileError::Shared { .. })));
 }
+
+/// The directory has no room for another name when the file is full; later it has.
+#[test]
+fn f17_a_turn_that_failed_half_way_is_made_up_for() {
+    if !is_root() {
+        return;
+    }
+    let directory = Directory::new("half");
+    let mut log = add(&directory.file(), 1500, 0..10);
+    let former = directory.0.join("audit.jsonl.1");
+    std::fs::rename(directory.file(), &former).unwrap();
+    for seq in 10..30 {
+        log.add(&format!(r#"{{"schema":1,"seq":{seq}}}"#)).unwrap();
+    }
+    let verified = verify::files(&[former, directory.file()], Some(log.chain.head())).unwrap();
+    assert!(verified.lines >= 10, "{verified:?}");
+}
