@@ -197,6 +197,18 @@ impl Teller {
     }
 }
 
+/// Chat services read mark-up in `text` (`<!channel>`, `<address|words>`, `@name`): none of it is left to the agent.
+fn plain(text: &str) -> String {
+    let look_alike = |c| match c {
+        '<' => '\u{2039}',
+        '>' => '\u{203a}',
+        '&' => '\u{ff06}',
+        '@' => '\u{ff20}',
+        c => c,
+    };
+    text.chars().map(look_alike).collect()
+}
+
 fn compose(board: &Board, kind: Kind, words: &[String], count: u64) -> Notice {
     let told = u64::try_from(words.len()).unwrap_or(u64::MAX);
     let more = match count.saturating_sub(told) {
@@ -212,7 +224,7 @@ fn compose(board: &Board, kind: Kind, words: &[String], count: u64) -> Notice {
         schema: SCHEMA,
         notice: kind,
         time: crate::report::now(),
-        text: format!("{box_name}: {text}"),
+        text: plain(&format!("{box_name}: {text}")),
         box_id,
         box_name,
         last_message,
@@ -239,6 +251,14 @@ mod tests {
         {
             assert!(text.contains(part), "{text}");
         }
+    }
+
+    #[test]
+    fn the_text_calls_nobody_and_links_nowhere() {
+        let board = Board::new(BoxIdentity { name: "box".into(), ..BoxIdentity::default() });
+        let words = "it asks: <!channel> <https://evil.test|here> @all &lt;!here&gt;";
+        let text = compose(&board, Kind::Waiting, &[words.into()], 1).text;
+        assert!(text.contains("!channel") && !text.contains(['<', '>', '&', '@']), "{text}");
     }
 
     #[test]
