@@ -146,6 +146,9 @@ pub struct Use {
     pub also: Vec<String>,
     pub address: String,
     pub port: u16,
+    /// The rule that allows it, and where that is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
     pub uid: Option<u32>,
     /// RFC 3339.
     pub first: String,

@@ -300,6 +300,7 @@ mod tests {
             also: Vec::new(),
             address: address.into(),
             port: 443,
+            rule: None,
             uid: Some(1000),
             first: last.into(),
             last: last.into(),

@@ -325,9 +325,10 @@ fn queues(
     }
 }
 
-fn watch(innkeeper: &Innkeeper, firewall: &Firewall, queues: Queues) {
-    let board = Arc::clone(innkeeper.board());
-    let reporter = Reporter::new(board, firewall.clone(), innkeeper.attributor.clone());
+fn watch(innkeeper: &Arc<Innkeeper>, firewall: &Firewall, queues: Queues) {
+    let (board, asked) = (Arc::clone(innkeeper.board()), Arc::clone(innkeeper));
+    let rules = Arc::new(move |name: &str, port: u16| asked.rule_for(name, port));
+    let reporter = Reporter::new(board, firewall.clone(), innkeeper.attributor.clone(), rules);
     let identity = Identity::worker(innkeeper.accounts.watch.uid, innkeeper.accounts.watch.gid);
     match watch::keeper::Keeper::start(identity, queues, innkeeper.spawner.clone(), Arc::new(reporter)) {
         Ok(keeper) => drop(innkeeper.watch.set(keeper)),
@@ -338,7 +339,7 @@ fn watch(innkeeper: &Innkeeper, firewall: &Firewall, queues: Queues) {
 }
 
 pub(super) fn firewall(
-    innkeeper: &Innkeeper,
+    innkeeper: &Arc<Innkeeper>,
     steps: &Steps,
     resolver: Resolver,
 ) -> Result<EgressLocked, Failure> {

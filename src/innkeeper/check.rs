@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Innkeeper, lock};
 use crate::addresses::{AddressClass, class};
-use crate::allowlist::{DomainName, Rule};
+use crate::allowlist::{DomainName, Rule, Verdict};
 use crate::audit::{self, What};
 use crate::config::Requests;
 use crate::control::protocol::{Asker, Response};
@@ -16,6 +16,16 @@ use crate::policy::{InForce, hosts};
 use crate::report;
 
 impl Innkeeper {
+    /// The rule by which a name is allowed on a port, for the audit log.
+    #[must_use]
+    pub fn rule_for(&self, name: &str, port: u16) -> Option<String> {
+        let name = DomainName::parse(name).ok()?;
+        let list = lock(&self.allowlist);
+        let Verdict::Allowed(allowed) = list.verdict(&name) else { return None };
+        let rule = allowed.rules.iter().find(|rule| rule.ports.contains(&port))?;
+        Some(format!("{rule} ({})", rule.origin))
+    }
+
     pub(super) fn check(&self, asker: Asker, what: &str) -> Response {
         match Target::parse(what) {
             Err(reason) => Response::Invalid { reason },

@@ -14,8 +14,10 @@ use crate::firewall::Firewall;
 use crate::status::Board;
 use crate::status::report::Denial;
 
+/// The rule by which a name is allowed on a port, and where it is written.
+pub type Rules = Arc<dyn Fn(&str, u16) -> Option<String> + Send + Sync>;
+
 /// Who knows the names behind the numbers.
-#[derive(Debug)]
 pub struct Reporter {
     board: Arc<Board>,
     firewall: Firewall,
@@ -23,6 +25,13 @@ pub struct Reporter {
     expected: Mutex<Expected>,
     /// Packets of each socket that are accounted for.
     heard: Mutex<Setup>,
+    rules: Rules,
+}
+
+impl std::fmt::Debug for Reporter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reporter").finish_non_exhaustive()
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -31,9 +40,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Reporter {
     #[must_use]
-    pub fn new(board: Arc<Board>, firewall: Firewall, attributor: Attributor) -> Self {
+    pub fn new(board: Arc<Board>, firewall: Firewall, attributor: Attributor, rules: Rules) -> Self {
         let (expected, heard) = (Mutex::default(), Mutex::default());
-        Self { board, firewall, attributor, expected, heard }
+        Self { board, firewall, attributor, expected, heard, rules }
     }
 
     #[must_use]
@@ -103,12 +112,15 @@ impl Reporter {
     #[must_use]
     pub fn describe(&self, flow: &Flow) -> Use {
         let target = flow.target.unwrap_or_default();
-        let (name, also) = self.claimed(target.address, target.port.unwrap_or(0));
+        let port = target.port.unwrap_or(0);
+        let (name, also) = self.claimed(target.address, port);
+        let rule = (self.rules)(&name, port);
         Use {
+            rule,
             name,
             also,
             address: target.address.map_or_else(|| wording::what(flow.target), |address| address.to_string()),
-            port: target.port.unwrap_or(0),
+            port,
             uid: flow.uid,
             first: time(flow.first),
             last: time(flow.last),

@@ -176,6 +176,7 @@ fn allowed_uses_are_in_the_log_with_name_port_and_count() {
     assert_eq!(one["count"], 3, "connections, not packets: {one}");
     assert_eq!(one["uid"], 1000, "{one}");
     assert_eq!(one["address"], host("ok"), "{one}");
+    assert_eq!(one["rule"], "ok.test:80,443 (INNKEEPER_NETWORK_ALLOW)", "{one}");
     assert!(one["first"].as_str() <= one["last"].as_str() && one["schema"] == 1, "{one}");
     // An error of the agent's is one too, and the two are told apart.
     guest.client(AGENT, &["tcp", &host("evil"), "80", GET]);

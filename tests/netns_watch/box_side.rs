@@ -72,8 +72,12 @@ impl<'a> Watched<'a> {
         });
         firewall.load(plan(), Allowlist::new(rules)).unwrap();
         let board = Arc::new(Board::new(BoxIdentity::default()));
-        let reporter =
-            Arc::new(Reporter::new(board.clone(), firewall.clone(), Attributor::new(AGENT, AGENT, |_| {})));
+        let reporter = Arc::new(Reporter::new(
+            board.clone(),
+            firewall.clone(),
+            Attributor::new(AGENT, AGENT, |_| {}),
+            Arc::new(|_, _| None),
+        ));
         let heard = Arc::default();
         let mut watched = Self { inside, queues, board, reporter, firewall, heard, worker: None };
         watched.start_worker();

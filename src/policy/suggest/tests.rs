@@ -13,6 +13,7 @@ fn entry(what: What) -> Entry {
 
 fn used(name: &str, port: u16, uid: Option<u32>, also: &[&str]) -> Entry {
     entry(What::Used(Use {
+        rule: None,
         name: name.into(),
         also: also.iter().map(ToString::to_string).collect(),
         address: "192.0.2.1".into(),
