@@ -265,13 +265,22 @@ impl Innkeeper {
         }
     }
 
-    fn progress(&self) -> Response {
-        self.board.update(|report| Response::Progress {
-            phase: report.phase,
-            steps: report.boot.steps.clone(),
-            session: report.session.clone(),
-            open: report.workers.iter().any(|worker| worker.name == "tmux" && worker.pid.is_some()),
-        })
+    fn progress(&self, asker: Asker) -> Response {
+        self.board.update(|report| progress_of(report, asker))
+    }
+}
+
+/// How far the boot is, for this asker.
+fn progress_of(report: &Report, asker: Asker) -> Response {
+    let mut steps = report.boot.steps.clone();
+    if asker != Asker::Operator {
+        audience::hide_details(&mut steps);
+    }
+    Response::Progress {
+        phase: report.phase,
+        steps,
+        session: report.session.clone(),
+        open: report.workers.iter().any(|worker| worker.name == "tmux" && worker.pid.is_some()),
     }
 }
 
@@ -285,7 +294,7 @@ impl Desk for Innkeeper {
     fn answer(&self, asker: Asker, request: Request) -> Response {
         match request {
             Request::Status => self.status(asker),
-            Request::Progress => self.progress(),
+            Request::Progress => self.progress(asker),
             Request::Check { what } => self.check(asker, &what),
             Request::Reload => self.reload_policy(),
             Request::Allow { rules, for_s, reason } => self.allow(&rules, for_s, reason.as_deref()),
@@ -401,7 +410,22 @@ fn descends(parents: &HashMap<i32, i32>, pid: i32, from: i32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::descends;
+    use super::{descends, progress_of};
+    use crate::control::protocol::Asker;
+    use crate::status::audience;
+
+    #[test]
+    fn neither_status_nor_progress_tells_the_agent_what_the_boot_found() {
+        let full = audience::tests::full();
+        let text = |answer: &crate::control::protocol::Response| serde_json::to_string(answer).unwrap();
+        assert!(text(&progress_of(&full, Asker::Operator)).contains("hidden-attempts"));
+        for asker in [Asker::Agent, Asker::Other(4242)] {
+            let told = text(&progress_of(&full, asker));
+            assert!(!told.contains("hidden") && told.contains("self-attack"), "{told}");
+        }
+        let told = serde_json::to_string(&audience::for_agent(full, 1000)).unwrap();
+        assert!(!told.contains("hidden") && told.contains("self-attack"), "{told}");
+    }
 
     #[test]
     fn only_descendants_are_ours_where_we_are_not_pid_1() {

@@ -9,6 +9,8 @@ mod history;
 mod page;
 pub mod work;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::audit::{Entry, What};
@@ -181,7 +183,7 @@ pub fn tell(
         traffic: report.traffic.into_iter().take(MOST).collect(),
         traffic_note: report.traffic_note,
         trouble,
-        visits: history::visits(&recent),
+        visits: history::visits(&recent, &report.operators),
         notes,
         from,
     }
@@ -193,9 +195,15 @@ fn restarted(report: &Report) -> Vec<Restarted> {
 }
 
 fn denied(entries: &[&Entry]) -> Vec<DeniedName> {
-    let mut denied: Vec<DeniedName> = Vec::new();
+    // One that was counted up while the log was read is in it twice; the last has the whole count.
+    let mut latest = BTreeMap::new();
     for entry in entries {
-        let What::Denied(refused) = &entry.what else { continue };
+        if let What::Denied(refused) = &entry.what {
+            latest.insert((&refused.layer, &refused.target, refused.uid), refused);
+        }
+    }
+    let mut denied: Vec<DeniedName> = Vec::new();
+    for refused in latest.into_values() {
         denied.push(DeniedName {
             what: refused.target.clone(),
             layer: refused.layer.clone(),

@@ -76,8 +76,11 @@ const TOLD: usize = 8;
 /// The way to the thread.
 #[derive(Debug, Clone)]
 pub struct Notices {
-    last: Sender<(String, Sender<()>)>,
+    finished: Sender<Finished>,
 }
+
+/// The session is over, in words; and who waits until that is told, where the box ends with it.
+type Finished = (String, Option<Sender<()>>);
 
 /// What is not told yet.
 #[derive(Debug, Default)]
@@ -100,7 +103,7 @@ struct Teller {
 impl Notices {
     /// From now on: what the boot did is no news.
     pub fn start(on: Vec<Kind>, ways: Ways, board: Arc<Board>, seats: Arc<Seats>) -> std::io::Result<Self> {
-        let (last, farewell) = mpsc::channel();
+        let (finished, farewell) = mpsc::channel();
         let teller = Teller {
             on,
             ways,
@@ -111,26 +114,34 @@ impl Notices {
             rang: None,
         };
         thread("notices", move || teller.run(&farewell))?;
-        Ok(Self { last })
+        Ok(Self { finished })
     }
 
     /// The session is over and the box ends with it: the last notice, which the end waits for, at most so long.
     pub fn last(&self, words: &str, limit: Duration) {
         let (done, told) = mpsc::channel();
-        if self.last.send((words.to_owned(), done)).is_ok() {
+        if self.finished.send((words.to_owned(), Some(done))).is_ok() {
             told.recv_timeout(limit).ok();
         }
+    }
+
+    /// The session is over and the box goes on.
+    pub fn finished(&self, words: &str) {
+        // Without the thread there are no notices.
+        self.finished.send((words.to_owned(), None)).ok();
     }
 }
 
 impl Teller {
-    fn run(mut self, farewell: &Receiver<(String, Sender<()>)>) {
+    fn run(mut self, farewell: &Receiver<Finished>) {
         loop {
             match farewell.recv_timeout(TICK) {
                 Ok((words, done)) => {
                     self.note(Kind::Finished, words);
-                    self.tell(true);
-                    done.send(()).ok();
+                    if let Some(done) = done {
+                        self.tell(true);
+                        done.send(()).ok();
+                    }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 // Who could say the last word is gone; the log still speaks.
@@ -186,6 +197,18 @@ impl Teller {
     }
 }
 
+/// Chat services read mark-up in `text` (`<!channel>`, `<address|words>`, `@name`): none of it is left to the agent.
+fn plain(text: &str) -> String {
+    let look_alike = |c| match c {
+        '<' => '\u{2039}',
+        '>' => '\u{203a}',
+        '&' => '\u{ff06}',
+        '@' => '\u{ff20}',
+        c => c,
+    };
+    text.chars().map(look_alike).collect()
+}
+
 fn compose(board: &Board, kind: Kind, words: &[String], count: u64) -> Notice {
     let told = u64::try_from(words.len()).unwrap_or(u64::MAX);
     let more = match count.saturating_sub(told) {
@@ -201,7 +224,7 @@ fn compose(board: &Board, kind: Kind, words: &[String], count: u64) -> Notice {
         schema: SCHEMA,
         notice: kind,
         time: crate::report::now(),
-        text: format!("{box_name}: {text}"),
+        text: plain(&format!("{box_name}: {text}")),
         box_id,
         box_name,
         last_message,
@@ -228,6 +251,14 @@ mod tests {
         {
             assert!(text.contains(part), "{text}");
         }
+    }
+
+    #[test]
+    fn the_text_calls_nobody_and_links_nowhere() {
+        let board = Board::new(BoxIdentity { name: "box".into(), ..BoxIdentity::default() });
+        let words = "it asks: <!channel> <https://evil.test|here> @all &lt;!here&gt;";
+        let text = compose(&board, Kind::Waiting, &[words.into()], 1).text;
+        assert!(text.contains("!channel") && !text.contains(['<', '>', '&', '@']), "{text}");
     }
 
     #[test]

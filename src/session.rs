@@ -13,7 +13,7 @@ mod relay;
 mod server;
 pub mod shell;
 pub mod terminal;
-mod tty;
+pub(crate) mod tty;
 pub mod turns;
 
 use std::os::unix::net::UnixStream;

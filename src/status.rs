@@ -68,6 +68,8 @@ pub struct Board {
     denials: Mutex<VecDeque<Denial>>,
     /// When each living worker was started.
     started: Mutex<HashMap<String, Instant>>,
+    /// The session's state as the audit log has it.
+    logged: Mutex<SessionState>,
 }
 
 impl std::fmt::Debug for Board {
@@ -120,6 +122,7 @@ impl Board {
             audience: report::Audience::Operator,
         };
         Self {
+            logged: Mutex::new(report.session.state),
             report: Mutex::new(report),
             checks: Mutex::new(Vec::new()),
             denials: Mutex::new(VecDeque::new()),
@@ -221,16 +224,30 @@ impl Board {
 
     pub fn session(&self, change: impl FnOnce(&mut Session)) {
         self.update(|report| {
-            let before = report.session.state;
-            change(&mut report.session);
-            if report.session.state != before {
-                report.session.since = crate::report::now();
-                audit::session(SessionChange {
-                    state: report.session.state,
-                    detail: report.session.detail.clone(),
-                    claude_pid: report.session.claude_pid,
-                });
+            if change_session(&mut report.session, change) {
+                self.write_session(&report.session);
             }
+        });
+    }
+
+    /// What the agent says of its own session: it is shown at once, and written into the log when `may_write` lets it.
+    /// Until then the log is behind, and a call that changes nothing lets it catch up.
+    pub fn hearsay(&self, change: impl FnOnce(&mut Session), may_write: impl FnOnce() -> bool) {
+        self.update(|report| {
+            change_session(&mut report.session, change);
+            let behind = *lock(&self.logged) != report.session.state;
+            if behind && may_write() {
+                self.write_session(&report.session);
+            }
+        });
+    }
+
+    fn write_session(&self, session: &Session) {
+        *lock(&self.logged) = session.state;
+        audit::session(SessionChange {
+            state: session.state,
+            detail: session.detail.clone(),
+            claude_pid: session.claude_pid,
         });
     }
 
@@ -271,6 +288,16 @@ impl Board {
             }
         });
     }
+}
+
+/// Whether it is in another state than before.
+fn change_session(session: &mut Session, change: impl FnOnce(&mut Session)) -> bool {
+    let before = session.state;
+    change(session);
+    if session.state != before {
+        session.since = crate::report::now();
+    }
+    session.state != before
 }
 
 /// All looks at once: most wait for the self-attack, which one of them makes, and the others need not wait for that.

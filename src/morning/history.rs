@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{SessionHistory, StateTime, Stay, Stretch};
 use crate::audit::{Coming, Entry, What};
-use crate::status::report::Session;
+use crate::status::report::{Operator, Session};
 use crate::status::wording::since;
 
 /// Stretches that are told one by one; the sums are of all.
@@ -60,8 +60,8 @@ pub(super) fn of(session: &Session, entries: &[Entry], from: &str, to: &str) -> 
     }
 }
 
-/// Who came and left.
-pub(super) fn visits(entries: &[&Entry]) -> Vec<Stay> {
+/// Who came and left, and who is here now, however long ago they came.
+pub(super) fn visits(entries: &[&Entry], here: &[Operator]) -> Vec<Stay> {
     let mut stays: Vec<Stay> = Vec::new();
     for entry in entries {
         let What::Operator(visit) = &entry.what else { continue };
@@ -79,5 +79,14 @@ pub(super) fn visits(entries: &[&Entry]) -> Vec<Stay> {
         }
     }
     stays.drain(..stays.len().saturating_sub(VISITS));
+    let known: Vec<u64> = stays.iter().map(|stay| stay.id).collect();
+    let long = here.iter().filter(|operator| !known.contains(&operator.id));
+    stays.extend(long.map(|operator| Stay {
+        id: operator.id,
+        place: operator.place.clone(),
+        read_only: operator.read_only,
+        from: Some(operator.since.clone()),
+        to: None,
+    }));
     stays
 }

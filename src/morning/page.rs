@@ -25,6 +25,7 @@ struct Page {
 }
 
 impl Page {
+    /// In words of our own; in Markdown, what else is in it is a code span already.
     fn heading(&mut self, title: &str) {
         let gap = if self.text.is_empty() { "" } else { "\n" };
         self.text.push_str(gap);
@@ -32,7 +33,7 @@ impl Page {
             Style::Text { width } => {
                 self.text.extend(wrap(title, width, "").into_iter().map(|line| line + "\n"));
             }
-            Style::Markdown => self.text.push_str(&format!("## {}\n\n", escaped(title))),
+            Style::Markdown => self.text.push_str(&format!("## {title}\n\n")),
         }
     }
 
@@ -47,7 +48,10 @@ impl Page {
             }
             Style::Markdown => {
                 for line in text.lines().take(ROWS) {
-                    writeln!(self.text, "> {}", escaped(line)).ok();
+                    let line = if line.trim().is_empty() { String::new() } else { code(line) };
+                    writeln!(self.text, "> {line}").ok();
+                    // Each on a line of its own.
+                    self.text.push_str(">\n");
                 }
                 self.text.push('\n');
             }
@@ -75,7 +79,7 @@ impl Page {
                 self.text.extend(lines.into_iter().map(|line| line + "\n"));
             }
             Style::Markdown => {
-                writeln!(self.text, "- {}", escaped(text)).ok();
+                writeln!(self.text, "- {}", code(text)).ok();
             }
         }
     }
@@ -95,35 +99,14 @@ impl Page {
     }
 }
 
-/// Nothing of it is a mark-up, a link, a mention or HTML: what the agent wrote is shown to people who trust the page.
-fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in inert(text).chars() {
-        if matches!(
-            c,
-            '\\' | '`'
-                | '*'
-                | '_'
-                | '{'
-                | '}'
-                | '['
-                | ']'
-                | '<'
-                | '>'
-                | '('
-                | ')'
-                | '#'
-                | '!'
-                | '|'
-                | '~'
-                | '&'
-                | '@'
-        ) {
-            out.push('\\');
-        }
-        out.push(c);
-    }
-    out
+/// A code span (CommonMark 6.1): nothing in it is a mark-up, and no forge makes a link, a mention or a reference of what is
+/// there, which they do after the escapes of Markdown are gone. Its fence is longer than any of the text's own.
+fn code(text: &str) -> String {
+    let text = inert(text);
+    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or_default();
+    let fence = "`".repeat(longest + 1);
+    // One space on each side is not shown.
+    format!("{fence} {text} {fence}")
 }
 
 pub(super) fn render(morning: &Morning, style: Style) -> String {
@@ -146,7 +129,7 @@ fn head(page: &mut Page, morning: &Morning) {
     let title = format!("{} from {} to {}", morning.name, minute(&morning.from), minute(&morning.to));
     match page.style {
         Style::Text { width } => writeln!(page.text, "{}", cut(&title, width)),
-        Style::Markdown => writeln!(page.text, "# {}", escaped(&title)),
+        Style::Markdown => writeln!(page.text, "# {}", code(&title)),
     }
     .ok();
     for note in &morning.notes {
@@ -192,9 +175,10 @@ fn session(page: &mut Page, session: &SessionHistory) {
 
 fn work(page: &mut Page, work: &RepositoryWork) {
     let branch = work.branch.as_ref().map_or_else(String::new, |branch| format!(" on {branch}"));
+    let place = format!("{}{branch}", work.path);
     page.heading(&format!(
-        "{}{branch}: {}, {}, +{} −{}",
-        work.path,
+        "{}: {}, {}, +{} −{}",
+        if page.style == Style::Markdown { code(&place) } else { place },
         many(work.commit_count, "commit"),
         many(work.files, "file"),
         work.insertions,

@@ -138,10 +138,76 @@ fn the_page_fits_a_terminal_and_has_everything() {
 fn in_markdown_the_agents_words_are_words() {
     let text = render(&morning(None), Style::Markdown);
     assert!(text.contains("## Session: exited since"), "{text}");
-    for markup in ["<script>", "[x](", "`id`", " @everybody", "**main**"] {
-        assert!(!text.contains(markup), "{markup}:\n{text}");
+    let outside = without_code(&text);
+    for word in ["script", "evil.test", "@everybody", "**main**", "All done", "/workspace/repo", "http"] {
+        assert!(text.contains(word) && !outside.contains(word), "{word}:\n{outside}");
     }
-    assert!(text.contains("> All done."));
+}
+
+/// What is left of a page when its code spans are taken out, as CommonMark finds them: to the next run of the same length.
+fn without_code(text: &str) -> String {
+    let mut left = String::new();
+    for line in text.lines() {
+        let mut rest = line;
+        while let Some(at) = rest.find('`') {
+            left.push_str(&rest[..at]);
+            let run = rest[at..].chars().take_while(|c| *c == '`').count();
+            let mut inside = &rest[at + run..];
+            loop {
+                let end = inside.find('`').expect("a code span ends in its line");
+                let close = inside[end..].chars().take_while(|c| *c == '`').count();
+                inside = &inside[end + close..];
+                if close == run {
+                    break;
+                }
+            }
+            rest = inside;
+        }
+        left.push_str(rest);
+        left.push('\n');
+    }
+    left
+}
+
+#[test]
+fn no_forge_makes_a_link_of_the_agents_words() {
+    for words in [
+        "https://evil.test",
+        "www.evil.test",
+        "@user",
+        "#1",
+        "a ` b `` c ``` www.evil.test",
+        "`",
+        "``` x",
+        "x\r\n# y",
+    ] {
+        let mut told = morning(None);
+        told.session.last_message = Some(format!("{words}\nand\n"));
+        told.session.why = words.into();
+        told.repositories[0].branch = Some(words.into());
+        told.repositories[0].commits[0].subject = words.into();
+        told.denied[0].what = words.into();
+        told.name = words.into();
+        let outside = without_code(&render(&told, Style::Markdown));
+        for bad in ["http", "www", "@", "#1", "user", "x", "y\n"] {
+            let heads = outside.replace("exited", "").replace("policy\n", "").replace("of the policy", "");
+            assert!(!heads.contains(bad), "{words:?} {bad}:\n{outside}");
+        }
+    }
+}
+
+#[test]
+fn a_refusal_that_was_counted_up_is_told_once_and_who_is_here_is_told() {
+    let mut entries = night();
+    entries.push(refused(9, "06:00:00", "few.test", 7));
+    let mut report = full();
+    report.operators[0].id = 9;
+    let told = tell(report, &entries, Vec::new(), None, "2026-11-21T07:00:10.000Z");
+    let few: Vec<u64> =
+        told.denied.iter().filter(|one| one.what == "few.test").map(|one| one.count).collect();
+    assert_eq!(few, [7]);
+    let stays: Vec<_> = told.visits.iter().map(|stay| (stay.id, stay.to.is_some())).collect();
+    assert_eq!(stays, [(1, true), (9, false)]);
 }
 
 #[test]

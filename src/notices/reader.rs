@@ -10,8 +10,10 @@ use crate::status::report::SessionState;
 
 /// Entries at a time.
 const PAGE: usize = 512;
-/// Refused names and addresses that are remembered; when there are more, a further one is no news.
+/// Refused names and addresses that are remembered; when there are more, that is said once, and after a while forgotten.
 const MAX_SEEN: usize = 4096;
+/// Not forgotten sooner.
+const FORGET_AFTER: Duration = Duration::from_secs(3600);
 /// So many ends of one program in so short a time are a loop.
 const ENDS: usize = 3;
 const ENDS_WITHIN: Duration = Duration::from_secs(600);
@@ -20,6 +22,9 @@ const ENDS_WITHIN: Duration = Duration::from_secs(600);
 pub(super) struct Reader {
     after: u64,
     refused: HashSet<String>,
+    /// Since when they are counted from none, and whether it was said that there are more.
+    counted_since: Option<Instant>,
+    overflowed: bool,
     ends: HashMap<String, VecDeque<Instant>>,
 }
 
@@ -49,7 +54,6 @@ impl Reader {
         match &entry.what {
             What::Session(change) => match change.state {
                 SessionState::Waiting => waiting(&change.detail),
-                SessionState::Exited if change.detail.is_empty() => None,
                 SessionState::Done => Some((Kind::Finished, "the session is over".to_owned())),
                 SessionState::Backoff => self.ended("the session", now).map(|words| {
                     let detail = if change.detail.is_empty() {
@@ -70,12 +74,31 @@ impl Reader {
             }
             What::Denied(refused) => {
                 let key = format!("{} {}", refused.layer, refused.target);
-                let is_new = self.refused.len() < MAX_SEEN && self.refused.insert(key);
-                is_new.then(|| (Kind::Denied, format!("{} was denied: {}", refused.target, refused.reason)))
+                let news = || format!("{} was denied: {}", refused.target, refused.reason);
+                self.refused(key, news, now).map(|words| (Kind::Denied, words))
             }
             What::Worker(_) | What::Note { .. } | What::Policy(_) | What::Used(_) => None,
             What::Operator(_) | What::Request(_) => None,
         }
+    }
+
+    /// What is to be said of a refusal, if it is a new one.
+    fn refused(&mut self, key: String, news: impl FnOnce() -> String, now: Instant) -> Option<String> {
+        if self.refused.contains(&key) {
+            return None;
+        }
+        if self.refused.len() >= MAX_SEEN {
+            let since = *self.counted_since.get_or_insert(now);
+            if now.saturating_duration_since(since) < FORGET_AFTER {
+                let is_first = !std::mem::replace(&mut self.overflowed, true);
+                return is_first.then(|| MORE.to_owned());
+            }
+            self.refused.clear();
+            (self.counted_since, self.overflowed) = (Some(now), false);
+        }
+        self.counted_since.get_or_insert(now);
+        self.refused.insert(key);
+        Some(news())
     }
 
     /// What is to be said of a program that ended too often; after that it may end as often again.
@@ -92,6 +115,8 @@ impl Reader {
         Some(format!("{name} ended {ENDS} times within ten minutes"))
     }
 }
+
+const MORE: &str = "more names were refused than are remembered: innkeeper log --denied";
 
 fn waiting(detail: &str) -> Option<(Kind, String)> {
     match detail {
@@ -126,6 +151,20 @@ mod tests {
         assert_eq!(kind(SessionState::Waiting, "it asks: may I?"), Some(Kind::Waiting));
         assert_eq!(kind(SessionState::Waiting, "it has no task"), None);
         assert_eq!(kind(SessionState::Running, ""), None);
+    }
+
+    #[test]
+    fn a_flood_of_refused_names_is_told_and_does_not_silence_for_ever() {
+        let (mut reader, now) = (Reader::default(), Instant::now());
+        let mut told = |name: usize, after: u64| {
+            reader.refused(format!("dns n{name}.test"), || name.to_string(), now + Duration::from_secs(after))
+        };
+        assert!((0..super::MAX_SEEN).all(|name| told(name, 0) == Some(name.to_string())));
+        assert_eq!(told(0, 1), None, "known");
+        assert_eq!(told(5000, 1).as_deref(), Some(super::MORE));
+        assert_eq!([told(5001, 2), told(5002, 3599)], [None, None], "said once");
+        assert_eq!(told(5003, 3600).as_deref(), Some("5003"));
+        assert_eq!(told(0, 3601).as_deref(), Some("0"));
     }
 
     #[test]

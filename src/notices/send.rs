@@ -1,6 +1,7 @@
 //! How a notice reaches the operator: children with a uid of their own, that hold nothing and have little time.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{Seek, Write};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -70,11 +71,7 @@ impl Ways {
     }
 
     fn run(&self, mut launch: Launch, input: &str, uid: u32) -> Result<(), String> {
-        // A pipe holds 64 KiB (pipe(7)): all of it is in before the child is there, so that nobody waits for it to read.
-        let (reader, mut writer) = std::io::pipe().map_err(|error| format!("cannot make a pipe: {error}"))?;
-        writer.write_all(input.as_bytes()).map_err(|error| format!("cannot fill a pipe: {error}"))?;
-        drop(writer);
-        launch.stdin = Stream::Fd(OwnedFd::from(reader));
+        launch.stdin = Stream::Fd(letter(input).map_err(|error| format!("cannot write a notice: {error}"))?);
         let said = self.spawner.listen(launch, LIMIT, MAX_WORDS);
         // What it left behind: nobody else has this uid.
         kill_all(&[uid], Signal::SIGKILL);
@@ -89,4 +86,13 @@ impl Ways {
             Err(error) => Err(format!("a notice was not delivered: {}", chain(&error))),
         }
     }
+}
+
+/// In memory, and not a pipe: whose user has many pipes gets small ones (pipe(7)), and filling them would wait for the
+/// child to read.
+fn letter(input: &str) -> std::io::Result<OwnedFd> {
+    let mut file = File::from(rustix::fs::memfd_create("notice", rustix::fs::MemfdFlags::CLOEXEC)?);
+    file.write_all(input.as_bytes())?;
+    file.rewind()?;
+    Ok(OwnedFd::from(file))
 }

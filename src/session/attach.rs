@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::termios::tcgetattr;
 
-use super::relay::{Left, relay};
+use super::relay::{Keys, Left, relay};
 use super::terminal::Filter;
 use super::tty::say;
 use crate::account::{Account, Accounts};
@@ -94,7 +94,8 @@ fn visit(agent: &Account, attach: Attach) -> Result<Left, AttachError> {
     let seat = is_root.then(|| Seat::take(Place::Session, attach.read_only));
     let seat = seat.transpose().map_err(AttachError::Seat)?;
     let start = |slave: &_| super::client::start(agent, slave, attach);
-    relay(start, Filter::new(attach.clipboard), seat).map(|end| end.left)
+    let keys = if attach.read_only { Keys::Dropped } else { Keys::Typed };
+    relay(start, Filter::new(attach.clipboard), seat, keys).map(|end| end.left)
 }
 
 /// Whether Enter came; `false` when the terminal is gone.

@@ -26,7 +26,8 @@ pub(super) fn start(agent: &Account, slave: &OwnedFd, attach: Attach) -> Result<
     if attach.read_only {
         args.push("-r");
     }
-    args.extend([";", "display-message", "-d", "6000", HOW_TO_LEAVE]);
+    let hint = if attach.read_only { LOOKING } else { HOW_TO_LEAVE };
+    args.extend([";", "display-message", "-d", "6000", hint]);
     let launch = Launch::program(tmux(), identity).args(args).env(env);
     spawn(launch, slave)
 }
@@ -43,6 +44,9 @@ pub(super) fn spawn(mut launch: Launch, slave: &OwnedFd) -> Result<Pid, AttachEr
 
 /// Said once, on tmux's message line, when an operator comes in.
 const HOW_TO_LEAVE: &str = "Leave with Ctrl-b d (it hangs? Ctrl-] 4 times). The shell is below: Ctrl-b Down";
+
+/// The relay itself understands these keys, and drops all others.
+const LOOKING: &str = "Leave with Ctrl-b d. You only look: no key goes further than here";
 
 /// The operator's terminal type, where the image knows it; it is a word and never a path.
 pub(super) fn terminal_type(given: Option<&str>) -> String {

@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::PidfdFlags;
 
+use super::turns::Changes;
 use super::{Event, OnExit, Plan, Session};
 use crate::control::protocol::{ClaudeStart, PaneNews, PaneOrder};
 use crate::report::event;
@@ -53,6 +54,8 @@ pub(super) struct Pane {
     id: u64,
     pid: i32,
     stream: UnixStream,
+    /// It has said what is not so: that is logged once, and it is not waited for again.
+    doubted: bool,
 }
 
 pub(super) struct Host {
@@ -81,6 +84,7 @@ pub(super) struct Host {
     looked: Instant,
     silent_since: Option<Instant>,
     pub(super) stopping: Option<Sender<()>>,
+    pub(super) changes: Changes,
 }
 
 impl Host {
@@ -107,6 +111,7 @@ impl Host {
             looked: Instant::now(),
             silent_since: None,
             stopping: None,
+            changes: Changes::new(Instant::now()),
         }
     }
 
@@ -124,6 +129,7 @@ impl Host {
                 self.looked = Instant::now();
                 self.look_at_socket();
                 self.look_at_claude();
+                self.catch_up();
             }
             if let Some(timer) = self.timer.take_if(|timer| timer.at <= Instant::now()) {
                 match timer.what {
@@ -170,7 +176,7 @@ impl Host {
             event("session", &format!("cannot listen to the pane: {error}"));
             return self.end_server();
         }
-        self.pane = Some(Pane { id, pid, stream });
+        self.pane = Some(Pane { id, pid, stream, doubted: false });
         if self.stopping.is_none() {
             self.start_claude();
         }
@@ -203,11 +209,17 @@ impl Host {
     }
 
     fn hear(&mut self, news: PaneNews) {
+        if self.claude_started.is_none() {
+            // Each start has one outcome: a pane that goes on telling is none of ours, and must not fill the log.
+            return;
+        }
+        let patience =
+            if self.pane.as_ref().is_some_and(|pane| pane.doubted) { Duration::ZERO } else { LAST_MOMENT };
         match news {
+            PaneNews::Started { .. } | PaneNews::Failed { .. } if self.process.is_some() => {}
             PaneNews::Started { pid } => {
                 let Some(claude) = self.watch_claude(pid) else {
-                    event("session", "the pane names a process that is not its own; it is not believed");
-                    return;
+                    return self.doubt("the pane names a process that is not its own; it is not believed");
                 };
                 self.process = Some(claude);
                 *self.session.claude.lock().unwrap_or_else(PoisonError::into_inner) = Some(pid);
@@ -217,8 +229,8 @@ impl Host {
                     session.claude_pid = Some(pid);
                 });
             }
-            PaneNews::Exited { .. } if self.alive(LAST_MOMENT) => {
-                event("session", "the pane says that Claude Code has ended, but its process lives");
+            PaneNews::Exited { .. } if self.alive(patience) => {
+                self.doubt("the pane says that Claude Code has ended, but its process lives");
             }
             PaneNews::Exited { code, signal } => {
                 let exit = match (code, signal) {
@@ -232,6 +244,13 @@ impl Host {
                 let cause = crate::report::inert(&crate::report::bounded(&cause, 200));
                 self.claude_ended(&format!("Claude Code can't be started: {cause}"), None);
             }
+        }
+    }
+
+    fn doubt(&mut self, what: &str) {
+        if let Some(pane) = self.pane.as_mut().filter(|pane| !pane.doubted) {
+            pane.doubted = true;
+            event("session", what);
         }
     }
 
@@ -291,6 +310,8 @@ impl Host {
         self.board.session(|session| {
             session.state = SessionState::Exited;
             session.claude_pid = None;
+            // What it said last, a question perhaps, is not how it is now.
+            how.clone_into(&mut session.detail);
             session.last_exit = Some(how.to_owned());
         });
         if self.stopping.is_some() {
@@ -302,6 +323,9 @@ impl Host {
                 event("session", &format!("{how}; the pane is a shell now (session.on_exit)"));
                 self.order(&PaneOrder::Shell);
                 self.pane = None;
+                if let Some(notices) = &self.plan.notices {
+                    notices.finished(&format!("the session is over: {how}"));
+                }
             }
             OnExit::Stop => {
                 event("session", &format!("{how}; the box ends (session.on_exit)"));

@@ -21,7 +21,7 @@ use signal_hook::SigId;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGTERM, SIGWINCH};
 
 use super::attach::AttachError;
-use super::escape::Escape;
+use super::escape::{Escape, Looking};
 use super::terminal::Filter;
 use super::tty::Tty;
 use crate::seats::Seat;
@@ -38,6 +38,14 @@ pub(super) enum Left {
     Stopped,
     /// We were told to, or the terminal is gone.
     Told,
+}
+
+/// Whose keys they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keys {
+    Typed,
+    /// Of who only looks. tmux's own `-r` is the server's and the client's to keep, and both are the agent's.
+    Dropped,
 }
 
 /// Why it ended, and how the program did.
@@ -85,6 +93,7 @@ pub(super) fn relay(
     start: impl FnOnce(&OwnedFd) -> Result<Pid, AttachError>,
     filter: Filter,
     seat: Option<Seat>,
+    keys: Keys,
 ) -> Result<End, AttachError> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let master = openpt(flags).map_err(AttachError::Pty)?;
@@ -112,9 +121,8 @@ pub(super) fn relay(
         seat,
         screen: Vec::with_capacity(SCREEN),
         shown: 0,
-        keys: Vec::new(),
         unread_since: None,
-        escape: Escape::default(),
+        keyboard: Keyboard::new(keys),
         stops: Vec::new(),
     };
     let result = relay.copy(&changed, &told);
@@ -151,11 +159,40 @@ struct Relay {
     /// Filtered, for the terminal; so much of it was written.
     screen: Vec<u8>,
     shown: usize,
-    keys: Vec<u8>,
     /// Since when the program has not read its keys.
     unread_since: Option<Instant>,
-    escape: Escape,
+    keyboard: Keyboard,
     stops: Vec<Instant>,
+}
+
+/// The operator's keys that wait for the program, and those that leave.
+#[derive(Debug)]
+struct Keyboard {
+    waiting: Vec<u8>,
+    escape: Escape,
+    /// Where nothing is typed into the program.
+    looking: Option<Looking>,
+}
+
+impl Keyboard {
+    fn new(keys: Keys) -> Self {
+        let looking = (keys == Keys::Dropped).then(Looking::default);
+        Self { waiting: Vec::new(), escape: Escape::default(), looking }
+    }
+
+    /// Whether these keys leave.
+    fn typed(&mut self, keys: &[u8], now: Instant) -> bool {
+        let leaves = match &mut self.looking {
+            Some(looking) => looking.typed(keys),
+            None => {
+                if self.waiting.len() < KEYS {
+                    self.waiting.extend_from_slice(keys);
+                }
+                false
+            }
+        };
+        self.escape.typed(keys, now) || leaves
+    }
 }
 
 /// What can be done now.
@@ -211,10 +248,10 @@ impl Relay {
         let want = |flag, wanted| if wanted { flag } else { PollFlags::empty() };
         let waiting = self.screen.len() - self.shown;
         let has_room = waiting < SCREEN;
-        let patience = self.unread_since.filter(|_| self.keys.len() >= KEYS);
+        let patience = self.unread_since.filter(|_| self.keyboard.waiting.len() >= KEYS);
         let patience = patience.map(|since| HANGS.saturating_sub(since.elapsed()));
         let reads = patience.is_none_or(|left| left.is_zero());
-        let program = want(PollFlags::IN, has_room) | want(PollFlags::OUT, !self.keys.is_empty());
+        let program = want(PollFlags::IN, has_room) | want(PollFlags::OUT, !self.keyboard.waiting.is_empty());
         let seat = self.seat.as_ref().map_or(told.pipe.as_fd(), Seat::as_fd);
         let mut fds = [
             PollFd::from_borrowed_fd(self.master.as_fd(), program),
@@ -272,19 +309,16 @@ impl Relay {
             Err(_) => return Some(Left::Told),
         };
         let keys = buffer.get(..count).unwrap_or_default();
-        if self.keys.len() < KEYS {
-            self.keys.extend_from_slice(keys);
-        }
-        self.escape.typed(keys, Instant::now()).then_some(Left::Escape)
+        self.keyboard.typed(keys, Instant::now()).then_some(Left::Escape)
     }
 
     fn send_keys(&mut self) {
-        if self.keys.is_empty() {
+        if self.keyboard.waiting.is_empty() {
             return;
         }
-        match rustix::io::write(&self.master, &self.keys) {
+        match rustix::io::write(&self.master, &self.keyboard.waiting) {
             Ok(count) => {
-                self.keys.drain(..count);
+                self.keyboard.waiting.drain(..count);
                 self.unread_since = None;
             }
             Err(_) => {
@@ -382,5 +416,26 @@ fn copy_size(master: &OwnedFd) {
         let size = Winsize { ws_col: size.ws_col.min(MAX_SIDE), ws_row: size.ws_row.min(MAX_SIDE), ..size };
         // The program goes on with its old size; the next change comes through here again.
         tcsetwinsize(master, size).ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Keyboard, Keys};
+    use std::time::Instant;
+
+    #[test]
+    fn nothing_of_who_only_looks_goes_to_the_program() {
+        let (now, typed) =
+            (Instant::now(), b"rm -rf /\r\x1b[<0;5;5M\x1b[200~pasted\x1b[201~\x02:new-window\r".as_slice());
+        let mut operator = Keyboard::new(Keys::Typed);
+        assert!(!operator.typed(typed, now));
+        assert_eq!(operator.waiting, typed);
+        let mut visitor = Keyboard::new(Keys::Dropped);
+        assert!(!visitor.typed(typed, now));
+        assert!(visitor.typed(b"\x02d", now), "tmux's way out");
+        assert!(Keyboard::new(Keys::Dropped).typed(b"\x1d\x1d\x1d\x1d", now), "the relay's");
+        assert_eq!(visitor.waiting, b"");
+        assert!(!operator.typed(b"\x02d", now), "that is tmux's to understand");
     }
 }

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 
 use super::attach::AttachError;
 use super::client::{spawn, terminal_type};
-use super::relay::{Left, relay};
+use super::relay::{Keys, Left, relay};
 use super::terminal::Filter;
 use super::tty::say;
 use crate::control::protocol::Place;
@@ -39,7 +39,7 @@ pub fn run() -> Result<u8, AttachError> {
         }
         Err(error @ SeatError::Refused(_)) => return Err(AttachError::Seat(error)),
     };
-    let end = relay(start, Filter::default(), seat)?;
+    let end = relay(start, Filter::default(), seat, Keys::Typed)?;
     say(match end.left {
         Left::Program => "[left the root shell]\n",
         Left::Escape | Left::Stopped | Left::Told => "[left the root shell; it was ended]\n",

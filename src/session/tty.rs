@@ -1,6 +1,7 @@
 //! The operator's terminal: raw mode that ends with us, and writing that never waits for a terminal that does not read.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Once, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -24,6 +25,8 @@ impl Tty {
         let stdin = rustix::stdio::stdin();
         let saved = tcgetattr(stdin).map_err(AttachError::Mode)?;
         let out = output().map_err(AttachError::Mode)?;
+        BEFORE.get_or_init(|| saved.clone());
+        restore_after_panic(restore);
         let mut raw = saved.clone();
         raw.make_raw();
         tcsetattr(stdin, OptionalActions::Now, &raw).map_err(AttachError::Mode)?;
@@ -71,7 +74,35 @@ pub(super) fn say(text: &str) {
     }
 }
 
-fn write_within(to: BorrowedFd<'_>, mut bytes: &[u8], limit: Duration) {
+/// Writes to the terminal what it takes in a moment; whether that is all.
+pub(crate) fn write(text: &str) -> bool {
+    output().is_ok_and(|out| write_within(out.as_fd(), text.as_bytes(), LAST_WORDS))
+}
+
+/// The release build aborts on a panic, and nothing is dropped then: the hook comes before that.
+pub(crate) fn restore_after_panic(restore: fn()) {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let told = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            restore();
+            told(panic);
+        }));
+    });
+}
+
+/// What was before the first time; PID 1's console is entered again and again.
+static BEFORE: OnceLock<Termios> = OnceLock::new();
+
+fn restore() {
+    if let Some(before) = BEFORE.get() {
+        write(super::terminal::RESET);
+        tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, before).ok();
+    }
+}
+
+/// Whether all of it was written.
+fn write_within(to: BorrowedFd<'_>, mut bytes: &[u8], limit: Duration) -> bool {
     let deadline = Instant::now() + limit;
     while !bytes.is_empty() {
         match rustix::io::write(to, bytes) {
@@ -82,11 +113,12 @@ fn write_within(to: BorrowedFd<'_>, mut bytes: &[u8], limit: Duration) {
                 let mut fds = [PollFd::from_borrowed_fd(to, PollFlags::OUT)];
                 match poll(&mut fds, Timespec::try_from(left).ok().as_ref()) {
                     Ok(1..) | Err(rustix::io::Errno::INTR) => {}
-                    Ok(0) | Err(_) => return,
+                    Ok(0) | Err(_) => return false,
                 }
             }
             // The terminal is gone.
-            Err(_) => return,
+            Err(_) => return false,
         }
     }
+    true
 }

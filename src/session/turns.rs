@@ -1,13 +1,13 @@
 //! What Claude's hooks say of its turns: bounded, rate-limited, and believed of a Claude that runs only.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::hook::MAX_TEXT;
 use super::host::Host;
 use crate::control::protocol::Turn;
 use crate::report::{bounded, inert};
-use crate::status::report::SessionState;
+use crate::status::report::{Session, SessionState};
 
 /// News at once, and after that per second: Claude takes seconds for a turn.
 const BURST: f64 = 20.0;
@@ -41,6 +41,35 @@ impl Patience {
     }
 }
 
+/// Changes of the session's state by hooks that are written at once, and after that one per so long a time. A person's
+/// turns are told as they come; an agent that flips its state all night fills no log.
+const CHANGES: f64 = 4.0;
+const PER_CHANGE: Duration = Duration::from_secs(60);
+
+/// Whether a change of state by hearsay is written now.
+#[derive(Debug)]
+pub(super) struct Changes {
+    left: f64,
+    at: Instant,
+}
+
+impl Changes {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { left: CHANGES, at: now }
+    }
+
+    pub(super) fn may_write(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.left = (self.left + passed / PER_CHANGE.as_secs_f64()).min(CHANGES);
+        self.at = now;
+        if self.left < 1.0 {
+            return false;
+        }
+        self.left -= 1.0;
+        true
+    }
+}
+
 /// The agent's words: their lines stay, all else that acts on a terminal does not.
 pub(super) fn words(text: &str) -> String {
     bounded(text, MAX_TEXT).lines().map(inert).collect::<Vec<_>>().join("\n")
@@ -65,19 +94,62 @@ impl Host {
         if !matches!(was, SessionState::Running | SessionState::Waiting) {
             return;
         }
-        self.board.session(|session| {
+        let change = |session: &mut Session| {
             session.state = state;
             session.detail = bounded(&detail, 200);
             if turn == Turn::Ended && !text.is_empty() {
                 session.last_message = Some(text.clone());
             }
-        });
+        };
+        self.board.hearsay(change, || self.changes.may_write(Instant::now()));
+    }
+
+    /// Writes the state that hooks have told by now, where that was put off.
+    pub(super) fn catch_up(&mut self) {
+        self.board.hearsay(|_| {}, || self.changes.may_write(Instant::now()));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Patience, words};
+    use super::{Changes, Patience, words};
+    use crate::audit::{self, What};
+    use crate::status::Board;
+    use crate::status::report::{BoxIdentity, SessionState};
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn an_hour_of_flips_is_a_line_a_minute_and_the_log_ends_with_what_is() {
+        let (board, start) = (Board::new(BoxIdentity::default()), Instant::now());
+        let mut changes = Changes::new(start);
+        for second in 0..3600 {
+            let state = if second % 2 == 0 { SessionState::Running } else { SessionState::Waiting };
+            let now = start + Duration::from_secs(second);
+            let change = |session: &mut crate::status::report::Session| {
+                session.state = state;
+                session.detail = "flip-flop".into();
+            };
+            board.hearsay(change, || changes.may_write(now));
+            assert_eq!(board.report(None).session.state, state, "what is shown is never late");
+        }
+        let written = || {
+            let entries = audit::page(0, false, usize::MAX).entries;
+            let states = entries.into_iter().filter_map(|entry| match entry.what {
+                What::Session(change) if change.detail == "flip-flop" => Some(change.state),
+                _ => None,
+            });
+            states.collect::<Vec<_>>()
+        };
+        assert!((4..=64).contains(&written().len()), "{}", written().len());
+        board.hearsay(|session| session.state = SessionState::Running, || true);
+        board.hearsay(|session| session.state = SessionState::Waiting, || false);
+        assert_eq!(written().last(), Some(&SessionState::Running));
+        board.hearsay(|_| {}, || true);
+        assert_eq!(written().last(), Some(&SessionState::Waiting), "it catches up");
+        let count = written().len();
+        board.hearsay(|_| {}, || true);
+        assert_eq!(written().len(), count, "once");
+    }
 
     #[test]
     fn a_flood_of_news_is_not_heard() {

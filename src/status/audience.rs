@@ -6,7 +6,7 @@
 //! others than itself were refused. None of these is a lock: the agent may find some of them out by itself. They are
 //! left out because nothing that it has to do needs them.
 
-use super::report::{Audience, Audit, Denial, Report, StepState};
+use super::report::{Audience, Audit, Denial, Report, Step, StepState};
 use crate::requests;
 
 /// The command that a denial proposes to the operator.
@@ -28,9 +28,7 @@ pub fn for_agent(mut report: Report, uid: u32) -> Report {
         protection.detail = String::new();
         protection.how = String::new();
     }
-    for step in report.boot.steps.iter_mut().filter(|step| step.state != StepState::Running) {
-        step.detail = String::new();
-    }
+    hide_details(&mut report.boot.steps);
     for secret in &mut report.secrets {
         secret.source = String::new();
     }
@@ -47,6 +45,13 @@ pub fn for_agent(mut report: Report, uid: u32) -> Report {
         denial.allow = proposal(denial);
     }
     report
+}
+
+/// Steps of the boot for who is no operator, wherever they are told: that a step goes on is known, what came of it is not.
+pub fn hide_details(steps: &mut [Step]) {
+    for step in steps.iter_mut().filter(|step| step.state != StepState::Running) {
+        step.detail = String::new();
+    }
 }
 
 /// The operator's answer to a request is meant for the agent; more than a line is not.
@@ -99,7 +104,7 @@ pub(crate) mod tests {
     use crate::status::Board;
     use crate::status::report::{
         AccessRequest, Audience, Audit, BoxIdentity, Denial, FailingName, Operator, PolicyRule, Protection,
-        Report, RequestState, SecretHeld, Upstream,
+        Report, RequestState, SecretHeld, Step, StepState, Upstream,
     };
 
     pub(crate) fn denial(what: &str, uid: Option<u32>) -> Denial {
@@ -115,6 +120,20 @@ pub(crate) mod tests {
         }
     }
 
+    fn steps() -> Vec<Step> {
+        let step = |name: &str, state, detail: &str| Step {
+            name: name.into(),
+            state,
+            ms: Some(1.0),
+            detail: detail.into(),
+        };
+        vec![
+            step("upstreams", StepState::Ok, "hidden-resolvers"),
+            step("self-attack", StepState::Degraded, "hidden-attempts"),
+            step("clone", StepState::Failed, "hidden-cause-of-failure"),
+        ]
+    }
+
     /// A report with something of everything in it.
     pub(crate) fn full() -> Report {
         let board = Board::new(BoxIdentity { name: "box".into(), ..BoxIdentity::default() });
@@ -127,6 +146,7 @@ pub(crate) mod tests {
             verified_at: crate::report::now(),
             detail: "hidden-detail".into(),
         }];
+        report.boot.steps = steps();
         report.operators = vec![Operator {
             id: 1,
             since: "2026-11-21T08:00:00.000Z".into(),

@@ -183,13 +183,13 @@ fn follow(sources: &Sources) -> Result<i32, WatchError> {
         }
         state.now = SystemTime::now();
         let scene = std::mem::discriminant(&state.mode);
-        if std::mem::replace(&mut shown, scene) != scene {
+        let lost = std::mem::take(&mut terminal.backend_mut().lost);
+        if std::mem::replace(&mut shown, scene) != scene || lost {
             // A question stands on the screen whole, whatever a lossy line made of what was there before.
             terminal.clear().map_err(WatchError::Write)?;
         }
         terminal.draw(|frame| view::draw(frame, &state)).map_err(WatchError::Write)?;
-        let limit = if keys.is_open() { ESCAPE } else { next.saturating_duration_since(Instant::now()) };
-        let ready = wait(sources, limit.max(Duration::from_millis(10)))?;
+        let ready = wait(sources, pause(&keys, waiting || !state.asks(), next))?;
         while let Ok(answer) = sources.answered.try_recv() {
             waiting &= !matches!(answer, Answer::Report(_));
             if matches!(answer, Answer::Done(_)) {
@@ -218,6 +218,16 @@ fn follow(sources: &Sources) -> Result<i32, WatchError> {
             }
         }
     }
+}
+
+/// How long nothing is to be done; where the box is not to be asked, the time of the next question is over for long.
+fn pause(keys: &Keys, idle: bool, next: Instant) -> Duration {
+    let limit = match (keys.is_open(), idle) {
+        (true, _) => ESCAPE,
+        (false, true) => INTERVAL,
+        (false, false) => next.saturating_duration_since(Instant::now()),
+    };
+    limit.max(Duration::from_millis(10))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -178,6 +178,20 @@ fn who_only_looks_can_not_type() {
     operator.keys("echo again-$((40+2))\r");
     visitor.sees("again-42");
     assert!(!visitor.saw("visitor-42") && !operator.saw("visitor-42"));
+    // The server is the agent's, and takes the flag back from its client: keys are dropped before they come to it.
+    let clients = guest.tmux(&["list-clients", "-F", "#{client_tty} #{client_readonly}"]).out;
+    let looking =
+        clients.lines().find_map(|line| line.strip_suffix(" 1")).expect("a read-only client").to_owned();
+    guest.tmux(&["switch-client", "-r", "-c", &looking]);
+    until("a client that may type", || {
+        !guest.tmux(&["list-clients", "-F", "#{client_readonly}"]).out.contains('1')
+    });
+    visitor.keys("echo visitor-$((40+2))\r");
+    operator.keys("echo third-$((40+2))\r");
+    visitor.sees("third-42");
+    assert!(!visitor.saw("visitor-42") && !operator.saw("visitor-42"));
+    visitor.keys("\x02d");
+    assert_eq!(visitor.ends(), 0);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The operator's terminal: raw mode, and what is written to it.
 
-use std::io::{self, Write};
+use std::io;
 use std::sync::OnceLock;
 
 use ratatui_core::backend::{Backend, ClearType, WindowSize};
@@ -10,6 +10,7 @@ use ratatui_core::style::{Color, Modifier};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
 use super::WatchError;
+use crate::session::tty;
 
 /// What was before; also for who restores it after a panic.
 static BEFORE: OnceLock<Termios> = OnceLock::new();
@@ -31,10 +32,11 @@ impl RawMode {
         raw.make_raw();
         // Entered once in the life of this process.
         drop(BEFORE.set(before));
-        restore_after_panic();
+        tty::restore_after_panic(restore);
         tcsetattr(stdin, OptionalActions::Now, &raw).map_err(WatchError::Mode)?;
         let entered = Self(());
-        write(ENTER).map_err(WatchError::Write)?;
+        // A terminal that does not read shows nothing yet, and signals end us all the same.
+        tty::write(ENTER);
         Ok(entered)
     }
 }
@@ -45,33 +47,20 @@ impl Drop for RawMode {
     }
 }
 
-/// The release build aborts on a panic, and nothing is dropped then: the hook comes before that.
-fn restore_after_panic() {
-    let told = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        restore();
-        told(panic);
-    }));
-}
-
 fn restore() {
     // A terminal that is gone has nothing to be restored.
-    drop(write(LEAVE));
+    tty::write(LEAVE);
     if let Some(before) = BEFORE.get() {
         tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, before).ok();
     }
-}
-
-fn write(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
 }
 
 /// Draws cells by the sequences that every terminal knows (ECMA-48).
 #[derive(Debug, Default)]
 pub(super) struct Output {
     pending: String,
+    /// The terminal did not take all of a picture: the next one is drawn whole.
+    pub(super) lost: bool,
 }
 
 impl Output {
@@ -154,7 +143,9 @@ impl Backend for Output {
 
     fn flush(&mut self) -> io::Result<()> {
         let pending = std::mem::take(&mut self.pending);
-        if pending.is_empty() { Ok(()) } else { write(&pending) }
+        // Bounded, so that a terminal that does not read keeps no signal waiting; one that is gone is told by its keys.
+        self.lost |= !tty::write(&pending);
+        Ok(())
     }
 }
 
