@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
-use super::{failed, print};
+use super::print;
 use crate::control::client;
 use crate::control::protocol::{Request, Response};
 use crate::policy::command as asking;
@@ -127,7 +127,7 @@ pub(super) fn run(command: PolicyCommand) -> u8 {
 pub(super) fn ask(request: &Request, json: bool) -> u8 {
     match client::ask(request) {
         Ok(response) => answer(response, json),
-        Err(error) => failed("control", &error),
+        Err(error) => client::unanswered("control", &error),
     }
 }
 

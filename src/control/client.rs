@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use super::protocol::{MAX_RESPONSE, Request, Response, SOCKET};
+use crate::report::{self, exit};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -14,6 +15,16 @@ pub enum ClientError {
     Exchange(#[source] std::io::Error),
     #[error("the box gave an answer that this client does not understand")]
     Answer(#[source] serde_json::Error),
+}
+
+/// Says why there is no answer to a command, and gives the exit status that it means.
+#[must_use]
+pub fn unanswered(what: &str, error: &ClientError) -> u8 {
+    report::last_words(what, &report::chain(error));
+    match error {
+        ClientError::Connect(_) | ClientError::Exchange(_) => exit::NO_BOX,
+        ClientError::Answer(_) => exit::INTERNAL,
+    }
 }
 
 /// PID 1 answers in milliseconds; a status that verifies everything again may take a second.
@@ -47,4 +58,18 @@ pub fn ask(request: &Request) -> Result<Response, ClientError> {
         return Err(ClientError::Exchange(std::io::ErrorKind::UnexpectedEof.into()));
     }
     serde_json::from_str(&line).map_err(ClientError::Answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_box_is_no_fault_of_ours() {
+        let gone = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        assert_eq!(unanswered("control", &ClientError::Connect(gone())), exit::NO_BOX);
+        assert_eq!(unanswered("control", &ClientError::Exchange(gone())), exit::NO_BOX);
+        let foreign = serde_json::from_str::<Response>("?").unwrap_err();
+        assert_eq!(unanswered("control", &ClientError::Answer(foreign)), exit::INTERNAL);
+    }
 }

@@ -93,10 +93,7 @@ fn ask(request: &Request) -> Result<Response, u8> {
             Err(exit::CONFIG)
         }
         Ok(response) => Ok(response),
-        Err(error) => {
-            report::last_words("report", &report::chain(&error));
-            Err(1)
-        }
+        Err(error) => Err(client::unanswered("report", &error)),
     }
 }
 

@@ -49,10 +49,7 @@ pub fn check(args: &CheckArgs) -> u8 {
         }
         let status = match client::ask(&Request::Check { what: what.clone() }) {
             Ok(response) => answer(response, args.json),
-            Err(error) => {
-                report::last_words("control", &report::chain(&error));
-                return exit::INTERNAL;
-            }
+            Err(error) => return client::unanswered("control", &error),
         };
         worst = worst.max(status);
     }
@@ -96,10 +93,7 @@ fn all(json: bool) -> u8 {
             print(&text).max(u8::from(!findings.is_empty()))
         }
         Ok(other) => answer(other, json),
-        Err(error) => {
-            report::last_words("control", &report::chain(&error));
-            exit::INTERNAL
-        }
+        Err(error) => client::unanswered("control", &error),
     }
 }
 
@@ -110,9 +104,6 @@ pub fn suggest(json: bool) -> u8 {
         Ok(Response::Suggestion { suggestion }) if json => print(&one_line(&suggestion)),
         Ok(Response::Suggestion { suggestion }) => print(&suggest::render(&suggestion)),
         Ok(other) => answer(other, json),
-        Err(error) => {
-            report::last_words("control", &report::chain(&error));
-            exit::INTERNAL
-        }
+        Err(error) => client::unanswered("control", &error),
     }
 }

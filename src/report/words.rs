@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 /// Exit statuses, the one table.
 pub mod exit {
     pub const OK: u8 = 0;
+    /// No box answers.
+    pub const NO_BOX: u8 = 1;
     /// EX_USAGE.
     pub const USAGE: u8 = 64;
     /// EX_SOFTWARE: a fault of ours.

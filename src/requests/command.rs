@@ -62,10 +62,7 @@ pub fn ask(args: &AskArgs) -> u8 {
     match client::ask(&request) {
         Ok(Response::Request { request }) => answered(args, request),
         Ok(other) => otherwise(other, args.json),
-        Err(error) => {
-            report::last_words("control", &report::chain(&error));
-            exit::INTERNAL
-        }
+        Err(error) => client::unanswered("control", &error),
     }
 }
 
@@ -125,10 +122,7 @@ pub fn list(json: bool) -> u8 {
             exit::OK
         }
         Ok(other) => otherwise(other, json),
-        Err(error) => {
-            report::last_words("control", &report::chain(&error));
-            exit::INTERNAL
-        }
+        Err(error) => client::unanswered("control", &error),
     }
 }
 
@@ -141,10 +135,7 @@ pub fn refuse(id: u64, reason: Option<String>, json: bool) -> u8 {
             exit::OK
         }
         Ok(other) => otherwise(other, json),
-        Err(error) => {
-            report::last_words("control", &report::chain(&error));
-            exit::INTERNAL
-        }
+        Err(error) => client::unanswered("control", &error),
     }
 }
 

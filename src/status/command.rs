@@ -55,10 +55,7 @@ pub fn run(args: &StatusArgs) -> u8 {
             return exit::LATER;
         }
         Ok(_) => return exit::INTERNAL,
-        Err(error) => {
-            report::last_words("status", &report::chain(&error));
-            return 1;
-        }
+        Err(error) => return client::unanswered("status", &error),
     };
     match args.check {
         Some(check) => u8::from(!is(check, &report)),
