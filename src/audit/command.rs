@@ -116,14 +116,15 @@ pub(crate) fn ask(after: u64, denied: bool) -> Result<Page, u8> {
             report::last_words("refused", &reason);
             Err(exit::CEILING)
         }
+        Ok(Response::Later { reason }) => {
+            report::last_words("busy", &reason);
+            Err(exit::LATER)
+        }
         Ok(_) => {
             report::last_words("control", "the box gave the answer to another question");
             Err(exit::INTERNAL)
         }
-        Err(error) => {
-            report::last_words("log", &report::chain(&error));
-            Err(1)
-        }
+        Err(error) => Err(client::unanswered("log", &error)),
     }
 }
 
