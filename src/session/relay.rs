@@ -137,6 +137,10 @@ pub(super) fn relay(
 
 /// Octets for the operator that wait for the terminal, before the program has to.
 const SCREEN: usize = 256 << 10;
+/// Times that the program's terminal is read before somebody else has a turn.
+const READS: usize = 16;
+/// A terminal that gives so much at a time has more.
+const MORE_WAITS: usize = 2048;
 /// Octets of the operator's that wait for the program.
 const KEYS: usize = 64 << 10;
 /// A program that reads no keys in this time hangs: further keys are looked at, and go nowhere.
@@ -328,16 +332,22 @@ impl Relay {
         }
     }
 
+    /// A terminal gives 4 KiB at a time (N_TTY_BUF_SIZE): what waits behind them is taken too, for one look and one write.
     fn take_screen(&mut self, buffer: &mut [u8]) -> Option<Left> {
-        match rustix::io::read(&self.master, &mut *buffer) {
-            Ok(0) | Err(Errno::IO) => Some(Left::Program),
-            Ok(count) => {
-                self.filter.pass(buffer.get(..count).unwrap_or_default(), &mut self.screen);
-                None
+        for _ in 0..READS {
+            match rustix::io::read(&self.master, &mut *buffer) {
+                Ok(0) | Err(Errno::IO) => return Some(Left::Program),
+                Ok(count) => {
+                    self.filter.pass(buffer.get(..count).unwrap_or_default(), &mut self.screen);
+                    if count < MORE_WAITS {
+                        return None;
+                    }
+                }
+                Err(Errno::INTR | Errno::AGAIN) => return None,
+                Err(_) => return Some(Left::Program),
             }
-            Err(Errno::INTR | Errno::AGAIN) => None,
-            Err(_) => Some(Left::Program),
         }
+        None
     }
 
     /// Writes what the terminal takes; false when it is gone.
