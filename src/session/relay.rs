@@ -238,9 +238,16 @@ impl Relay {
             if ready.screen
                 && let Some(left) = self.take_screen(&mut buffer)
             {
+                // What it wrote before its end is not shown yet.
+                self.tty.last_words(self.screen.get(self.shown..).unwrap_or_default());
                 return Ok(left);
             }
-            if ready.hung_up || !self.show() {
+            if ready.hung_up {
+                // What waits for the terminal is given a moment: the program's end is no reason to lose it.
+                self.drain(&mut buffer);
+                return Ok(Left::Told);
+            }
+            if !self.show() {
                 return Ok(Left::Told);
             }
         }

@@ -109,3 +109,15 @@ fn commands_without_a_terminal_stay_as_they_are_and_the_shell_is_roots_alone() {
     assert_eq!(terminal.ends(), 0);
     assert_eq!(log(&guest, "operator").len(), 2);
 }
+
+/// A program that writes much and ends: all of it is there, to the last line.
+#[test]
+fn what_a_program_writes_last_is_shown() {
+    let Some(rig) = Rig::new() else { return };
+    let guest = rig.boot(&BoxOptions::new());
+    for _ in 0..5 {
+        let mut terminal = enter(&guest, &["innkeeper", "shell"], 80, 24);
+        terminal.keys("exec python3 -c 'print(\"x\" * 300000 + \"the-\" + \"end\")'\r");
+        terminal.sees("the-end");
+    }
+}
