@@ -68,10 +68,7 @@ fn with<T>(act: impl FnOnce(&mut Log) -> T) -> T {
 
 /// An event line. Returns the entry, for standard error.
 pub fn note(source: &str, message: &str) -> Entry {
-    let what = What::Note {
-        source: source.to_owned(),
-        message: report::inert(&report::bounded(message, MAX_MESSAGE)),
-    };
+    let what = What::Note { source: source.to_owned(), message: report::harmless(message, MAX_MESSAGE) };
     with(|log| log.event(what))
 }
 

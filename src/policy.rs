@@ -386,7 +386,7 @@ fn read(texts: &[String], terms: &Terms) -> Result<Vec<Rule>, Refusal> {
     for text in texts {
         let (read, bad) = parse_rules(text, |_| terms.origin.clone());
         if read.is_empty() && bad.is_empty() {
-            let text = crate::report::inert(&crate::report::bounded(text, 80));
+            let text = crate::report::harmless(text, 80);
             problems.push(format!("\"{text}\" is no rule"));
         }
         // A token is a host name of one label, as far as the grammar goes; it must not be looked up.
@@ -410,7 +410,7 @@ fn read(texts: &[String], terms: &Terms) -> Result<Vec<Rule>, Refusal> {
 }
 
 fn unreadable(error: &RuleError) -> String {
-    crate::report::inert(&crate::report::bounded(&error.to_string(), 300))
+    crate::report::harmless(&error.to_string(), 300)
 }
 
 #[cfg(test)]

@@ -285,6 +285,12 @@ pub fn sha256(text: &str) -> String {
     hex(&Sha256::digest(text.as_bytes()))
 }
 
+/// A text from outside as people and streams may have it: bounded, then inert.
+#[must_use]
+pub fn harmless(text: &str, characters: usize) -> String {
+    inert(&bounded(text, characters))
+}
+
 /// Bounds a text from outside; cut at a character, with a mark.
 #[must_use]
 pub fn bounded(text: &str, characters: usize) -> String {

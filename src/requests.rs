@@ -12,7 +12,7 @@ use crate::allowlist::{
 };
 use crate::audit::RequestChange;
 use crate::policy::LivePolicy;
-use crate::report::{self, bounded, inert};
+use crate::report::{self, bounded, harmless, inert};
 use crate::secrets::shape::mask_tokens;
 use crate::status::audience;
 use crate::status::report::{AccessRequest, RequestState};
@@ -75,7 +75,7 @@ pub enum Busy {
 /// what it looks like.
 pub fn wanted(text: &str) -> Result<Rule, Unfit> {
     let text = text.trim();
-    let unreadable = |why: &dyn std::fmt::Display| Unfit::Rule(inert(&bounded(&why.to_string(), 300)));
+    let unreadable = |why: &dyn std::fmt::Display| Unfit::Rule(harmless(&why.to_string(), 300));
     let rule = parse_rule(text, Origin::Operator).map_err(|error| unreadable(&error))?;
     if rule.deny {
         return Err(Unfit::Denial);

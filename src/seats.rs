@@ -97,7 +97,7 @@ impl Seats {
     pub fn ring(&self, line: &str) {
         let streams: Vec<Arc<UnixStream>> =
             self.taken().streams.iter().map(|(_, stream)| Arc::clone(stream)).collect();
-        let line = crate::report::inert(&crate::report::bounded(line, 200));
+        let line = crate::report::harmless(line, 200);
         for stream in streams {
             tell(&stream, &SeatNews::Bell { line: line.clone() });
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::config::repository::Repository;
 use crate::firewall::EgressLocked;
-use crate::report::{bounded, inert};
+use crate::report::harmless;
 use crate::status::Board;
 use crate::status::report::{Repository as Shown, RepositoryState};
 use crate::supervisor::backoff::Backoff;
@@ -103,7 +103,7 @@ fn once(plan: &Plan, spawner: &Spawner) -> Result<String, Attempt> {
         Err(error) => return Err(Attempt::Again(crate::report::chain(&error))),
     };
     // What git and the server said is shown as inert text.
-    let output = inert(&bounded(said.text.trim(), 400));
+    let output = harmless(said.text.trim(), 400);
     match said.exit.status() {
         0 => Ok(output),
         clone::OCCUPIED => Err(Attempt::Final(output)),

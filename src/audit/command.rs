@@ -87,7 +87,7 @@ fn check(args: &LogArgs) -> u8 {
     match verify::files(&args.verify, args.head.as_deref()) {
         Ok(verified) => {
             // The file may be anybody's, and this a terminal.
-            let shown = |id: &String| report::inert(&report::bounded(id, 64));
+            let shown = |id: &String| report::harmless(id, 64);
             let boxes: Vec<String> = verified.boxes.iter().map(shown).collect();
             let beginning =
                 if verified.is_whole { "from the first one on" } else { "the beginning is in older files" };
@@ -112,18 +112,7 @@ fn check(args: &LogArgs) -> u8 {
 pub(crate) fn ask(after: u64, denied: bool) -> Result<Page, u8> {
     match client::ask(&Request::Log { after, denied }) {
         Ok(Response::Log { page }) => Ok(page),
-        Ok(Response::Refused { reason }) => {
-            report::last_words("refused", &reason);
-            Err(exit::CEILING)
-        }
-        Ok(Response::Later { reason }) => {
-            report::last_words("busy", &reason);
-            Err(exit::LATER)
-        }
-        Ok(_) => {
-            report::last_words("control", "the box gave the answer to another question");
-            Err(exit::INTERNAL)
-        }
+        Ok(other) => Err(client::unserved(other)),
         Err(error) => Err(client::unanswered("log", &error)),
     }
 }

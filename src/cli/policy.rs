@@ -145,33 +145,6 @@ pub(crate) fn answer(response: Response, json: bool) -> u8 {
             print(&format!("{said}policy generation {generation}: {rules} rules\n"))
         }
         Response::Heard => exit::OK,
-        Response::Refused { reason } => {
-            report::last_words("refused", &reason);
-            exit::CEILING
-        }
-        Response::Later { reason } => {
-            report::last_words("busy", &reason);
-            exit::LATER
-        }
-        Response::Invalid { reason } => {
-            report::last_words("usage", &reason);
-            exit::USAGE
-        }
-        Response::Failed { reason } => {
-            report::last_words("failed", &reason);
-            exit::CONFIG
-        }
-        Response::Status { .. }
-        | Response::Progress { .. }
-        | Response::Request { .. }
-        | Response::Requests { .. }
-        | Response::Lint { .. }
-        | Response::Suggestion { .. }
-        | Response::Log { .. }
-        | Response::Work { .. }
-        | Response::Credential { .. } => {
-            report::last_words("control", "the box gave the answer to another question");
-            exit::INTERNAL
-        }
+        other => client::unserved(other),
     }
 }

@@ -27,6 +27,32 @@ pub fn unanswered(what: &str, error: &ClientError) -> u8 {
     }
 }
 
+/// Says why the box did not do what was asked, and gives the exit status that it means.
+#[must_use]
+pub fn unserved(response: Response) -> u8 {
+    let (source, status) = match &response {
+        Response::Refused { .. } => ("refused", exit::CEILING),
+        Response::Later { .. } => ("busy", exit::LATER),
+        Response::Invalid { .. } => ("usage", exit::USAGE),
+        Response::Failed { .. } => ("failed", exit::CONFIG),
+        _ => ("control", exit::INTERNAL),
+    };
+    report::last_words(source, &reason(response));
+    status
+}
+
+/// Why the box did not do what was asked, in its words.
+#[must_use]
+pub fn reason(response: Response) -> String {
+    match response {
+        Response::Refused { reason }
+        | Response::Failed { reason }
+        | Response::Invalid { reason }
+        | Response::Later { reason } => reason,
+        _ => "the box gave the answer to another question".to_owned(),
+    }
+}
+
 /// PID 1 answers in milliseconds; a status that verifies everything again may take a second.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
 

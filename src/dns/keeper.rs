@@ -22,7 +22,7 @@ use crate::attribution::Attributor;
 use crate::channel::{self, ChannelError};
 use crate::firewall::ruleset::Family;
 use crate::firewall::{Admission, Firewall};
-use crate::report::{bounded, inert};
+use crate::report::harmless;
 use crate::status::Board;
 use crate::status::report::{Denial, FailingName, Upstream};
 use crate::supervisor::backoff::Backoff;
@@ -347,7 +347,7 @@ impl Shared {
             if let Some(cause) = failure
                 && report.dns.failing.len() < MAX_FAILING
             {
-                let cause = inert(&bounded(cause, 200));
+                let cause = harmless(cause, 200);
                 report.dns.failing.push(FailingName { name: name.to_owned(), cause });
             }
         });
@@ -380,15 +380,15 @@ impl Shared {
         if denial.what.trim_end_matches('.') == crate::readiness::probe::DENIED_NAME {
             return;
         }
-        let what = inert(&bounded(&denial.what, 260));
+        let what = harmless(&denial.what, 260);
         self.board.deny(Denial {
             time: crate::report::time(SystemTime::now()),
             layer: "dns".to_owned(),
             allow: remedy(&denial.what),
             what,
             uid: denial.uid,
-            process: process.map(|process| inert(&bounded(&process, 100))),
-            reason: inert(&bounded(&denial.reason, 200)),
+            process: process.map(|process| harmless(&process, 100)),
+            reason: harmless(&denial.reason, 200),
             count: denial.count,
         });
     }
@@ -403,7 +403,7 @@ impl Shared {
                 .map(|upstream| Upstream {
                     address: upstream.server.to_string(),
                     healthy: upstream.healthy,
-                    note: upstream.note.as_deref().map(|note| inert(&bounded(note, 200))),
+                    note: upstream.note.as_deref().map(|note| harmless(note, 200)),
                 })
                 .collect();
         });

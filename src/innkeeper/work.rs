@@ -7,7 +7,7 @@ use super::Innkeeper;
 use crate::boot;
 use crate::control::protocol::Response;
 use crate::morning::work::{LIMIT, MOST, RepositoryWork};
-use crate::report::{bounded, inert};
+use crate::report::harmless;
 use crate::supervisor::{Launch, thread};
 
 /// Repositories that are looked at; a box has a few.
@@ -44,7 +44,7 @@ impl Innkeeper {
             let found = look.and_then(|found| found.recv_timeout(LIMIT + MARGIN).map_err(|_| late())?);
             found.unwrap_or_else(|why| RepositoryWork {
                 path,
-                trouble: Some(inert(&bounded(&why, 200))),
+                trouble: Some(harmless(&why, 200)),
                 ..RepositoryWork::default()
             })
         };
@@ -64,11 +64,11 @@ const MARGIN: Duration = Duration::from_secs(2);
 fn read(path: &str, text: &str) -> Result<RepositoryWork, String> {
     let said: RepositoryWork = serde_json::from_str(text.trim())
         .map_err(|_| "the child said nothing that is understood".to_owned())?;
-    let clean = |text: &str| inert(&bounded(text, 120));
+    let clean = |text: &str| harmless(text, 120);
     let mut commits = said.commits;
     commits.truncate(50);
     for commit in &mut commits {
-        commit.id = inert(&bounded(&commit.id, 40));
+        commit.id = harmless(&commit.id, 40);
         commit.author = clean(&commit.author);
         commit.subject = clean(&commit.subject);
     }

@@ -41,10 +41,14 @@ pub fn run(args: &ReportArgs) -> u8 {
 fn gather(args: &ReportArgs) -> Result<String, u8> {
     let seconds =
         |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let Response::Work { repositories } = ask(&Request::Work { since: args.since.map(seconds) })? else {
-        return Err(other());
+    let repositories = match ask(&Request::Work { since: args.since.map(seconds) })? {
+        Response::Work { repositories } => repositories,
+        other => return Err(client::unserved(other)),
     };
-    let Response::Status { report } = ask(&Request::Status)? else { return Err(other()) };
+    let report = match ask(&Request::Status)? {
+        Response::Status { report } => report,
+        other => return Err(client::unserved(other)),
+    };
     let entries = everything()?;
     let since = args.since.map(report::time);
     let morning = super::tell(*report, &entries, repositories, since.as_deref(), &report::now());
@@ -80,14 +84,7 @@ fn width() -> usize {
 
 fn ask(request: &Request) -> Result<Response, u8> {
     match client::ask(request) {
-        Ok(Response::Refused { reason }) => {
-            report::last_words("refused", &reason);
-            Err(exit::CEILING)
-        }
-        Ok(Response::Later { reason }) => {
-            report::last_words("busy", &reason);
-            Err(exit::LATER)
-        }
+        Ok(response @ (Response::Refused { .. } | Response::Later { .. })) => Err(client::unserved(response)),
         Ok(Response::Failed { reason } | Response::Invalid { reason }) => {
             report::last_words("report", &reason);
             Err(exit::CONFIG)
@@ -95,9 +92,4 @@ fn ask(request: &Request) -> Result<Response, u8> {
         Ok(response) => Ok(response),
         Err(error) => Err(client::unanswered("report", &error)),
     }
-}
-
-fn other() -> u8 {
-    report::last_words("control", "the box gave the answer to another question");
-    exit::INTERNAL
 }

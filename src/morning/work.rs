@@ -16,7 +16,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::report::{bounded, inert};
+use crate::report::{bounded, harmless};
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Work {
@@ -120,7 +120,7 @@ fn number(text: &str) -> u64 {
 }
 
 fn clean(text: &str) -> String {
-    inert(&bounded(text, 120))
+    harmless(text, 120)
 }
 
 /// "ID UNIT TIME UNIT AUTHOR UNIT SUBJECT", and behind it the line of `--shortstat`.

@@ -17,7 +17,7 @@ use crate::allowlist::{
 use crate::dns::policy::{Cause, Decision, Query, Question, Why, decide};
 use crate::dns::protocol::Learned;
 use crate::firewall::admission;
-use crate::report::{bounded, inert};
+use crate::report::harmless;
 use crate::requests::proposal;
 use crate::status::audience;
 use crate::status::report::SCHEMA;
@@ -79,7 +79,7 @@ fn no_port(text: &str) -> String {
 
 /// What was typed may be anything, and of any length.
 fn shown(text: &str) -> String {
-    inert(&bounded(text, 80))
+    harmless(text, 80)
 }
 
 /// How much of an origin is told.

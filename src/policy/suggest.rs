@@ -11,7 +11,7 @@ use crate::allowlist::{
     Allowlist, DEFAULT_PORT, Denied, DomainName, DomainPattern, Origin, Rule, Verdict, parse_rule,
 };
 use crate::audit::{Entry, Refused, Use, What};
-use crate::report::{bounded, inert};
+use crate::report::{harmless, inert};
 use crate::status::report::SCHEMA;
 
 /// Used names below one wildcard; more of them are shorter as the wildcard that allowed them.
@@ -166,7 +166,7 @@ impl Gathered {
         let known = self.refused.entry(name).or_default();
         known.ports.insert(port);
         known.count = known.count.saturating_add(refused.count);
-        known.processes.extend(refused.process.as_deref().map(|process| inert(&bounded(process, 40))));
+        known.processes.extend(refused.process.as_deref().map(|process| harmless(process, 40)));
         known.reason.clone_from(&refused.reason);
     }
 }
@@ -390,7 +390,7 @@ fn refused_line(name: &DomainName, turned: &Turned) -> Line {
     let processes: Vec<&str> = turned.processes.iter().map(String::as_str).take(MAX_SHARED).collect();
     let by = if processes.is_empty() { String::new() } else { format!(" ({})", processes.join(", ")) };
     let denied = if turned.reason.starts_with("denied by") {
-        format!("; {}", inert(&bounded(&turned.reason, 120)))
+        format!("; {}", harmless(&turned.reason, 120))
     } else {
         String::new()
     };

@@ -241,7 +241,7 @@ impl Host {
                 self.claude_ended(&format!("Claude Code ended ({exit})"), Some(exit));
             }
             PaneNews::Failed { cause } => {
-                let cause = crate::report::inert(&crate::report::bounded(&cause, 200));
+                let cause = crate::report::harmless(&cause, 200);
                 self.claude_ended(&format!("Claude Code can't be started: {cause}"), None);
             }
         }

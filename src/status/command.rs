@@ -50,10 +50,7 @@ pub fn run(args: &StatusArgs) -> u8 {
             report::last_words("status", &reason);
             return exit::CEILING;
         }
-        Ok(Response::Later { reason }) => {
-            report::last_words("busy", &reason);
-            return exit::LATER;
-        }
+        Ok(later @ Response::Later { .. }) => return client::unserved(later),
         Ok(_) => return exit::INTERNAL,
         Err(error) => return client::unanswered("status", &error),
     };

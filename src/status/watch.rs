@@ -135,13 +135,7 @@ fn ask_box(questions: &Receiver<Question>, answer: &Sender<Answer>, mut wake: Un
 fn report_of_box() -> Result<Box<Report>, String> {
     match client::ask(&Request::Status) {
         Ok(Response::Status { report }) => Ok(report),
-        Ok(
-            Response::Refused { reason }
-            | Response::Failed { reason }
-            | Response::Invalid { reason }
-            | Response::Later { reason },
-        ) => Err(reason),
-        Ok(_) => Err("the box gave the answer to another question".to_owned()),
+        Ok(other) => Err(client::reason(other)),
         Err(error) => Err(report::chain(&error)),
     }
 }
@@ -158,13 +152,7 @@ fn done(action: &Action) -> Result<String, String> {
     match client::ask(&request) {
         Ok(Response::Changed { said, .. }) => Ok(said.join("; ")),
         Ok(Response::Request { request }) => Ok(format!("{}: {}", request.rule, request.state)),
-        Ok(
-            Response::Refused { reason }
-            | Response::Failed { reason }
-            | Response::Invalid { reason }
-            | Response::Later { reason },
-        ) => Err(reason),
-        Ok(_) => Err("the box gave the answer to another question".to_owned()),
+        Ok(other) => Err(client::reason(other)),
         Err(error) => Err(report::chain(&error)),
     }
 }

@@ -102,7 +102,7 @@ fn head(directory: &Path) -> String {
     command.arg("-C").arg(directory).args(["log", "-1", "--format=%h %s"]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     match run_command(&mut command) {
-        (0, line) => format!("at {}", crate::report::inert(&crate::report::bounded(line.trim(), 80))),
+        (0, line) => format!("at {}", crate::report::harmless(line.trim(), 80)),
         // An empty repository has no commit yet.
         _ => "(no commit yet)".to_owned(),
     }
