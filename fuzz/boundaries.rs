@@ -198,8 +198,11 @@ pub(crate) fn control_request(data: &[u8]) {
             Request::Grant { .. } | Request::Refuse { .. } | Request::Lint | Request::Suggest => true,
             Request::Ask { .. } | Request::Wish { .. } | Request::Requests => false,
             Request::Seat { .. } | Request::Work { .. } => true,
+            Request::Session { .. } | Request::Save | Request::Start { .. } => true,
             Request::Log { .. } | Request::Status | Request::Progress | Request::Check { .. } => false,
-            Request::Credential { .. } | Request::Pane | Request::Hook { .. } => false,
+            Request::Credential { .. } | Request::Pane | Request::Hook { .. } | Request::Gauge { .. } => {
+                false
+            }
         };
         assert!(!changes || Asker::new(1000, 1000).may(&request).is_err());
         assert!(Asker::new(901, 1000).may(&request).is_err());

@@ -314,6 +314,10 @@ impl Desk for Innkeeper {
             },
             Request::Credential { host } => self.credential(&host),
             Request::Hook { turn, text } => self.hook(turn, &text),
+            Request::Gauge { .. } => Response::Heard,
+            Request::Session { .. } | Request::Save | Request::Start { .. } => {
+                Response::Failed { reason: "not in this version".to_owned() }
+            }
             // Handled before: they keep their connection.
             Request::Pane | Request::Seat { .. } => {
                 Response::Failed { reason: "no answer to who stays".to_owned() }

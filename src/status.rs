@@ -95,6 +95,12 @@ impl Board {
             last_exit: None,
             detail: "the box is booting".to_owned(),
             last_message: None,
+            deadline: None,
+            cost_usd: None,
+            context_percent: None,
+            name: None,
+            last_output: None,
+            result: None,
         };
         let report = Report {
             schema: SCHEMA,
@@ -119,6 +125,7 @@ impl Board {
             traffic: Vec::new(),
             traffic_note: None,
             audit: report::Audit::default(),
+            persist: report::Persist::default(),
             audience: report::Audience::Operator,
         };
         Self {

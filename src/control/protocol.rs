@@ -74,6 +74,72 @@ pub enum Request {
     Seat { place: Place, read_only: bool },
     /// Claude Code's own hooks tell what it does: hearsay, as all that the agent says.
     Hook { turn: Turn, text: String },
+    /// Claude Code's status line tells how far it is: hearsay.
+    Gauge { gauge: Gauge },
+    /// Begin the session anew, or stop it. Everything of the agent's ends first.
+    Session { order: SessionOrder },
+    /// Save the work to the volume now.
+    Save,
+    /// The task of a box that waits for one, or one more repository.
+    Start { task: Task },
+}
+
+/// What the operator can have done with the session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SessionOrder {
+    Restart,
+    Stop,
+}
+
+/// What Claude Code gives to its status line. All of it is hearsay.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gauge {
+    /// What the conversation cost, in millionths of a US dollar.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost_microusd: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context_percent: Option<u8>,
+    /// When a usage limit that is reached ends: seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limited_until: Option<u64>,
+    /// What the conversation is called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// What a box is told to do after its boot.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Task {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub repositories: Vec<TaskRepository>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
+    /// Names and values.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<(String, String)>,
+}
+
+impl std::fmt::Debug for Task {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Neither the prompt nor a secret.
+        f.debug_struct("Task").field("repositories", &self.repositories).finish_non_exhaustive()
+    }
+}
+
+/// A repository as it was typed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskRepository {
+    pub url: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub depth: Option<u32>,
 }
 
 /// What an operator enters.
@@ -175,6 +241,10 @@ pub enum Response {
     },
     /// It was taken note of.
     Heard,
+    /// It was done; what there is to say of it, a line each.
+    Done {
+        said: Vec<String>,
+    },
     /// The request is not for this uid.
     Refused {
         reason: String,
@@ -263,7 +333,7 @@ impl Asker {
     pub fn may(self, request: &Request) -> Result<(), String> {
         let allowed = match (self, request) {
             // A pane and Claude's hooks run in the agent's session and nowhere else.
-            (Self::Operator, Request::Pane | Request::Hook { .. }) => false,
+            (Self::Operator, Request::Pane | Request::Hook { .. } | Request::Gauge { .. }) => false,
             (Self::Operator, _) => true,
             (
                 Self::Agent,
@@ -275,6 +345,7 @@ impl Asker {
                 | Request::Requests
                 | Request::Credential { .. }
                 | Request::Hook { .. }
+                | Request::Gauge { .. }
                 | Request::Pane,
             ) => true,
             (
@@ -289,6 +360,9 @@ impl Asker {
                 | Request::Lint
                 | Request::Suggest
                 | Request::Seat { .. }
+                | Request::Session { .. }
+                | Request::Save
+                | Request::Start { .. }
                 | Request::Log { .. },
             )
             | (Self::Other(_), _) => false,

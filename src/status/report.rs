@@ -37,6 +37,8 @@ pub struct Report {
     #[serde(default)]
     pub traffic_note: Option<String>,
     pub audit: Audit,
+    #[serde(default)]
+    pub persist: Persist,
     /// Whom this was told: the agent does not get everything.
     #[serde(default)]
     pub audience: Audience,
@@ -365,6 +367,55 @@ pub struct Session {
     /// What Claude said last when it finished a turn: hearsay, inert but for its line ends, at most 2000 characters.
     #[serde(default)]
     pub last_message: Option<String>,
+    /// RFC 3339: when the session ends by `session.until` or `session.max_time`.
+    #[serde(default)]
+    pub deadline: Option<String>,
+    /// US dollars, by Claude's own account: hearsay but for the result of a headless run.
+    #[serde(default)]
+    pub cost_usd: Option<f64>,
+    /// How much of its context Claude has used: hearsay.
+    #[serde(default)]
+    pub context_percent: Option<u8>,
+    /// What the conversation is called: hearsay.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// What was last on the screen of a Claude that ended: inert but for its line ends, at most 2000 characters.
+    #[serde(default)]
+    pub last_output: Option<String>,
+    /// The final result of a headless run, inert but for its line ends, at most 2000 characters.
+    #[serde(default)]
+    pub result: Option<String>,
+}
+
+/// What of the agent's work outlives the box.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Persist {
+    /// Where it is saved; none: there is no volume.
+    pub path: Option<String>,
+    /// RFC 3339: the last save that is whole.
+    pub saved_at: Option<String>,
+    pub bytes: u64,
+    pub took_ms: f64,
+    /// Why the last try failed.
+    pub trouble: Option<String>,
+    /// What was restored at boot.
+    pub restored: Option<String>,
+    /// What would be lost with the box now, as far as it was looked at.
+    pub at_risk: Vec<AtRisk>,
+    /// RFC 3339: when that was looked at.
+    pub looked_at: Option<String>,
+}
+
+/// Work in a repository that is nowhere else.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct AtRisk {
+    pub path: String,
+    /// Commits that no remote has.
+    pub commits: u64,
+    /// Files that are changed or new, and in no commit.
+    pub files: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
