@@ -82,6 +82,8 @@ pub mod status;
 #[cfg(target_os = "linux")]
 pub mod supervisor;
 #[cfg(target_os = "linux")]
+pub mod task;
+#[cfg(target_os = "linux")]
 pub mod time_share;
 #[cfg(target_os = "linux")]
 pub mod tour;

@@ -8,7 +8,7 @@ pub mod clone;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::repository::Repository;
+use crate::config::repository::{Repository, Source};
 use crate::firewall::EgressLocked;
 use crate::report::harmless;
 use crate::status::Board;
@@ -42,8 +42,14 @@ impl Plan {
     }
 
     fn arguments(&self) -> Vec<String> {
-        let Repository { url, branch, depth, .. } = &self.repository;
-        let mut args = vec!["--url".to_owned(), url.to_string(), "--into".to_owned(), self.directory()];
+        let Repository { source, branch, depth, .. } = &self.repository;
+        let mut args = vec!["--into".to_owned(), self.directory()];
+        if let Some(url) = self.repository.url() {
+            args.extend(["--url".to_owned(), url.to_string()]);
+        }
+        if let Source::Bundle { file, .. } = source {
+            args.extend(["--bundle".to_owned(), file.display().to_string()]);
+        }
         if let Some(branch) = branch {
             args.extend(["--branch".to_owned(), branch.to_string()]);
         }
@@ -58,7 +64,7 @@ impl Plan {
 pub fn clone(plan: &Plan, spawner: &Spawner, board: &Arc<Board>, _: &EgressLocked) -> bool {
     let mut backoff = BACKOFF;
     let show = |state, detail: String| {
-        let url = plan.repository.url.to_string();
+        let url = plan.repository.source.to_string();
         board.repository(Shown { path: plan.directory(), url, state, detail });
     };
     for attempt in 1..=ATTEMPTS {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::places::{agent_environment, agent_identity};
 use super::step::Trouble;
 use crate::config::provider::AgentValue;
-use crate::config::{ListenPort, OnExit, Transport};
+use crate::config::{Config, ListenPort, OnExit, Transport};
 use crate::control::protocol::ClaudeStart;
 use crate::dns::keeper;
 use crate::dns::resolv_conf::{self, Upstreams};
@@ -193,8 +193,11 @@ const CLAUDE_ENV: &[(&str, &str)] = &[
 ];
 
 /// The session: Claude Code, or what the operator put in its place.
-pub(super) fn session_plan(innkeeper: &Innkeeper, repository: Option<String>) -> session::Plan {
-    let config = &innkeeper.config;
+pub(super) fn session_plan(
+    innkeeper: &Innkeeper,
+    config: &Config,
+    repository: Option<String>,
+) -> session::Plan {
     let workdir = repository.unwrap_or_else(|| layout::WORKSPACE.to_owned());
     let mut env = agent_environment(innkeeper);
     env.extend(CLAUDE_ENV.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::host;
 use super::step::{Failure, Steps, Trouble, Verified};
 use super::{HOME, IDENTITY, MOUNTS, SEAL};
-use crate::config::Model;
+use crate::config::{Model, Start};
 use crate::control;
 use crate::filesystem::layout::{self, Mount};
 use crate::filesystem::seal::Writable;
@@ -171,7 +171,8 @@ pub(super) fn identity(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failu
             })?),
             None => None,
         };
-        let with_token = config.secrets.get("GH_TOKEN").is_some();
+        // It may come with the task; until then the helper has nothing to give.
+        let with_token = config.secrets.get("GH_TOKEN").is_some() || config.session.start == Start::Wait;
         let hosts = CREDENTIAL_HOSTS.iter().filter(|_| with_token).map(|host| (*host).to_owned()).collect();
         let (name, email) = (config.identity.name.clone(), config.identity.email.clone());
         let model_url = match &config.model {

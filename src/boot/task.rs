@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::host;
 use super::places::{agent_environment, agent_identity};
-use crate::config::Repository;
+use crate::config::{Repository, Start};
 use crate::filesystem::{Sealed, layout};
 use crate::firewall::EgressLocked;
 use crate::identity;
@@ -12,20 +12,47 @@ use crate::innkeeper::Innkeeper;
 use crate::notices::{Notices, Ways};
 use crate::report::event;
 use crate::session::Session;
-use crate::status::report::StepState;
+use crate::status::report::{SessionState, StepState};
 use crate::supervisor::thread;
 use crate::workspace;
 
-pub(super) fn task(innkeeper: &Arc<Innkeeper>, locked: &EgressLocked, _: &Sealed) {
-    let cloned = repositories(innkeeper, &innkeeper.config.repositories, locked);
+/// Begins the task, or waits for the operator to bring it.
+pub(super) fn task(innkeeper: &Arc<Innkeeper>, locked: EgressLocked, sealed: Sealed) {
+    let waits = innkeeper.config.session.start == Start::Wait;
+    // Before the box says that it waits: whoever reads that may bring the task at once.
+    innkeeper.become_ready(locked, sealed);
+    if waits {
+        wait(innkeeper);
+    } else {
+        begin(innkeeper);
+    }
+    look_around(innkeeper);
+}
+
+fn wait(innkeeper: &Innkeeper) {
+    let missing = &innkeeper.config.missing;
+    let lacks = if missing.is_empty() { String::new() } else { format!("; {}", missing.join("; ")) };
+    innkeeper.board().step("repositories", StepState::Pending, None, String::new());
+    innkeeper.board().session(|session| {
+        session.state = SessionState::Parked;
+        session.detail = format!("it waits for its task: innkeeper start{lacks}");
+    });
+    event("task", &format!("the box waits for its task: innkeeper start{lacks}"));
+}
+
+/// Clones, then starts the agent.
+pub(crate) fn begin(innkeeper: &Arc<Innkeeper>) {
+    let Some(ready) = innkeeper.ready.get() else { return };
+    let cloned =
+        repositories(innkeeper, &innkeeper.with_config(|config| config.repositories.clone()), &ready.locked);
     innkeeper.board().step("repositories", StepState::Ok, None, cloned.detail);
-    let mut plan = host::session_plan(innkeeper, cloned.first);
+    let mut plan = innkeeper.with_config(|config| host::session_plan(innkeeper, config, cloned.first));
     plan.notices = notices(innkeeper);
     if let Some(prompt) = &plan.start.prompt {
         event("session", &format!("the prompt has the SHA-256 {}", crate::report::sha256(prompt)));
     }
     let (spawner, board) = (innkeeper.spawner.clone(), Arc::clone(innkeeper.board()));
-    match Session::start(plan, spawner, board, locked) {
+    match Session::start(plan, spawner, board, &ready.locked) {
         Ok(session) => drop(innkeeper.session.set(session)),
         Err(error) => {
             let why = format!("the session's thread can't be started: {error}");
@@ -33,6 +60,18 @@ pub(super) fn task(innkeeper: &Arc<Innkeeper>, locked: &EgressLocked, _: &Sealed
             innkeeper.board().warn(why);
         }
     }
+}
+
+/// One more repository, in a box that has its task.
+pub(crate) fn clone_late(innkeeper: &Arc<Innkeeper>, late: &[Repository]) {
+    if let Some(ready) = innkeeper.ready.get() {
+        let cloned = repositories(innkeeper, late, &ready.locked);
+        innkeeper.board().step("repositories", StepState::Ok, None, cloned.detail);
+    }
+}
+
+/// What nobody waits for.
+fn look_around(innkeeper: &Arc<Innkeeper>) {
     let looking = Arc::clone(innkeeper);
     let look = thread("look", move || {
         looking.lint_again();
