@@ -39,6 +39,12 @@ pub(super) enum Hidden {
         #[command(flatten)]
         identity: Identity,
     },
+    /// Becomes Claude Code, on PID 1's word
+    #[command(hide = true)]
+    Claude {
+        #[command(flatten)]
+        identity: Identity,
+    },
     #[command(hide = true)]
     Home(home::Home),
     #[command(hide = true)]
@@ -83,6 +89,11 @@ pub(super) fn run(hidden: Hidden) -> u8 {
             done("watch", crate::watch::run())
         }
         Hidden::Probe { attack, identity } => probe(&attack, &identity),
+        Hidden::Claude { identity } => {
+            // PID 1 has been told why; standard error is Claude's.
+            drop(crate::session::launcher::run(&identity));
+            exit::INTERNAL
+        }
         Hidden::Home(home) => {
             let problems = home::run(&home);
             print(&problems.iter().map(|problem| format!("{problem}\n")).collect::<String>())
