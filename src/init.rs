@@ -18,6 +18,7 @@ use crate::boot;
 use crate::config::{self, Environment, Problems, Sources};
 use crate::control::client;
 use crate::control::protocol::Request;
+use crate::headless::termination;
 use crate::innkeeper::Innkeeper;
 use crate::namespace::Surroundings;
 use crate::report::{self, exit};
@@ -144,6 +145,7 @@ fn second_run(fd: i32, began: u64) -> Result<Ending, InitError> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(InitError::Dumpable)?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|error| InitError::Core(error.into()))?;
     let environment = take(fd)?;
+    termination::open();
     if std::process::id() != 1 {
         // Orphans come to us all the same: Fly Machines, `docker run --init`, shared pid namespaces.
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
@@ -196,6 +198,7 @@ fn second_run(fd: i32, began: u64) -> Result<Ending, InitError> {
         }
     });
     end_everything(&uids);
+    termination::write(&ending, &board.report(None));
     boot::undo::undo(&innkeeper);
     if console.is_some() {
         restore_console();

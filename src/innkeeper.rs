@@ -27,6 +27,7 @@ use crate::control::server::Desk;
 use crate::dns::keeper::{Keeper, Standing};
 use crate::filesystem::Sealed;
 use crate::firewall::{EgressLocked, Firewall};
+use crate::headless::Headless;
 use crate::namespace::{Surroundings, changes};
 use crate::policy::LivePolicy;
 use crate::report::event;
@@ -61,6 +62,8 @@ pub struct Innkeeper {
     /// Finds the processes behind refused packets and questions.
     pub attributor: Attributor,
     pub session: OnceLock<Session>,
+    /// Instead of a session, where the agent works without a terminal.
+    pub headless: OnceLock<Headless>,
     /// That the box is ready, with what the task needs of it.
     pub ready: OnceLock<Ready>,
     /// What the operator brought after the boot.
@@ -141,6 +144,7 @@ impl Innkeeper {
             keeper: OnceLock::new(),
             watch: OnceLock::new(),
             session: OnceLock::new(),
+            headless: OnceLock::new(),
             ready: OnceLock::new(),
             late: Mutex::default(),
             starting: Mutex::default(),
@@ -362,6 +366,9 @@ impl Conduct for Innkeeper {
         let started = Instant::now();
         if let Some(session) = self.session.get() {
             session.stop(limit.mul_f64(0.75));
+        }
+        if let Some(run) = self.headless.get() {
+            run.stop(limit.mul_f64(0.75));
         }
         // What escaped from the session (daemons, setsid): asked first, ended after.
         let agent = [self.accounts.agent.uid];

@@ -37,6 +37,8 @@ pub mod filesystem;
 #[cfg(target_os = "linux")]
 pub mod firewall;
 #[cfg(target_os = "linux")]
+pub mod headless;
+#[cfg(target_os = "linux")]
 pub mod identity;
 #[cfg(target_os = "linux")]
 pub mod image_audit;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::places::{agent_environment, agent_identity};
 use super::step::Trouble;
 use crate::config::provider::AgentValue;
-use crate::config::{Config, ListenPort, OnExit, Transport};
+use crate::config::{Config, ListenPort, Mode, OnExit, Transport};
 use crate::control::protocol::ClaudeStart;
 use crate::dns::keeper;
 use crate::dns::resolv_conf::{self, Upstreams};
@@ -18,6 +18,7 @@ use crate::filesystem::layout;
 use crate::firewall::foreign;
 use crate::firewall::ruleset::EngineDns;
 use crate::firewall::{self, backend::BackendError, iptables::IptablesError, nftables::NftablesError};
+use crate::headless;
 use crate::innkeeper::Innkeeper;
 use crate::namespace::Listener;
 use crate::prerequisites::limits;
@@ -218,6 +219,9 @@ pub(super) fn session_plan(
         Some((program, args)) => (program.clone(), args.to_vec()),
         None => (CLAUDE.to_owned(), vec!["--dangerously-skip-permissions".to_owned()]),
     };
+    if config.session.mode == Mode::Headless && config.session.command.is_empty() {
+        args.extend(headless::arguments(None));
+    }
     args.extend(config.session.args.iter().cloned());
     let start = ClaudeStart {
         program,

@@ -15,6 +15,7 @@ use crate::filesystem::layout::{self, Mount};
 use crate::filesystem::seal::Writable;
 use crate::filesystem::surfaces::{SECRETS, SurfaceError, readable_secrets};
 use crate::filesystem::{self, Sealed};
+use crate::headless::termination;
 use crate::identity;
 use crate::innkeeper::{CREDENTIAL_HOSTS, Innkeeper};
 use crate::prerequisites::places::seal_lack;
@@ -199,7 +200,10 @@ pub(super) fn seal(innkeeper: &Innkeeper, steps: &Steps, places: &[Mount]) -> Re
     let plan = || {
         let doors = filesystem::surfaces::find().map_err(|error| Trouble::internal(&error))?;
         let log = innkeeper.config.log.file.as_deref();
-        Ok((Writable::new(places, innkeeper.accounts.agent.owner()).keeping(log), doors))
+        Ok((
+            Writable::new(places, innkeeper.accounts.agent.owner()).keeping(log).keeping(termination::held()),
+            doors,
+        ))
     };
     let uncovered = Cell::new(0);
     steps.run(

@@ -39,6 +39,12 @@ pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
     let identity = identity(&mut values);
     let network = network(sources, &mut values, &repositories, &model, &mut warnings);
     let waits = session.start == Start::Wait && sources.task.is_none();
+    if session.mode == Mode::Headless && session.prompt.is_none() && session.command.is_empty() && !waits {
+        let next = "for example CLAUDE_PROMPT='Fix the failing test'";
+        let message =
+            "is missing; session.mode = headless needs it, since nobody can tell the agent what to do";
+        values.problems.push(Problem::new("session.prompt", message, next));
+    }
     let Credentials { mut secrets, required, mut seen, missing } =
         credentials::find(sources, &mut values, model.provider(), waits, &mut warnings);
     let notices = super::notices::notices(&mut values, &mut secrets, &mut seen, &network.rules);
