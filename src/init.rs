@@ -80,6 +80,7 @@ pub fn run(init: &Init) -> u8 {
     };
     let status = match outcome {
         Ok(ending) => {
+            termination::write(&ending, None);
             report::end(|| say_why(&ending));
             ending.status
         }
@@ -146,11 +147,7 @@ fn second_run(fd: i32, began: u64) -> Result<Ending, InitError> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|error| InitError::Core(error.into()))?;
     let environment = take(fd)?;
     termination::open();
-    if std::process::id() != 1 {
-        // Orphans come to us all the same: Fly Machines, `docker run --init`, shared pid namespaces.
-        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
-            .map_err(InitError::Subreaper)?;
-    }
+    become_reaper()?;
     if client::ask(&Request::Progress).is_ok() {
         let reason = "a box runs here already (its control socket answers); enter it with: innkeeper attach";
         return Ok(Ending { status: exit::USAGE, reason: reason.to_owned() });
@@ -177,6 +174,8 @@ fn second_run(fd: i32, began: u64) -> Result<Ending, InitError> {
     }
     let supervisor = Supervisor::new(config.session.stop_timeout).map_err(InitError::Supervisor)?;
     let board = Arc::new(Board::new(identity));
+    let headless = config.session.mode == config::Mode::Headless;
+    board.session(|session| session.headless = headless);
     let uids = accounts.uids();
     let terminal = sources.env.text("TERM").map(str::to_owned);
     let innkeeper = Arc::new(Innkeeper::new(
@@ -188,7 +187,9 @@ fn second_run(fd: i32, began: u64) -> Result<Ending, InitError> {
         supervisor.spawner(),
         began,
     ));
-    let console = std::io::stdin().is_terminal().then(|| attach_console(&supervisor.spawner(), terminal));
+    // Headless, standard output is the run's.
+    let console = (std::io::stdin().is_terminal() && !headless)
+        .then(|| attach_console(&supervisor.spawner(), terminal));
     start_boot(&innkeeper, supervisor.spawner());
     let conduct: Arc<dyn Conduct> = Arc::<Innkeeper>::clone(&innkeeper);
     let ending = supervisor.run(&conduct);
@@ -198,12 +199,20 @@ fn second_run(fd: i32, began: u64) -> Result<Ending, InitError> {
         }
     });
     end_everything(&uids);
-    termination::write(&ending, &board.report(None));
+    termination::write(&ending, Some(&board.report(None)));
     boot::undo::undo(&innkeeper);
     if console.is_some() {
         restore_console();
     }
     Ok(ending)
+}
+
+/// Orphans come to us also where we are not pid 1: Fly Machines, `docker run --init`, shared pid namespaces.
+fn become_reaper() -> Result<(), InitError> {
+    if std::process::id() == 1 {
+        return Ok(());
+    }
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(InitError::Subreaper)
 }
 
 /// Reads what the first run left, and closes it.

@@ -100,6 +100,7 @@ impl Board {
             context_percent: None,
             name: None,
             last_output: None,
+            headless: false,
             result: None,
         };
         let report = Report {

@@ -97,6 +97,7 @@ pub(super) fn run(hidden: Hidden) -> u8 {
         Hidden::Probe { attack, identity } => probe(&attack, &identity),
         Hidden::Stream { identity } => match run_as::become_untouchable(&identity) {
             Ok(()) => {
+                call_ourselves(c"innkeeper-out");
                 crate::headless::stream::run();
                 exit::OK
             }

@@ -22,6 +22,7 @@ pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
     problems.extend(file_problems);
 
     let mut repositories = merge_repositories(&variables, file.repositories, &mut problems, &mut warnings);
+    let is_only = repositories.len() == 1;
     repositories.extend(late_repositories(sources));
     let mut settings = file.settings;
     settings.extend(variables);
@@ -29,7 +30,7 @@ pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
     values.problems = problems;
 
     let model = model(&mut values, &mut warnings);
-    let repositories = read_repositories(repositories, &mut values.problems);
+    let repositories = read_repositories(repositories, is_only, &mut values.problems);
     let filesystem = filesystem(&mut values);
     let session = session(&mut values);
     let agent = agent(&mut values);
@@ -203,8 +204,8 @@ fn late_repositories(sources: &Sources) -> Vec<RawRepository> {
     .collect()
 }
 
-fn read_repositories(raw: Vec<RawRepository>, problems: &mut Vec<Problem>) -> Vec<Repository> {
-    let is_only = raw.len() == 1;
+/// `is_only`: the operator's list has one entry. What comes later has its directory settled already.
+fn read_repositories(raw: Vec<RawRepository>, is_only: bool, problems: &mut Vec<Problem>) -> Vec<Repository> {
     let mut repositories: Vec<Repository> = Vec::new();
     for RawRepository { place, settings } in raw {
         let mut values = Values::new(settings);

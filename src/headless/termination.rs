@@ -9,6 +9,7 @@ use std::io::{Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 
@@ -20,6 +21,7 @@ pub const PATH: &str = "/dev/termination-log";
 const MAX: usize = 4096;
 
 static FILE: OnceLock<File> = OnceLock::new();
+static WRITTEN: AtomicBool = AtomicBool::new(false);
 
 /// Opens the file, if there is one, for the end; from now on it is root's alone.
 pub fn open() {
@@ -37,9 +39,9 @@ pub fn held() -> Option<&'static Path> {
     FILE.get().map(|_| Path::new(PATH))
 }
 
-/// Says how the box ended.
-pub fn write(ending: &Ending, report: &Report) {
-    let Some(mut file) = FILE.get() else { return };
+/// Says how the box ended; who knows more says it first.
+pub fn write(ending: &Ending, report: Option<&Report>) {
+    let Some(mut file) = FILE.get().filter(|_| !WRITTEN.swap(true, Ordering::Relaxed)) else { return };
     // Nobody is left to be told of a failure.
     drop(
         file.rewind()
@@ -49,7 +51,8 @@ pub fn write(ending: &Ending, report: &Report) {
 }
 
 /// The line, within what is read of it.
-fn line(ending: &Ending, report: &Report) -> String {
+fn line(ending: &Ending, report: Option<&Report>) -> String {
+    let session = report.map(|report| &report.session);
     let mut characters = MAX;
     loop {
         let text = |text: &str| crate::report::bounded(text, characters);
@@ -57,8 +60,8 @@ fn line(ending: &Ending, report: &Report) -> String {
             "schema": SCHEMA,
             "exit_status": ending.status,
             "reason": text(&ending.reason),
-            "result": report.session.result.as_deref().map(text),
-            "cost_usd": report.session.cost_usd,
+            "result": session.and_then(|session| session.result.as_deref()).map(text),
+            "cost_usd": session.and_then(|session| session.cost_usd),
         });
         let line = format!("{line}\n");
         if line.len() <= MAX || characters == 0 {
@@ -80,7 +83,7 @@ mod tests {
         let board = Board::new(BoxIdentity::default());
         board.update(|report| report.session.result = Some("\u{1f980}\n".repeat(2000)));
         let ending = Ending { status: 69, reason: "a reason ".repeat(400) };
-        let line = line(&ending, &board.report(None));
+        let line = line(&ending, Some(&board.report(None)));
         assert!(line.len() <= MAX, "{}", line.len());
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(value["exit_status"], 69);

@@ -25,6 +25,9 @@ pub struct Clone {
     pub depth: Option<u32>,
 }
 
+/// Exit status when the forge says no: there is no such repository or branch, or not for this token.
+pub const REFUSED: i32 = 4;
+
 /// How it went: an exit status and a line.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Outcome {
@@ -56,7 +59,8 @@ pub fn run(clone: &Clone) -> Outcome {
     let (status, said) = git(clone, &staging);
     if status != 0 {
         drop(remove(&staging));
-        return Outcome::new(1, format!("git clone failed ({status}): {}", last_lines(&said)));
+        let outcome = if is_refusal(&said) { REFUSED } else { 1 };
+        return Outcome::new(outcome, format!("git clone failed ({status}): {}", last_lines(&said)));
     }
     if clone.bundle.is_some()
         && let Err(said) = set_origin(clone, &staging)
@@ -159,6 +163,13 @@ fn run_command(command: &mut Command) -> (i32, String) {
         Ok(_) | Err(_) => 127,
     };
     (status, String::from_utf8_lossy(&said).into_owned())
+}
+
+/// Git's words for an answer, unlike those for none.
+fn is_refusal(said: &str) -> bool {
+    ["not found", "Authentication failed", "could not read Username", "returned error: 403"]
+        .iter()
+        .any(|words| said.contains(words))
 }
 
 fn last_lines(text: &str) -> String {
