@@ -173,6 +173,7 @@ pub struct Session {
     pub command: Vec<String>,
     pub prompt: Option<Prompt>,
     pub on_exit: OnExit,
+    pub limits: crate::session::Limits,
     pub stop_timeout: Duration,
 }
 

@@ -237,6 +237,8 @@ pub(super) fn session_plan(innkeeper: &Innkeeper, repository: Option<String>) ->
         workdir,
         start,
         on_exit,
+        limits: config.session.limits,
         notices: None,
+        resources: innkeeper.resources.clone(),
     }
 }
