@@ -263,6 +263,8 @@ pub enum Response {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "order")]
 pub enum PaneOrder {
+    /// It is the pane: how large is it?
+    Join,
     /// The master of Claude's terminal comes with it. Whether Claude has drawn on it before: then it has to again.
     Show { again: bool },
     /// Claude has ended: show what it wrote last, and say when that is done.

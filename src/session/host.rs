@@ -246,6 +246,7 @@ impl Host {
             return self.end_server();
         }
         self.pane = Some(Pane { id, stream });
+        self.order(&PaneOrder::Join);
     }
 
     fn hear(&mut self, news: &PaneNews) {

@@ -67,8 +67,6 @@ pub fn run() -> Result<(), PaneError> {
     client::send(&mut orders, &Request::Pane)?;
     orders.set_read_timeout(None).map_err(PaneError::Channel)?;
     let mut pane = Pane { orders, master: None, keys: Vec::new(), changed, told, again: None };
-    let size = tcgetwinsize(rustix::stdio::stdin()).unwrap_or(super::pty::SIZE);
-    pane.tell(&PaneNews::Joined { rows: size.ws_row, columns: size.ws_col });
     let end = pane.live();
     pane.take_back();
     end
@@ -167,6 +165,10 @@ impl Pane {
             Err(error) => return Err(error.into()),
         };
         match order {
+            PaneOrder::Join => {
+                let size = tcgetwinsize(rustix::stdio::stdin()).unwrap_or(super::pty::SIZE);
+                self.tell(&PaneNews::Joined { rows: size.ws_row, columns: size.ws_col });
+            }
             PaneOrder::Show { again } => {
                 self.master = descriptors.into_iter().next();
                 self.keys.clear();

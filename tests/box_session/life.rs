@@ -79,8 +79,9 @@ fn f15_the_tmux_server_comes_back_however_it_was_ended_and_claude_lives_on() {
     };
     let looks = |how: &str| {
         let mut terminal = attach(&guest, 100, 30);
-        terminal.sees(&format!("here-I-am-{claude}"));
+        // Bash runs its traps when a line has come: that the terminal changed it has heard before.
         terminal.keys(&format!("{how}-typed\r"));
+        terminal.sees(&format!("here-I-am-{claude}"));
         terminal.sees(&format!("heard {how}-typed"));
         terminal.keys("\x02d");
     };
