@@ -220,7 +220,7 @@ pub(super) fn session_plan(
         None => (CLAUDE.to_owned(), vec!["--dangerously-skip-permissions".to_owned()]),
     };
     if config.session.mode == Mode::Headless && config.session.command.is_empty() {
-        args.extend(headless::arguments(None));
+        args.extend(headless::arguments(&config.session.limits));
     }
     args.extend(config.session.args.iter().cloned());
     let start = ClaudeStart {
@@ -244,6 +244,8 @@ pub(super) fn session_plan(
         workdir,
         start,
         on_exit,
+        limits: config.session.limits,
         notices: None,
+        resources: innkeeper.resources.clone(),
     }
 }
