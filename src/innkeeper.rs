@@ -3,6 +3,7 @@
 mod check;
 mod condition;
 mod policy_changes;
+mod refusals;
 mod requests;
 mod work;
 
@@ -315,6 +316,7 @@ impl Desk for Innkeeper {
             Request::Credential { host } => self.credential(&host),
             Request::Hook { turn, text } => self.hook(turn, &text),
             Request::Gauge { .. } => Response::Heard,
+            Request::Refusals { last_ms } => self.refusals(last_ms),
             Request::Session { .. } | Request::Save | Request::Start { .. } => {
                 Response::Failed { reason: "not in this version".to_owned() }
             }

@@ -36,9 +36,11 @@ pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
     let log = log(&mut values);
     let boot = Boot { accept: values.words("boot.accept") };
     let identity = identity(&mut values);
-    let network = network(sources, &mut values, &repositories, &model, &mut warnings);
+    let claude = super::claude::claude(&mut values, &mut warnings);
+    let mut network = network(sources, &mut values, &repositories, &model, &mut warnings);
     let Credentials { mut secrets, required, mut seen } =
         credentials::find(sources, &mut values, model.provider(), &mut warnings);
+    let telemetry = super::telemetry::telemetry(&mut values, &secrets, &mut network, &mut warnings);
     let notices = super::notices::notices(&mut values, &mut secrets, &mut seen, &network.rules);
 
     let problems = Problems(values.problems).redacted(&seen);
@@ -55,6 +57,8 @@ pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
         repositories,
         session,
         agent,
+        claude,
+        telemetry,
         tls,
         log,
         notices,
