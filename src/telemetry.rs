@@ -79,14 +79,14 @@ impl Telemetry {
         variables
     }
 
-    /// Claude Code sends what stands behind the first "=" as it is, and decodes nothing (seen).
     fn headers(&self, secrets: &Secrets) -> Option<String> {
         match &self.authorization {
             Authorization::Grafana { instance } => {
                 let token = secrets.get(GRAFANA_TOKEN)?.expose().trim();
                 Some(format!("Authorization={}", headers::basic(instance, token)))
             }
-            Authorization::Headers => Some(secrets.get(OTLP_HEADERS)?.expose().trim().to_owned()),
+            // That it can be read was found at boot.
+            Authorization::Headers => headers::read(secrets.get(OTLP_HEADERS)?.expose()).ok(),
         }
     }
 

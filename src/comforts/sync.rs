@@ -58,8 +58,9 @@ fn sync(directory: &Path, url: &str, slug: &str, until: Instant) -> Option<()> {
     let said = gh(&["api", &format!("repos/{slug}"), "--jq", "select(.fork) | .default_branch"])?;
     let branch = said.trim();
     git(&["check-ref-format", "--branch", branch]).filter(|_| !branch.is_empty())?;
-    // Without --force: a fork with commits of its own stays as it is.
-    gh(&["repo", "sync", slug, "--branch", branch])?;
+    // What `gh repo sync` asks for without --force (docs.github.com, "Sync a fork branch with the upstream repository"):
+    // a fork in conflict stays as it is.
+    gh(&["api", "-X", "POST", &format!("repos/{slug}/merge-upstream"), "-f", &format!("branch={branch}")])?;
     let on = git(&["symbolic-ref", "--short", "HEAD"])?;
     let clean = git(&["status", "--porcelain", "--untracked-files=no"])?.trim().is_empty();
     git(&["fetch", "--quiet", "--no-tags", url, branch])?;

@@ -147,7 +147,7 @@ pub const SECRETS: &[SecretSpec] = &[
     ),
     spec(
         OTLP_HEADERS,
-        Shape::Line,
+        Shape::Headers,
         "telemetry: NAME=VALUE of headers, separated by commas",
         "ask whoever runs the collector",
     ),

@@ -104,7 +104,7 @@ fn check_headers(values: &mut Values, secrets: &Secrets, authorization: &Authori
     let Some(secret) = secrets.get(OTLP_HEADERS).filter(|_| *authorization == Authorization::Headers) else {
         return Some(());
     };
-    if let Err(why) = headers::check(secret.expose()) {
+    if let Err(why) = headers::read(secret.expose()) {
         let next = "give NAME=VALUE, several separated by commas, such as Authorization=Bearer TOKEN";
         values.problems.push(Problem::new(OTLP_HEADERS, format!("is not usable: {why}"), next));
         return None;
