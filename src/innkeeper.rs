@@ -3,6 +3,7 @@
 mod check;
 mod condition;
 mod policy_changes;
+mod refusals;
 mod requests;
 mod session;
 mod task;
@@ -334,6 +335,7 @@ impl Desk for Innkeeper {
             Request::Start { task } => self.start(task),
             Request::Session { order } => self.order(order),
             Request::Save => Response::Failed { reason: "not in this version".to_owned() },
+            Request::Refusals { last_ms } => self.refusals(last_ms),
             // Handled before: they keep their connection.
             Request::Pane | Request::Seat { .. } => {
                 Response::Failed { reason: "no answer to who stays".to_owned() }

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use super::{call_ourselves, done, failed, print};
+use crate::comforts::Comfort;
 use crate::engine;
 use crate::identity::{credential, home};
 use crate::morning::work::Work;
@@ -53,6 +54,12 @@ pub(super) enum Hidden {
     },
     #[command(hide = true)]
     Home(home::Home),
+    /// What Claude Code runs by its managed settings
+    #[command(hide = true)]
+    Comfort {
+        #[command(subcommand)]
+        comfort: Comfort,
+    },
     #[command(hide = true)]
     Clone(Clone),
     #[command(hide = true)]
@@ -107,6 +114,11 @@ pub(super) fn run(hidden: Hidden) -> u8 {
             // PID 1 has been told why; standard error is Claude's.
             drop(crate::session::launcher::run(&identity));
             exit::INTERNAL
+        }
+        Hidden::Comfort { comfort } => {
+            // Claude takes another exit status for an order, and so would a broken pipe.
+            print(&crate::comforts::run(comfort));
+            exit::OK
         }
         Hidden::Home(home) => {
             let problems = home::run(&home);
