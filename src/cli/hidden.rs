@@ -90,6 +90,7 @@ pub(super) fn run(hidden: Hidden) -> u8 {
         }
         Hidden::Probe { attack, identity } => probe(&attack, &identity),
         Hidden::Claude { identity } => {
+            call_ourselves(c"launcher");
             // PID 1 has been told why; standard error is Claude's.
             drop(crate::session::launcher::run(&identity));
             exit::INTERNAL

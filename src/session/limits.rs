@@ -22,8 +22,8 @@ pub enum OnLimit {
 
 /// What a Claude that was stopped by a limit is told when that is over.
 const GO_ON: &str = "The usage limit is over. Go on with the task where you left off.";
-/// After the limit's end Claude goes on by itself; it is given so long to do so.
-const OWN_ACCORD: Duration = Duration::from_secs(90);
+/// After the limit's end Claude goes on by itself, a minute or so later (seen); it is given so long to do so.
+const OWN_ACCORD: Duration = Duration::from_secs(300);
 /// Where nobody says when the limit ends, it is tried again after so long.
 const UNKNOWN: Backoff =
     Backoff::new(Duration::from_secs(300), Duration::from_secs(3600), Duration::from_secs(3600));
@@ -85,7 +85,8 @@ impl Host {
         let first = self.limit.reached.is_none();
         self.limit.reached.get_or_insert_with(Instant::now);
         self.limit.again = Some(match told {
-            Some(told) => Again::At(told + OWN_ACCORD),
+            Some(told) if self.plan.is_claude => Again::At(told + OWN_ACCORD),
+            Some(told) => Again::At(told),
             None => Again::After(Instant::now() + self.limit.pauses.after(Duration::ZERO)),
         });
         let detail = match told {

@@ -106,6 +106,7 @@ impl Host {
             self.server_id += 1;
             self.board.worker("tmux", |worker| worker.pid = None);
         }
+        // One whose end was not told.
         if self.claude.take().is_some() {
             self.resume_next = true;
         }
