@@ -85,7 +85,7 @@ impl Host {
         let (master, slave) = pty::open(self.plan.identity.uid, self.size).map_err(failed)?;
         let start = self.next_start();
         self.prompted = start.prompt.is_some().then(Instant::now);
-        self.resumed = start.resume;
+        self.course.resumed = start.resume;
         self.oom_kills = self.plan.resources.oom_kills_now();
         let child = launcher::start(&self.spawner, &self.plan.identity, &start, Streams::Terminal(slave))
             .map_err(|error| bounded(&inert(&crate::report::chain(&error)), 400))?;
@@ -99,9 +99,9 @@ impl Host {
 
     /// What this life is told: its first task until that has been worked on, and then the conversation's rest.
     fn next_start(&self) -> ClaudeStart {
-        let first = if self.worked { None } else { self.plan.start.prompt.clone() };
+        let first = if self.course.worked { None } else { self.plan.start.prompt.clone() };
         // Another program knows neither a conversation nor how to go on with one.
-        let resume = self.resume_next && self.plan.is_claude;
+        let resume = self.course.resume_next && self.plan.is_claude;
         let prompt = self.next_prompt.clone().filter(|_| resume || !self.plan.is_claude).or(first);
         let mut start = ClaudeStart { resume, prompt, ..self.plan.start.clone() };
         if let Some(server) = &self.server {
@@ -144,9 +144,9 @@ impl Host {
         let Some(claude) = self.claude.take() else { return };
         let lived = claude.started.elapsed();
         let lasted = lived >= STILLBORN;
-        self.worked |= lasted;
+        self.course.worked |= lasted;
         // "No conversation found to continue" ends at once: the next life begins a new one.
-        self.resume_next = lasted || (self.resume_next && !self.resumed);
+        self.course.resume_next = lasted || (self.course.resume_next && !self.course.resumed);
         // In the middle of a turn, and not because somebody left it: it is told to go on.
         let working = self.board.update(|report| report.session.state) == SessionState::Running;
         if self.plan.is_claude && lasted && working && !exit.success() && self.next_prompt.is_none() {

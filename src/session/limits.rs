@@ -44,6 +44,8 @@ pub(super) struct Limit {
     /// When it is tried again where Claude does not do so itself.
     again: Option<Again>,
     pauses: Backoff,
+    /// Claude was told to end because the limit should be over.
+    restarts: bool,
 }
 
 /// A moment on the wall's clock, or after a while.
@@ -55,7 +57,7 @@ enum Again {
 
 impl Default for Limit {
     fn default() -> Self {
-        Self { told: None, reached: None, again: None, pauses: UNKNOWN }
+        Self { told: None, reached: None, again: None, pauses: UNKNOWN, restarts: false }
     }
 }
 
@@ -121,13 +123,13 @@ impl Host {
             "the usage limit should be over, and Claude Code does not go on by itself: it is started anew",
         );
         self.next_prompt = Some(GO_ON.to_owned());
-        self.limit_restart = true;
+        self.limit.restarts = true;
         claude.end();
     }
 
     /// How long a Claude that has ended is not begun again because of a limit.
     pub(super) fn limit_pause(&mut self) -> Option<Duration> {
-        if std::mem::take(&mut self.limit_restart) {
+        if std::mem::take(&mut self.limit.restarts) {
             return Some(Duration::ZERO);
         }
         self.limit.reached?;

@@ -108,7 +108,7 @@ impl Host {
         }
         // One whose end was not told.
         if self.claude.take().is_some() {
-            self.resume_next = true;
+            self.course.resume_next = true;
         }
         self.board.session(|session| session.claude_pid = None);
     }

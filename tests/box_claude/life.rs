@@ -19,6 +19,8 @@ fn killed_in_mid_turn_it_continues_its_conversation() {
         bash("echo the-first-result"),
         bash("touch /tmp/in-mid-turn; tail -f /dev/null"),
         { "text": "Here I go on." },
+        // That it was interrupted is a message of its own in the conversation.
+        { "text": "Here I go on." },
     ]));
     let guest = rig.boot(&task());
     await_log("the middle of its turn", || guest.exec_root("test -e /tmp/in-mid-turn").ok());
@@ -97,7 +99,10 @@ fn a_usage_limit_is_waited_for_and_the_work_goes_on() {
     let guest = rig.boot(&task());
     let limited = await_state(&guest, "limited");
     let claude = limited["session"]["claude_pid"].as_i64();
-    assert!(claude.is_some() && limited["session"]["detail"].as_str().unwrap().contains("limit"), "{limited}");
+    assert!(
+        claude.is_some() && limited["session"]["detail"].as_str().unwrap().contains("limit"),
+        "{limited}"
+    );
     await_screen(&guest, "continuing automatically");
     assert!(!screen(&guest).contains("The night is not lost."));
     // Claude goes on a minute or so after the limit's end: by itself, and PID 1 lets it.

@@ -394,7 +394,8 @@ fn t66_whoever_runs_as_the_agent_learns_the_token_neither_by_looking_nor_by_posi
     let posed = guest.exec_root("cat /tmp/posed").expect("nobody could pose as the pane");
     let posed: Value = serde_json::from_str(&posed).unwrap();
     assert!(posed["told"].as_str().unwrap().contains("show"), "it was not taken for the pane: {posed}");
-    assert_eq!(posed["fds"], json!(["/dev/ptmx"]), "{posed}");
+    let given = posed["fds"].as_array().unwrap();
+    assert!(given.len() == 1 && given[0].as_str().unwrap().ends_with("ptmx"), "{posed}");
     assert_eq!(posed["seen"], false, "{posed}");
 }
 
