@@ -4,6 +4,7 @@
 //! session) comes after. Every step looks at its outcome, and the proofs that later steps ask for can't be had
 //! otherwise. What the host can't give stops the boot, unless the operator gave up that protection by its name.
 
+mod comforts;
 mod host;
 mod network;
 mod places;
@@ -44,6 +45,8 @@ const STEPS: [Step; 9] = [CONFIG, LOCKDOWN, MOUNTS, HOME, DNS, FIREWALL, IDENTIT
 
 pub(crate) use places::agent_identity;
 pub use protections::remedy;
+pub(crate) use protections::show_secrets;
+pub(crate) use task::{begin, clone_late};
 
 /// Boots, then starts the task. Returns when both are under way.
 pub fn run(innkeeper: &Arc<Innkeeper>) -> Result<(), Failure> {
@@ -68,7 +71,7 @@ pub fn run(innkeeper: &Arc<Innkeeper>) -> Result<(), Failure> {
     readiness(innkeeper, &steps, &sealed, &locked)?;
     ready(innkeeper);
     innkeeper.measure_traffic();
-    task(innkeeper, &locked, &sealed);
+    task(innkeeper, locked, sealed);
     Ok(())
 }
 
@@ -104,7 +107,9 @@ fn config(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failure> {
             for warning in config.warnings.iter().map(String::as_str).chain(ACCEPTED) {
                 innkeeper.board().warn(warning);
             }
-            protections::show_secrets(innkeeper);
+            let telemetry = config.telemetry.as_ref().map(crate::telemetry::Telemetry::summary);
+            innkeeper.board().update(|report| report.telemetry = telemetry);
+            show_secrets(innkeeper);
             let rules = innkeeper.allowlist().rules().len();
             Ok(Verified::new((), format!("{rules} rules, {} secrets", config.secrets.iter().count())))
         },

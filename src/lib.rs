@@ -24,6 +24,8 @@ pub mod cli;
 #[cfg(target_os = "linux")]
 pub mod clock;
 #[cfg(target_os = "linux")]
+pub mod comforts;
+#[cfg(target_os = "linux")]
 pub mod config;
 #[cfg(target_os = "linux")]
 pub mod control;
@@ -36,6 +38,8 @@ pub mod engine;
 pub mod filesystem;
 #[cfg(target_os = "linux")]
 pub mod firewall;
+#[cfg(target_os = "linux")]
+pub mod headless;
 #[cfg(target_os = "linux")]
 pub mod identity;
 #[cfg(target_os = "linux")]
@@ -81,6 +85,10 @@ pub mod socket_table;
 pub mod status;
 #[cfg(target_os = "linux")]
 pub mod supervisor;
+#[cfg(target_os = "linux")]
+pub mod task;
+#[cfg(target_os = "linux")]
+pub mod telemetry;
 #[cfg(target_os = "linux")]
 pub mod time_share;
 #[cfg(target_os = "linux")]

@@ -6,7 +6,7 @@
 pub mod attach;
 mod claude;
 mod client;
-mod deadline;
+pub(crate) mod deadline;
 mod escape;
 pub mod hook;
 mod host;

@@ -9,12 +9,13 @@ use std::time::Duration;
 use super::host;
 use super::step::{Failure, Steps, Trouble, Verified};
 use super::{HOME, IDENTITY, MOUNTS, SEAL};
-use crate::config::Model;
+use crate::config::Start;
 use crate::control;
 use crate::filesystem::layout::{self, Mount};
 use crate::filesystem::seal::Writable;
 use crate::filesystem::surfaces::{SECRETS, SurfaceError, readable_secrets};
 use crate::filesystem::{self, Sealed};
+use crate::headless::termination;
 use crate::identity;
 use crate::innkeeper::{CREDENTIAL_HOSTS, Innkeeper};
 use crate::prerequisites::places::seal_lack;
@@ -31,6 +32,9 @@ pub(super) fn home_arguments(innkeeper: &Innkeeper) -> Vec<String> {
     let mut trust = vec![layout::WORKSPACE.to_owned()];
     let paths = innkeeper.config.repositories.iter().map(|repository| &repository.path);
     trust.extend(paths.map(|path| format!("{}/{path}", layout::WORKSPACE)));
+    if let Some(skills) = &innkeeper.config.claude.skills {
+        args.extend(["--skills".to_owned(), skills.display().to_string()]);
+    }
     args.extend(trust.into_iter().flat_map(|directory| ["--trust".to_owned(), directory]));
     args
 }
@@ -171,15 +175,15 @@ pub(super) fn identity(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failu
             })?),
             None => None,
         };
-        let with_token = config.secrets.get("GH_TOKEN").is_some();
+        // It may come with the task; until then the helper has nothing to give.
+        let with_token = config.secrets.get("GH_TOKEN").is_some() || config.session.start == Start::Wait;
         let hosts = CREDENTIAL_HOSTS.iter().filter(|_| with_token).map(|host| (*host).to_owned()).collect();
         let (name, email) = (config.identity.name.clone(), config.identity.email.clone());
-        let model_url = match &config.model {
-            Model::Anthropic => Some("https://api.anthropic.com".to_owned()),
-            Model::Gateway { url } => Some(url.as_str().to_owned()),
-            Model::Bedrock { .. } | Model::Vertex { .. } => None,
-        };
-        Ok(identity::Plan { name, email, extra_ca, credential_hosts: hosts, model_url })
+        let remotes = config.repositories.iter().map(|repository| {
+            (format!("{}/{}", layout::WORKSPACE, repository.path), repository.source.to_string())
+        });
+        let (claude, remotes) = (super::comforts::plan(config), remotes.collect());
+        Ok(identity::Plan { name, email, extra_ca, credential_hosts: hosts, claude, remotes })
     };
     steps.run(
         IDENTITY,
@@ -187,7 +191,8 @@ pub(super) fn identity(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failu
         |plan| identity::apply(plan).map_err(|error| Trouble::internal(&error)),
         |plan| {
             let found = identity::verify(plan);
-            let next = "the image must link /etc/gitconfig to /run/innkeeper/etc/gitconfig";
+            let next =
+                "the image must have the links of the Dockerfile below /etc that lead to /run/innkeeper/etc";
             found.map(|detail| Verified::new((), detail)).map_err(|found| Trouble::unfit(found, next))
         },
     )
@@ -198,7 +203,10 @@ pub(super) fn seal(innkeeper: &Innkeeper, steps: &Steps, places: &[Mount]) -> Re
     let plan = || {
         let doors = filesystem::surfaces::find().map_err(|error| Trouble::internal(&error))?;
         let log = innkeeper.config.log.file.as_deref();
-        Ok((Writable::new(places, innkeeper.accounts.agent.owner()).keeping(log), doors))
+        Ok((
+            Writable::new(places, innkeeper.accounts.agent.owner()).keeping(log).keeping(termination::held()),
+            doors,
+        ))
     };
     let uncovered = Cell::new(0);
     steps.run(

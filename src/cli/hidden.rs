@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use super::{call_ourselves, done, failed, print};
+use crate::comforts::Comfort;
 use crate::engine;
 use crate::identity::{credential, home};
 use crate::morning::work::Work;
@@ -39,6 +40,12 @@ pub(super) enum Hidden {
         #[command(flatten)]
         identity: Identity,
     },
+    /// Copies a headless run's output and reads along
+    #[command(hide = true)]
+    Stream {
+        #[command(flatten)]
+        identity: Identity,
+    },
     /// Becomes Claude Code, on PID 1's word
     #[command(hide = true)]
     Claude {
@@ -47,6 +54,12 @@ pub(super) enum Hidden {
     },
     #[command(hide = true)]
     Home(home::Home),
+    /// What Claude Code runs by its managed settings
+    #[command(hide = true)]
+    Comfort {
+        #[command(subcommand)]
+        comfort: Comfort,
+    },
     #[command(hide = true)]
     Clone(Clone),
     #[command(hide = true)]
@@ -89,11 +102,24 @@ pub(super) fn run(hidden: Hidden) -> u8 {
             done("watch", crate::watch::run())
         }
         Hidden::Probe { attack, identity } => probe(&attack, &identity),
+        Hidden::Stream { identity } => match run_as::become_untouchable(&identity) {
+            Ok(()) => {
+                call_ourselves(c"innkeeper-out");
+                crate::headless::stream::run();
+                exit::OK
+            }
+            Err(error) => failed("stream", &error),
+        },
         Hidden::Claude { identity } => {
             call_ourselves(c"launcher");
             // PID 1 has been told why; standard error is Claude's.
             drop(crate::session::launcher::run(&identity));
             exit::INTERNAL
+        }
+        Hidden::Comfort { comfort } => {
+            // Claude takes another exit status for an order, and so would a broken pipe.
+            print(&crate::comforts::run(comfort));
+            exit::OK
         }
         Hidden::Home(home) => {
             let problems = home::run(&home);

@@ -12,7 +12,7 @@ use crate::supervisor::{Ending, thread};
 /// The earliest of the two, each by the clock that it is meant by: a time of day by the wall's, a length by the one that
 /// nobody sets and that goes on while the machine sleeps.
 #[derive(Debug, Default)]
-pub(super) struct Deadline {
+pub(crate) struct Deadline {
     until: Option<SystemTime>,
     longest: Option<(Duration, Duration)>,
     /// It was said once.
@@ -20,7 +20,7 @@ pub(super) struct Deadline {
 }
 
 impl Deadline {
-    pub(super) fn new(limits: &Limits) -> Self {
+    pub(crate) fn new(limits: &Limits) -> Self {
         Self {
             until: limits.until.map(|until| until.after(SystemTime::now())),
             longest: limits.max_time.map(|length| (boottime() + length, length)),
@@ -29,14 +29,14 @@ impl Deadline {
     }
 
     /// RFC 3339.
-    pub(super) fn shown(&self) -> Option<String> {
+    pub(crate) fn shown(&self) -> Option<String> {
         let now = SystemTime::now();
         let left = self.longest.map(|(end, _)| end.saturating_sub(boottime()));
         let end = left.and_then(|left| now.checked_add(left));
         self.until.into_iter().chain(end).min().map(time)
     }
 
-    fn reached(&self) -> Option<String> {
+    pub(crate) fn reached(&self) -> Option<String> {
         if let Some(until) = self.until.filter(|until| *until <= SystemTime::now()) {
             return Some(format!("it is {} (session.until)", time(until)));
         }
@@ -92,6 +92,6 @@ impl Host {
 }
 
 /// Millionths of a dollar, as people write them.
-fn dollars(microusd: u64) -> String {
+pub(crate) fn dollars(microusd: u64) -> String {
     format!("${}.{:02}", microusd / 1_000_000, microusd % 1_000_000 / 10_000)
 }

@@ -1,11 +1,14 @@
 //! The rows of the table.  (pure)
 
-use super::{Kind, Setting, Word, later, word};
+use super::{Kind, Setting, Word, word};
 
 const DAY: u64 = 86_400;
 
 const PROVIDERS: &[Word] = &[word("anthropic"), word("bedrock"), word("vertex"), word("gateway")];
 const BACKENDS: &[Word] = &[word("auto"), word("nftables"), word("iptables")];
+const SWITCH: &[Word] = &[word("on"), word("off")];
+/// As the variables of OpenTelemetry are given, and as everything else here.
+const CONTENT: &[Word] = &[word("off"), word("on"), word("0"), word("1")];
 const SWITCHES: &[Word] = &[word("userns"), word("ptrace")];
 
 /// The protections that `boot.accept` can give up, by the names that `status` shows.
@@ -109,21 +112,28 @@ pub const SETTINGS: &[Setting] = &[
     row("repository.url", Kind::Url, "", "address of a repository to clone, or git@HOST:PATH")
         .example("https://github.com/owner/repo")
         .also(&["REPO_URL"]),
-    row("repository.bundle", Kind::Later, "", "a git bundle to clone"),
-    row("repository.path", Kind::Line, "repo", "its directory below /workspace"),
+    row("repository.bundle", Kind::Path, "", "a git bundle in the box to clone, in place of an address or before it is asked")
+        .example("/mnt/work.bundle"),
+    row(
+        "repository.path",
+        Kind::Line,
+        "",
+        "its directory below /workspace; unless set, repo where it is the only one, else its own name",
+    )
+    .example("repo"),
     row("repository.branch", Kind::Line, "", "its branch; the remote's own choice if none").example("main"),
     row("repository.depth", Kind::Number { max: 1_000_000 }, "0", "commits to fetch; 0 fetches all"),
     row(
         "session.start",
-        Kind::Choice(&[word("boot"), later("wait")]),
+        Kind::Choice(&[word("boot"), word("wait")]),
         "boot",
-        "whether the session begins with the boot or waits for its task",
+        "whether the task begins with the boot or waits for `innkeeper start`",
     ),
     row(
         "session.mode",
-        Kind::Choice(&[word("tmux"), later("headless")]),
+        Kind::Choice(&[word("tmux"), word("headless")]),
         "tmux",
-        "whether the agent works in a terminal",
+        "whether the agent works on a terminal that operators can come to, or without one and to an end",
     ),
     row("session.agent", Kind::Choice(&[word("claude")]), "claude", "the agent that works in the box"),
     row("session.args", Kind::Arguments, "", "further arguments of the agent").example("--model\nopus"),
@@ -163,6 +173,92 @@ pub const SETTINGS: &[Setting] = &[
         "kernel features that the agent is given back, at a price that status shows",
     )
     .example("userns"),
+    row("claude.status_line", Kind::Choice(SWITCH), "on", "a line below the prompt: model, context, name, cost"),
+    row(
+        "claude.notes",
+        Kind::Choice(SWITCH),
+        "on",
+        "whether Claude is told at its start what the box allows, what is writable and how to ask for more",
+    ),
+    row(
+        "claude.hints",
+        Kind::Choice(SWITCH),
+        "on",
+        "whether Claude is told that a command was refused by policy, and how to ask for the name",
+    ),
+    row(
+        "claude.session_names",
+        Kind::Choice(SWITCH),
+        "off",
+        "whether Haiku names each conversation after its first turn: one small call",
+    ),
+    row(
+        "claude.formatters",
+        Kind::Path,
+        "/opt/innkeeper/formatters.conf",
+        "what formats a file that Claude wrote, by pattern; nothing where there is no such file",
+    ),
+    row("claude.instructions", Kind::Path, "", "a CLAUDE.md of the operator's, which the agent can't change")
+        .example("/opt/innkeeper/CLAUDE.md"),
+    row(
+        "claude.skills",
+        Kind::Path,
+        "/opt/innkeeper/skills",
+        "directory of skills, copied into the agent's home where it has none of that name",
+    ),
+    row(
+        "claude.plugins",
+        Kind::Path,
+        "/opt/innkeeper/plugins",
+        "directory of plugins, each of which Claude is given",
+    ),
+    row(
+        "claude.sync_fork",
+        Kind::Choice(SWITCH),
+        "off",
+        "whether a fork follows its upstream at the start of a session: never forced",
+    ),
+    row(
+        "telemetry.endpoint",
+        Kind::Url,
+        "",
+        "address to which Claude Code sends OpenTelemetry; its host is allowed; headers by OTEL_EXPORTER_OTLP_HEADERS",
+    )
+    .example("https://otlp.example.org")
+    .also(&["OTEL_EXPORTER_OTLP_ENDPOINT"]),
+    row(
+        "telemetry.grafana_endpoint",
+        Kind::Url,
+        "",
+        "the same for Grafana Cloud, with telemetry.grafana_instance and the secret GRAFANA_API_TOKEN",
+    )
+    .example("https://otlp-gateway.example.org/otlp")
+    .also(&["GRAFANA_OTLP_ENDPOINT"]),
+    row("telemetry.grafana_instance", Kind::Line, "", "the instance id of Grafana Cloud")
+        .example("123456")
+        .also(&["GRAFANA_INSTANCE_ID"]),
+    row(
+        "telemetry.attributes",
+        Kind::Line,
+        "",
+        "further resource attributes, KEY=VALUE separated by commas; they win over the box's own",
+    )
+    .example("team=night,env=prod")
+    .also(&["OTEL_RESOURCE_ATTRIBUTES"]),
+    row(
+        "telemetry.log_prompts",
+        Kind::Choice(CONTENT),
+        "off",
+        "whether what Claude is told is in the telemetry",
+    )
+    .also(&["OTEL_LOG_USER_PROMPTS"]),
+    row(
+        "telemetry.log_tools",
+        Kind::Choice(CONTENT),
+        "off",
+        "whether commands, paths and other arguments of tools are in the telemetry",
+    )
+    .also(&["OTEL_LOG_TOOL_DETAILS"]),
     row("tls.ca_certs", Kind::Path, "", "PEM file of certificates that every tool trusts beside its own")
         .example("/etc/innkeeper/corp-ca.pem")
         .also(&["NODE_EXTRA_CA_CERTS"]),
