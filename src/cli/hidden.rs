@@ -111,6 +111,7 @@ pub(super) fn run(hidden: Hidden) -> u8 {
             Err(error) => failed("stream", &error),
         },
         Hidden::Claude { identity } => {
+            call_ourselves(c"launcher");
             // PID 1 has been told why; standard error is Claude's.
             drop(crate::session::launcher::run(&identity));
             exit::INTERNAL

@@ -162,7 +162,7 @@ pub const SETTINGS: &[Setting] = &[
     ),
     row("session.until", Kind::Line, "", "when the session ends: a moment, or the next time that it is so late")
         .example("07:00+01:00"),
-    row("session.max_time", Kind::Duration { min: 1, max: 366 * 24 * 3600 }, "", "how long the session lasts")
+    row("session.max_time", Kind::Duration { min: 1, max: 365 * 24 * 3600 }, "", "how long the session lasts")
         .example("8h"),
     row("session.max_cost", Kind::Line, "", "US dollars that the session may cost, by its own account")
         .example("5.00"),
