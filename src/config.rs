@@ -72,6 +72,7 @@ pub struct Config {
     pub session: Session,
     pub agent: AgentPermissions,
     pub tls: Tls,
+    pub persist: Persist,
     pub log: Log,
     pub notices: Notices,
     pub boot: Boot,
@@ -224,6 +225,14 @@ pub struct AgentPermissions {
 pub struct Tls {
     /// A PEM file with at least one certificate.
     pub ca_certs: Option<PathBuf>,
+}
+
+/// What is saved on the volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Persist {
+    /// Zero: no timer.
+    pub interval: Duration,
+    pub size: ByteSize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

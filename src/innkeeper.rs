@@ -2,6 +2,7 @@
 
 mod check;
 mod condition;
+mod persist;
 mod policy_changes;
 mod requests;
 mod work;
@@ -84,6 +85,8 @@ pub struct Innkeeper {
     requests: Mutex<Book>,
     /// What the lint says of the policy in force.
     lint: Mutex<Vec<String>>,
+    /// The work is saved by one at a time.
+    saving: persist::Saving,
     /// RFC 3339: since when is recorded what the box does.
     since: String,
 }
@@ -136,6 +139,7 @@ impl Innkeeper {
             changing: Mutex::new(()),
             requests: Mutex::new(Book::new(boottime())),
             lint: Mutex::default(),
+            saving: persist::Saving::default(),
             since: crate::report::now(),
         };
         innkeeper.show_policy();
@@ -172,6 +176,9 @@ impl Innkeeper {
     }
 
     fn status(&self, asker: Asker) -> Response {
+        if asker == Asker::Operator {
+            self.look_at_risk_again();
+        }
         // Looking again costs a few children; the agent gets the last look and can't make us busy.
         let max_age = (asker == Asker::Operator).then_some(MAX_AGE);
         let mut report = self.board.report(max_age);
@@ -315,7 +322,8 @@ impl Desk for Innkeeper {
             Request::Credential { host } => self.credential(&host),
             Request::Hook { turn, text } => self.hook(turn, &text),
             Request::Gauge { .. } => Response::Heard,
-            Request::Session { .. } | Request::Save | Request::Start { .. } => {
+            Request::Save => self.save_now(),
+            Request::Session { .. } | Request::Start { .. } => {
                 Response::Failed { reason: "not in this version".to_owned() }
             }
             // Handled before: they keep their connection.
@@ -342,6 +350,8 @@ impl Conduct for Innkeeper {
         if let Some(session) = self.session.get() {
             session.stop(limit.mul_f64(0.75));
         }
+        // The session has ended and its last words are written; who escaped from it may go on meanwhile.
+        self.save_at_the_end(limit.saturating_sub(started.elapsed()));
         // What escaped from the session (daemons, setsid): asked first, ended after.
         let agent = [self.accounts.agent.uid];
         if kill_all(&agent, Signal::SIGTERM) > 0 {
@@ -378,14 +388,45 @@ pub fn kill_all(uids: &[u32], signal: impl Into<Option<Signal>>) -> usize {
     let parents: HashMap<i32, i32> = processes.iter().map(|seen| (seen.pid, seen.parent)).collect();
     let us = i32::try_from(std::process::id()).unwrap_or(1);
     let theirs = processes.iter().filter(|seen| uids.contains(&seen.uid) && !seen.zombie);
+    let spared = lock(&SPARED).clone();
     theirs
+        .filter(|seen| !spared.contains(&seen.session))
         .filter(|seen| us == 1 || descends(&parents, seen.pid, us))
         .filter(|seen| kill(Pid::from_raw(seen.pid), signal).is_ok())
         .count()
 }
 
+/// Sessions (setsid(2)) whose processes [`kill_all`] leaves alone: a save that is under way. Nobody enters one but by a
+/// fork in it.
+static SPARED: Mutex<Vec<i32>> = Mutex::new(Vec::new());
+
+/// Spares a session as long as it lives.
+#[derive(Debug)]
+pub struct Spared(i32);
+
+impl Spared {
+    #[must_use]
+    pub fn new(session: i32) -> Self {
+        lock(&SPARED).push(session);
+        Self(session)
+    }
+}
+
+impl Drop for Spared {
+    fn drop(&mut self) {
+        lock(&SPARED).retain(|session| *session != self.0);
+    }
+}
+
+/// The end of everybody, whoever was spared until now.
+pub fn end_all(uids: &[u32]) {
+    lock(&SPARED).clear();
+    kill_all(uids, Signal::SIGKILL);
+}
+
 struct Seen {
     pid: i32,
+    session: i32,
     parent: i32,
     uid: u32,
     zombie: bool,
@@ -395,7 +436,13 @@ impl Seen {
     /// A process that ends meanwhile is none.
     fn of(process: &procfs::process::Process) -> Option<Self> {
         let (stat, uid) = (process.stat().ok()?, process.uid().ok()?);
-        Some(Self { pid: process.pid, parent: stat.ppid, uid, zombie: stat.state == 'Z' })
+        Some(Self {
+            pid: process.pid,
+            session: stat.session,
+            parent: stat.ppid,
+            uid,
+            zombie: stat.state == 'Z',
+        })
     }
 }
 

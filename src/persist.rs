@@ -11,8 +11,8 @@ pub mod manifest;
 pub mod path;
 mod repository;
 pub mod restore;
-pub mod save;
 pub mod said;
+pub mod save;
 pub mod store;
 pub mod unfinished;
 

@@ -205,13 +205,25 @@ impl Spawner {
 
     /// Starts a child and takes down what it says on standard output and error, to its end or to `limit`; then it is
     /// killed.
-    pub fn listen(&self, mut launch: Launch, limit: Duration, most: u64) -> Result<Said, SupervisorError> {
+    pub fn listen(&self, launch: Launch, limit: Duration, most: u64) -> Result<Said, SupervisorError> {
+        self.listen_to(launch, limit, most, |_| ())
+    }
+
+    /// The same; what `started` makes of the child's pid is held as long as the child runs.
+    pub fn listen_to<T>(
+        &self,
+        mut launch: Launch,
+        limit: Duration,
+        most: u64,
+        started: impl FnOnce(i32) -> T,
+    ) -> Result<Said, SupervisorError> {
         let setup = |source| SupervisorError::Setup { what: "make a pipe for a child", source };
         let (reader, writer) = std::io::pipe().map_err(setup)?;
         launch.stderr = Stream::Fd(writer.try_clone().map_err(setup)?.into());
         launch.stdout = Stream::Fd(writer.into());
         let program = launch.program_name();
         let mut child = self.spawn(launch)?;
+        let held = started(child.pid());
         // A grandchild may hold the pipe open after the child has ended: the text is waited for as long as the end.
         let (text, heard) = mpsc::channel();
         thread("listen", move || {
@@ -224,6 +236,7 @@ impl Spawner {
             child.signal(Signal::SIGKILL);
             return Err(SupervisorError::Overdue { program, limit });
         };
+        drop(held);
         let text = heard.recv_timeout(LAST_WORDS).unwrap_or_default();
         Ok(Said { exit, text })
     }
@@ -453,9 +466,10 @@ impl Supervisor {
     fn obey(&mut self, order: Order) -> Option<Ending> {
         match order {
             Order::Launch { launch, reply } => {
-                // Nothing new once the end has begun: a boot that goes on would start what is being ended.
-                let started =
-                    if self.stop.is_some() { Err(SupervisorError::Stopping) } else { self.launch(*launch) };
+                // Nothing new once the end has begun: a boot that goes on would start what is being ended. The last save
+                // is a part of the end.
+                let late = self.stop.is_some() && !launch.last;
+                let started = if late { Err(SupervisorError::Stopping) } else { self.launch(*launch) };
                 drop(reply.send(started));
                 None
             }

@@ -67,6 +67,7 @@ pub(super) fn mounts(innkeeper: &Arc<Innkeeper>, steps: &Steps) -> Result<Vec<Mo
             Ok(Verified::new(places.clone(), found.detail))
         },
     )?;
+    innkeeper.use_volume(&places);
     open_control(innkeeper)?;
     Ok(places)
 }

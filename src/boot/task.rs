@@ -16,11 +16,14 @@ use crate::status::report::StepState;
 use crate::supervisor::thread;
 use crate::workspace;
 
-pub(super) fn task(innkeeper: &Arc<Innkeeper>, locked: &EgressLocked, _: &Sealed) {
+pub(super) fn task(innkeeper: &Arc<Innkeeper>, locked: &EgressLocked, sealed: &Sealed) {
+    // Before the clones: what came back is there already.
+    let resume = innkeeper.restore_work(sealed);
     let cloned = repositories(innkeeper, &innkeeper.config.repositories, locked);
     innkeeper.board().step("repositories", StepState::Ok, None, cloned.detail);
     let mut plan = host::session_plan(innkeeper, cloned.first);
     plan.notices = notices(innkeeper);
+    plan.start.resume |= resume;
     if let Some(prompt) = &plan.start.prompt {
         event("session", &format!("the prompt has the SHA-256 {}", crate::report::sha256(prompt)));
     }
@@ -33,6 +36,7 @@ pub(super) fn task(innkeeper: &Arc<Innkeeper>, locked: &EgressLocked, _: &Sealed
             innkeeper.board().warn(why);
         }
     }
+    innkeeper.keep_work();
     let looking = Arc::clone(innkeeper);
     let look = thread("look", move || {
         looking.lint_again();

@@ -13,7 +13,7 @@ use super::values::Values;
 use super::variables::{Variables, read_variables};
 use super::{
     Agent, AgentPermissions, Backend, Boot, Config, Filesystem, Identity, Log, LogFormat, Network, OnExit,
-    Prompt, Requests, Session, Sources, Tls,
+    Persist, Prompt, Requests, Session, Sources, Tls,
 };
 
 pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
@@ -33,6 +33,7 @@ pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
     let session = session(&mut values);
     let agent = agent(&mut values);
     let tls = tls(&mut values);
+    let persist = persist(&mut values);
     let log = log(&mut values);
     let boot = Boot { accept: values.words("boot.accept") };
     let identity = identity(&mut values);
@@ -56,6 +57,7 @@ pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
         session,
         agent,
         tls,
+        persist,
         log,
         notices,
         boot,
@@ -262,6 +264,10 @@ fn tls(values: &mut Values) -> Tls {
         }
     }
     Tls { ca_certs }
+}
+
+fn persist(values: &mut Values) -> Persist {
+    Persist { interval: values.duration("persist.interval"), size: values.size("persist.size") }
 }
 
 fn log(values: &mut Values) -> Log {

@@ -277,6 +277,7 @@ mod tests {
             ),
             ("agent", "allow"),
             ("tls", "ca_certs"),
+            ("persist", "interval size"),
             ("log", "format file"),
             ("notices", "command webhook on"),
             ("boot", "accept"),

@@ -158,9 +158,9 @@ impl Directory {
                 break;
             }
             let kind = match entry.file_type() {
-                FileType::Unknown => self.look(name)?.map_or(FileType::Unknown, |stat| {
-                    FileType::from_raw_mode(stat.st_mode)
-                }),
+                FileType::Unknown => {
+                    self.look(name)?.map_or(FileType::Unknown, |stat| FileType::from_raw_mode(stat.st_mode))
+                }
                 known => known,
             };
             entries.push(Entry { name: name.to_owned(), kind });
@@ -213,7 +213,9 @@ mod tests {
         let directory = Directory::open(&inside).unwrap();
         assert_eq!(directory.read_whole("real/file", 100).unwrap(), b"content");
         assert!(directory.read_whole("real/file", 3).is_err(), "more than was allowed");
-        for odd in ["link", "directory/file", "up/secret", "../secret", "/etc/passwd", "fifo", "real", "absent"] {
+        for odd in
+            ["link", "directory/file", "up/secret", "../secret", "/etc/passwd", "fifo", "real", "absent"]
+        {
             assert!(directory.read(odd).is_err(), "{odd} was opened");
             let (flags, none) = (OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK, Mode::empty());
             let other = directory.step_by_step(odd, flags, none);
@@ -221,7 +223,9 @@ mod tests {
         }
         assert!(directory.below(&path("directory")).is_err() && directory.below(&path("up")).is_err());
         assert!(directory.make(&["up", "x"]).is_err() && directory.make(&["directory", "x"]).is_err());
-        assert!(directory.create("link", 0o644).is_err() && directory.create("directory/new", 0o644).is_err());
+        assert!(
+            directory.create("link", 0o644).is_err() && directory.create("directory/new", 0o644).is_err()
+        );
         assert!(Directory::open(&inside.join("directory")).is_err());
         drop(directory.create("setuid", 0o6755).unwrap());
         assert_eq!(fs::metadata(inside.join("setuid")).unwrap().permissions().mode() & 0o7000, 0);

@@ -137,11 +137,14 @@ mod tests {
                 "/workspace/repo": {"lastSessionId": "s", "history": [{"display": "hi"}]}, "/x": {}}})
         );
         // A manifest that was written by hand is believed as little.
-        let there = json!({"userID": "mine", "projects": {"/workspace/repo": {"hasTrustDialogAccepted": true}}});
+        let there =
+            json!({"userID": "mine", "projects": {"/workspace/repo": {"hasTrustDialogAccepted": true}}});
         let merged = merge(there, &saved);
         assert_eq!(merged["userID"], "mine");
         assert_eq!(merged["projects"]["/workspace/repo"]["lastSessionId"], "s");
-        assert!(merged["projects"]["/workspace/repo"]["mcpServers"].is_null() && merged["mcpServers"].is_null());
+        assert!(
+            merged["projects"]["/workspace/repo"]["mcpServers"].is_null() && merged["mcpServers"].is_null()
+        );
         for odd in [json!(null), json!([1]), json!({"projects": []}), json!({"projects": {"a": null}})] {
             assert_eq!(merge(odd.clone(), &json!([])), odd);
         }

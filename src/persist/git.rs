@@ -125,7 +125,8 @@ impl Git {
         input: Input,
     ) -> Result<(std::process::ChildStdout, Running), PersistError> {
         let what = args.first().copied().unwrap_or_default().to_owned();
-        let failed = |source| PersistError::Git { what: what.clone(), said: String::new(), source: Some(source) };
+        let failed =
+            |source| PersistError::Git { what: what.clone(), said: String::new(), source: Some(source) };
         let mut command = self.command(args);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut bytes = None;

@@ -310,7 +310,8 @@ impl Manifest {
     fn entries(&self) -> usize {
         let of = |repository: &Repository| {
             let history = &repository.history;
-            let git = history.refs.len() + history.symbolic.len() + history.stashes.len() + history.kept.len();
+            let git =
+                history.refs.len() + history.symbolic.len() + history.stashes.len() + history.kept.len();
             let tree = repository.files.len() + repository.links.len() + repository.deleted.len();
             git + tree + repository.intended.len() + repository.state.len() + repository.config.len()
         };
@@ -359,9 +360,10 @@ impl Repository {
         if !all.clone().all(RelPath::is_of_a_work_tree) || !self.path.is_of_a_work_tree() {
             return Err(Unfit("a path that git would not take"));
         }
-        let links = self.links.iter().all(|link| {
-            !link.target.is_empty() && link.target.len() < 4096 && !link.target.contains('\0')
-        });
+        let links = self
+            .links
+            .iter()
+            .all(|link| !link.target.is_empty() && link.target.len() < 4096 && !link.target.contains('\0'));
         if !links {
             return Err(Unfit("a link to nowhere"));
         }
@@ -382,7 +384,11 @@ impl Repository {
             return Err(Unfit("a symbolic ref that leads astray"));
         }
         let config = self.config.iter().all(|(key, value)| super::config::is_kept(key, value));
-        if config { Ok(()) } else { Err(Unfit("a setting of git's that is neither a remote's nor a branch's")) }
+        if config {
+            Ok(())
+        } else {
+            Err(Unfit("a setting of git's that is neither a remote's nor a branch's"))
+        }
     }
 }
 
@@ -394,4 +400,3 @@ fn distinct<'a, T: Ord + 'a>(all: impl Iterator<Item = &'a T>) -> Result<(), Unf
     }
     Ok(())
 }
-

@@ -75,9 +75,22 @@ mod tests {
     fn t206_a_path_that_leads_elsewhere_is_none() {
         let long = "x/".repeat(200) + "x";
         let name = "x".repeat(256);
-        for text in
-            ["", "/", "/etc/passwd", "..", "../x", "a/../b", "a/..", "a//b", "./a", "a/.", "a/", "a\0b", &long, &name]
-        {
+        for text in [
+            "",
+            "/",
+            "/etc/passwd",
+            "..",
+            "../x",
+            "a/../b",
+            "a/..",
+            "a//b",
+            "./a",
+            "a/.",
+            "a/",
+            "a\0b",
+            &long,
+            &name,
+        ] {
             assert!(RelPath::try_from(text.to_owned()).is_err(), "{text:?}");
         }
         for text in ["a", "a/b", ".a", "..a", "a..", "a b", "ü/ß", "-rf", "a\nb"] {
@@ -87,7 +100,9 @@ mod tests {
 
     #[test]
     fn t206_gits_own_directory_is_not_of_a_work_tree() {
-        for text in [".git", ".git/hooks/x", "a/.git/config", ".GIT/x", "a/.Git", ".git./x", ".git /x", "GIT~1"] {
+        for text in
+            [".git", ".git/hooks/x", "a/.git/config", ".GIT/x", "a/.Git", ".git./x", ".git /x", "GIT~1"]
+        {
             assert!(!RelPath::try_from(text.to_owned()).unwrap().is_of_a_work_tree(), "{text}");
         }
         for text in [".gitignore", "git", "a/.gitmodules", ".github/x"] {

@@ -57,7 +57,11 @@ fn try_to(restore: &Restore, restored: &mut Restored) -> Result<(), PersistError
         match store.read(&save) {
             Ok(manifest) => saves.push(Known { save, manifest, good: true }),
             Err(error) => {
-                restored.left_out.push(format!("the save {}: {}; it is set aside", save.number, chain(&error)));
+                restored.left_out.push(format!(
+                    "the save {}: {}; it is set aside",
+                    save.number,
+                    chain(&error)
+                ));
                 store.set_aside(&save)?;
             }
         }
@@ -80,13 +84,7 @@ fn try_to(restore: &Restore, restored: &mut Restored) -> Result<(), PersistError
 }
 
 /// One repository, from the newest save that has it whole.
-fn one(
-    store: &Store,
-    restore: &Restore,
-    saves: &mut [Known],
-    came: &mut RestoredRepository,
-    until: Instant,
-) {
+fn one(store: &Store, restore: &Restore, saves: &mut [Known], came: &mut RestoredRepository, until: Instant) {
     let newest = saves.first().map_or(0, |known| known.save.number);
     for known in saves {
         let found = known.manifest.repositories.iter().find(|repository| repository.path == came.path);
@@ -94,12 +92,17 @@ fn one(
         match rebuild(store, &restore.workspace, repository, until) {
             Ok(rebuild::Came::Back(detail)) => {
                 let older = known.save.number != newest;
-                let from = if older { format!(" (from the older save {})", known.save.number) } else { String::new() };
+                let from = if older {
+                    format!(" (from the older save {})", known.save.number)
+                } else {
+                    String::new()
+                };
                 (came.came, came.detail) = (Came::Restored, format!("{detail}{from}"));
                 return;
             }
             Ok(rebuild::Came::Kept) => {
-                (came.came, came.detail) = (Came::Kept, "something is there already; it is kept as it is".to_owned());
+                (came.came, came.detail) =
+                    (Came::Kept, "something is there already; it is kept as it is".to_owned());
                 return;
             }
             Err(error) => {
@@ -161,7 +164,8 @@ fn state(store: &Store, home: &Directory, object: &Object) -> Result<(), Persist
     let understood = |_| PersistError::Unfit("words in .claude.json that are none");
     let saved = serde_json::from_slice(&saved).map_err(understood)?;
     let there = home.read_whole(STATE, LARGEST_STATE).map_err(failed())?;
-    let there = serde_json::from_slice(&there).map_err(|_| PersistError::Unfit("words in .claude.json that are none"))?;
+    let there = serde_json::from_slice(&there)
+        .map_err(|_| PersistError::Unfit("words in .claude.json that are none"))?;
     let merged = conversation::merge(there, &saved);
     let beside = format!("{STATE}.innkeeper-{}", std::process::id());
     let mut file = home.create(&beside, 0o600).map_err(at("write", STATE))?;

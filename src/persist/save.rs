@@ -105,7 +105,9 @@ fn repositories(
             Err(error) => {
                 let kept = if known.is_some() { "; it stays as it was saved last" } else { "" };
                 notes.push(format!("{}: {}{kept}", path.as_str(), chain(&error)));
-                saved.extend(known.filter(|known| known.objects().iter().all(|object| store.has(object))).cloned());
+                saved.extend(
+                    known.filter(|known| known.objects().iter().all(|object| store.has(object))).cloned(),
+                );
             }
         }
     }
@@ -118,8 +120,13 @@ fn found(save: &Save, notes: &mut Vec<String>) -> Result<Vec<RelPath>, PersistEr
     let entries = top.entries(MOST_ENTRIES).map_err(at("list", &save.workspace))?;
     let below = entries.into_iter().filter(|entry| entry.kind == FileType::Directory).map(|entry| entry.name);
     let below = below.filter(|name| !(name.starts_with('.') && is_an_attempt(name)));
-    let mut paths: Vec<RelPath> =
-        save.repository.iter().cloned().chain(below).filter_map(|name| RelPath::try_from(name).ok()).collect();
+    let mut paths: Vec<RelPath> = save
+        .repository
+        .iter()
+        .cloned()
+        .chain(below)
+        .filter_map(|name| RelPath::try_from(name).ok())
+        .collect();
     paths.sort();
     paths.dedup();
     paths.retain(|path| {
@@ -130,7 +137,10 @@ fn found(save: &Save, notes: &mut Vec<String>) -> Result<Vec<RelPath>, PersistEr
             Some(FileType::Directory) => git.is_some() && path.is_of_a_work_tree(),
             None => false,
             Some(_) => {
-                notes.push(format!("{}: its .git is elsewhere (a linked work tree, a submodule)", path.as_str()));
+                notes.push(format!(
+                    "{}: its .git is elsewhere (a linked work tree, a submodule)",
+                    path.as_str()
+                ));
                 false
             }
         }

@@ -139,7 +139,8 @@ impl Store {
 
     fn place(&mut self, name: &str, object: &Object) -> Result<(), PersistError> {
         let (directory, rest) = split(&object.sha256);
-        let directory = self.objects.make(&[directory]).map_err(at("make a directory on the volume", OBJECTS))?;
+        let directory =
+            self.objects.make(&[directory]).map_err(at("make a directory on the volume", OBJECTS))?;
         // Whatever is there under this name is not what it should be, or it would have been taken.
         self.work.rename(name, &directory, rest).map_err(at("put an object in place", rest))?;
         self.fresh.push(object.sha256.clone());
@@ -171,7 +172,8 @@ impl Store {
     /// Opens an object whose content has been compared with its name.
     pub fn get(&self, object: &Object) -> Result<File, PersistError> {
         let mut file = self.open_object(object)?;
-        let found = copy(&file, io::sink(), object.size).map_err(at("read an object", object.sha256.as_str()))?;
+        let found =
+            copy(&file, io::sink(), object.size).map_err(at("read an object", object.sha256.as_str()))?;
         if found != *object {
             self.set_object_aside(object);
             return Err(PersistError::Damaged { name: object.sha256.as_str().to_owned() });
@@ -410,5 +412,3 @@ fn copy(mut from: impl Read, mut to: impl Write, most: u64) -> io::Result<Object
     let sha256 = Digest::try_from(hex(&hash.finalize())).map_err(|unfit| io::Error::other(unfit.0))?;
     Ok(Object { sha256, size })
 }
-
-

@@ -59,8 +59,15 @@ mod tests {
     fn t206_only_what_an_unfinished_merge_needs() {
         let kept = |text: &str| is_kept(&RelPath::try_from(text.to_owned()).unwrap());
         assert!(kept("MERGE_HEAD") && kept("rebase-merge/git-rebase-todo") && kept("sequencer/todo"));
-        for text in ["config", "hooks/pre-commit", "HEAD", "index", "rebase-merge/a/b", "info/attributes", "config.worktree"]
-        {
+        for text in [
+            "config",
+            "hooks/pre-commit",
+            "HEAD",
+            "index",
+            "rebase-merge/a/b",
+            "info/attributes",
+            "config.worktree",
+        ] {
             assert!(!kept(text), "{text}");
         }
     }

@@ -90,6 +90,8 @@ pub(super) struct Host {
 impl Host {
     pub(super) fn new(plan: Plan, spawner: Spawner, board: Arc<Board>, session: Session) -> Self {
         Self {
+            // What was restored is gone on with.
+            resume_next: plan.start.resume,
             plan,
             spawner,
             board,
@@ -105,7 +107,6 @@ impl Host {
             claude_backoff: CLAUDE_BACKOFF,
             worked: false,
             prompted: None,
-            resume_next: false,
             resumed: false,
             timer: Some(Timer { at: Instant::now(), what: Due::StartServer }),
             looked: Instant::now(),

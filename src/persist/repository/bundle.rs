@@ -1,8 +1,8 @@
 //! History as bundles: the chain that is there is used as long as nothing is new, and grows by what is.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Seek, SeekFrom};
 use std::io::Read;
+use std::io::{BufRead, BufReader, Seek, SeekFrom};
 
 use crate::persist::git::{Git, Input};
 use crate::persist::manifest::{History, Object, ObjectId, Repository};
@@ -30,10 +30,13 @@ pub(super) fn chain(
     }
     // Where the clone ends must be the same, or the chain has other ends.
     let last = last.filter(|last| {
-        let same = last.history.object_format == history.object_format && last.history.shallow == history.shallow;
+        let same =
+            last.history.object_format == history.object_format && last.history.shallow == history.shallow;
         same && !last.bundles.is_empty() && last.bundles.iter().all(|bundle| store.has(bundle))
     });
-    let Some(last) = last else { return Ok(vec![make(store, git, &[])?.ok_or(PersistError::Unfit("no objects"))?]) };
+    let Some(last) = last else {
+        return Ok(vec![make(store, git, &[])?.ok_or(PersistError::Unfit("no objects"))?]);
+    };
     if last.history.tips() == history.tips() {
         return reuse(store, &last.bundles);
     }

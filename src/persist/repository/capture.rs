@@ -88,16 +88,8 @@ impl Capture<'_> {
         let changes = self.changes(has_index)?;
         let staged = self.staged(&changes.staged)?;
         let (state, kept) = self.unfinished()?;
-        let history = History {
-            object_format,
-            head,
-            refs: refs.0,
-            symbolic: refs.1,
-            stashes,
-            staged,
-            kept,
-            shallow,
-        };
+        let history =
+            History { object_format, head, refs: refs.0, symbolic: refs.1, stashes, staged, kept, shallow };
         let last = self.last.map(|before| before.repository);
         let bundles = bundle::chain(self.store, &self.scratch, &history, last)?;
         let index = self.index(has_index)?;
@@ -131,11 +123,16 @@ impl Capture<'_> {
 
     /// Remotes and branches; read from a copy, without what it includes.
     fn configuration(&mut self) -> Result<(Vec<(String, String)>, ObjectFormat), PersistError> {
-        let bytes = self.own.read_whole("config", MOST_CONFIG).map_err(at("read the config of", self.path.as_str()))?;
+        let bytes = self
+            .own
+            .read_whole("config", MOST_CONFIG)
+            .map_err(at("read the config of", self.path.as_str()))?;
         let name = "their-config";
         write(self.store.work(), name, &bytes)?;
         let copy = self.store.work_path().join(name).display().to_string();
-        let listed = self.scratch_free().text(&["config", "--file", &copy, "--no-includes", "-z", "--list"], Input::Nothing);
+        let listed = self
+            .scratch_free()
+            .text(&["config", "--file", &copy, "--no-includes", "-z", "--list"], Input::Nothing);
         self.store.work().remove(name).map_err(at("remove", name))?;
         let (mut kept, mut format) = (Vec::new(), ObjectFormat::Sha1);
         for setting in listed?.split('\0') {
@@ -235,8 +232,10 @@ impl Capture<'_> {
         if let Ok(bytes) = self.own.read_whole("shallow", MOST_CONFIG) {
             write(&self.scratch_directory, "shallow", &bytes)?;
         }
-        let mut input: String =
-            refs.iter().map(|known| format!("create {} {}\n", known.name.as_str(), known.id.as_str())).collect();
+        let mut input: String = refs
+            .iter()
+            .map(|known| format!("create {} {}\n", known.name.as_str(), known.id.as_str()))
+            .collect();
         for (number, stash) in stashes.iter().enumerate() {
             input.push_str(&format!("create {OURS}stash/{number} {}\n", stash.id.as_str()));
         }
@@ -250,7 +249,9 @@ impl Capture<'_> {
         }
         let mut names = vec!["index".to_owned()];
         let entries = self.own.entries(10_000).map_err(at("list", ".git"))?;
-        names.extend(entries.into_iter().map(|entry| entry.name).filter(|name| name.starts_with("sharedindex.")));
+        names.extend(
+            entries.into_iter().map(|entry| entry.name).filter(|name| name.starts_with("sharedindex.")),
+        );
         for name in names {
             let bytes = self.own.read_whole(&name, MOST_INDEX).map_err(at("read", &name))?;
             write(&self.scratch_directory, &name, &bytes)?;
@@ -286,7 +287,8 @@ impl Capture<'_> {
         let tree: String = ids.iter().map(|id| format!("100644 blob {}\t{0}\n", id.as_str())).collect();
         let tree = self.scratch.text(&["mktree"], Input::Bytes(tree.into_bytes()))?;
         let commit = self.scratch.text(&["commit-tree", "-m", "staged", tree.trim()], Input::Nothing)?;
-        let id = ObjectId::try_from(commit.trim().to_owned()).map_err(|_| PersistError::Unfit("no commit"))?;
+        let id =
+            ObjectId::try_from(commit.trim().to_owned()).map_err(|_| PersistError::Unfit("no commit"))?;
         self.keep("staged", &id)?;
         Ok(Some(id))
     }
@@ -356,8 +358,12 @@ impl Capture<'_> {
 
     fn files(&mut self, paths: &[RelPath]) -> Result<(Vec<File>, Vec<Link>), PersistError> {
         let (mut files, mut links) = (Vec::new(), Vec::new());
-        let known: HashMap<&RelPath, &File> =
-            self.last.iter().flat_map(|before| &before.repository.files).map(|file| (&file.path, file)).collect();
+        let known: HashMap<&RelPath, &File> = self
+            .last
+            .iter()
+            .flat_map(|before| &before.repository.files)
+            .map(|file| (&file.path, file))
+            .collect();
         let saved_at = self.last.map_or(0, |before| before.saved_at);
         for path in paths {
             match self.kind(path) {
@@ -430,7 +436,9 @@ pub(crate) fn take_file(
     let (modified, executable) = (modified(&stat), stat.st_mode & 0o111 != 0);
     let same = last.filter(|last| {
         let size = u64::try_from(stat.st_size) == Ok(last.object.size);
-        size && last.modified == modified && modified.saturating_add(TICK) < saved_at && store.has(&last.object)
+        size && last.modified == modified
+            && modified.saturating_add(TICK) < saved_at
+            && store.has(&last.object)
     });
     if let Some(last) = same {
         return Ok(match store.reuse(&last.object) {

@@ -54,11 +54,7 @@ pub(crate) fn rebuild(
     remove_tree(&parent, &beside);
     let tree = parent.make(&[&beside]).map_err(at("make", &beside))?;
     let location = workspace.join(directories.join("/")).join(&beside);
-    let git = Git {
-        work_tree: Some(location.clone()),
-        index: None,
-        ..Git::at(location.join(".git"), until)
-    };
+    let git = Git { work_tree: Some(location.clone()), index: None, ..Git::at(location.join(".git"), until) };
     let made = Rebuild { store, repository, tree, git }.make();
     let placed = made.and_then(|detail| {
         // An empty directory is replaced by the rename; anything else was seen above.
@@ -101,7 +97,13 @@ impl Rebuild<'_> {
         Ok(format!("restored: {} refs, {changed} files that are in no commit", history.refs.len()))
     }
 
-    fn small(&self, own: &Directory, parts: &[&str], name: &str, object: Option<&Object>) -> Result<(), PersistError> {
+    fn small(
+        &self,
+        own: &Directory,
+        parts: &[&str],
+        name: &str,
+        object: Option<&Object>,
+    ) -> Result<(), PersistError> {
         let Some(object) = object else { return Ok(()) };
         let bytes = self.store.get_whole(object, MOST_SMALL)?;
         write(&own.make(parts).map_err(at("make", name))?, name, &bytes)
@@ -147,7 +149,9 @@ impl Rebuild<'_> {
         let input: String = lines
             .iter()
             .filter(announced)
-            .map(|line| format!("{} {} {}\t{}\0", line.mode, line.id.as_str(), line.stage, line.path.as_str()))
+            .map(|line| {
+                format!("{} {} {}\t{}\0", line.mode, line.id.as_str(), line.stage, line.path.as_str())
+            })
             .collect();
         self.update_index(&["-z", "--index-info"], input)?;
         self.git.ask(&["checkout-index", "--all", "--force", "--quiet"], Input::Nothing)?;
@@ -177,8 +181,14 @@ impl Rebuild<'_> {
         if !self.repository.intended.is_empty() {
             let paths: String =
                 self.repository.intended.iter().map(|path| format!("{}\0", path.as_str())).collect();
-            let args =
-                ["add", "--intent-to-add", "--force", "--sparse", "--pathspec-from-file=-", "--pathspec-file-nul"];
+            let args = [
+                "add",
+                "--intent-to-add",
+                "--force",
+                "--sparse",
+                "--pathspec-from-file=-",
+                "--pathspec-file-nul",
+            ];
             self.git.ask(&args, Input::Bytes(paths.into_bytes()))?;
         }
         Ok(())

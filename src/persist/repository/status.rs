@@ -179,7 +179,7 @@ mod tests {
             format!("H 100644 {ID} 0\t/etc/x"),
             format!("H 040000 {ID} 0\ta"),
             format!("H 100644 {ID} 9\ta"),
-            format!("H 100644 x 0\ta"),
+            "H 100644 x 0\ta".to_owned(),
             format!("H 100644 {ID} 0 a"),
             format!("H 100644 {ID} 0 extra\ta"),
         ] {
