@@ -44,6 +44,8 @@ const STEPS: [Step; 9] = [CONFIG, LOCKDOWN, MOUNTS, HOME, DNS, FIREWALL, IDENTIT
 
 pub(crate) use places::agent_identity;
 pub use protections::remedy;
+pub(crate) use protections::show_secrets;
+pub(crate) use task::{begin, clone_late};
 
 /// Boots, then starts the task. Returns when both are under way.
 pub fn run(innkeeper: &Arc<Innkeeper>) -> Result<(), Failure> {
@@ -68,7 +70,7 @@ pub fn run(innkeeper: &Arc<Innkeeper>) -> Result<(), Failure> {
     readiness(innkeeper, &steps, &sealed, &locked)?;
     ready(innkeeper);
     innkeeper.measure_traffic();
-    task(innkeeper, &locked, &sealed);
+    task(innkeeper, locked, sealed);
     Ok(())
 }
 
@@ -104,7 +106,7 @@ fn config(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failure> {
             for warning in config.warnings.iter().map(String::as_str).chain(ACCEPTED) {
                 innkeeper.board().warn(warning);
             }
-            protections::show_secrets(innkeeper);
+            show_secrets(innkeeper);
             let rules = innkeeper.allowlist().rules().len();
             Ok(Verified::new((), format!("{rules} rules, {} secrets", config.secrets.iter().count())))
         },

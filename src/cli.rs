@@ -15,12 +15,14 @@ use crate::init::Init;
 use crate::morning::command::ReportArgs;
 use crate::report::{self, exit};
 use crate::status::command::StatusArgs;
+use crate::task;
 
 mod hidden;
 mod manual;
 mod policy;
 mod save;
 mod seat;
+mod session;
 
 pub(crate) use policy::answer;
 
@@ -72,6 +74,9 @@ enum Command {
     Status(StatusArgs),
     #[command(flatten)]
     Seat(seat::Entry),
+    /// Bring a box that waits its task, or one that works another repository
+    #[command(after_help = task::HELP)]
+    Start(task::StartArgs),
     #[command(flatten)]
     Policy(policy::PolicyCommand),
     /// Every decision: what was refused, what was used, and who changed the policy
@@ -84,6 +89,9 @@ enum Command {
     /// Every setting: key, default, variable
     #[command(after_help = "Example:\n  innkeeper settings | grep -A3 network")]
     Settings,
+    /// The agent's session: begin it anew, or end it
+    #[command(subcommand)]
+    Session(session::SessionCommand),
     #[command(flatten)]
     Manual(manual::Manual),
     /// What this host can and can't give, before a boot: run it with the flags that a boot would get
@@ -166,8 +174,10 @@ fn dispatch(command: Command) -> u8 {
         Command::Status(args) => crate::status::command::run(&args),
         Command::Seat(entry) => seat::run(&entry),
         Command::Policy(command) => policy::run(command),
+        Command::Start(args) => task::run(args),
         Command::Log(args) => crate::audit::command::run(&args),
         Command::Report(args) => crate::morning::command::run(&args),
+        Command::Session(command) => session::run(&command),
         Command::Manual(wanted) => manual::run(&wanted, Cli::command()),
         Command::Doctor(args) => crate::doctor::run(&args),
         Command::Save(save) => save::run(&save),

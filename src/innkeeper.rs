@@ -5,16 +5,16 @@ mod condition;
 mod persist;
 mod policy_changes;
 mod requests;
+mod session;
+mod task;
 mod work;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 use crate::account::Accounts;
 use crate::allowlist::Allowlist;
@@ -22,10 +22,12 @@ use crate::attribution::Attributor;
 use crate::audit;
 use crate::clock::{self, Jump, boottime};
 use crate::config::{Config, Requests, Sources};
-use crate::control::protocol::{Asker, Place, Request, Response, Turn};
+use crate::control::protocol::{Asker, Place, Request, Response};
 use crate::control::server::Desk;
 use crate::dns::keeper::{Keeper, Standing};
-use crate::firewall::Firewall;
+use crate::filesystem::Sealed;
+use crate::firewall::{EgressLocked, Firewall};
+use crate::headless::Headless;
 use crate::namespace::{Surroundings, changes};
 use crate::policy::LivePolicy;
 use crate::report::event;
@@ -35,6 +37,7 @@ use crate::seats::Seats;
 use crate::session::Session;
 use crate::status::report::{Phase, Report, SessionState, Step, StepState};
 use crate::status::{Board, MAX_AGE, audience};
+use crate::supervisor::everybody::kill_all;
 use crate::supervisor::{Conduct, Spawner};
 use crate::traffic::Meter;
 use crate::watch;
@@ -60,6 +63,14 @@ pub struct Innkeeper {
     /// Finds the processes behind refused packets and questions.
     pub attributor: Attributor,
     pub session: OnceLock<Session>,
+    /// Instead of a session, where the agent works without a terminal.
+    pub headless: OnceLock<Headless>,
+    /// That the box is ready, with what the task needs of it.
+    pub ready: OnceLock<Ready>,
+    /// What the operator brought after the boot.
+    late: Mutex<task::Late>,
+    /// One task at a time.
+    starting: Mutex<()>,
     /// Who is in the box.
     pub seats: Arc<Seats>,
     /// What of the box is used up.
@@ -89,6 +100,15 @@ pub struct Innkeeper {
     saving: persist::Saving,
     /// RFC 3339: since when is recorded what the box does.
     since: String,
+}
+
+/// The proofs that the task needs.
+#[derive(Debug)]
+pub struct Ready {
+    pub locked: EgressLocked,
+    pub sealed: Sealed,
+    /// For the thread that begins a late task.
+    innkeeper: Weak<Innkeeper>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -127,6 +147,10 @@ impl Innkeeper {
             keeper: OnceLock::new(),
             watch: OnceLock::new(),
             session: OnceLock::new(),
+            headless: OnceLock::new(),
+            ready: OnceLock::new(),
+            late: Mutex::default(),
+            starting: Mutex::default(),
             resources: resources::Watcher::default(),
             meter: OnceLock::new(),
             closed_ipv4: OnceLock::new(),
@@ -254,21 +278,13 @@ impl Innkeeper {
     }
 
     fn credential(&self, host: &str) -> Response {
-        let secret = self.config.secrets.get("GH_TOKEN").filter(|_| CREDENTIAL_HOSTS.contains(&host));
-        match secret {
-            Some(secret) => Response::Credential {
-                username: "x-access-token".to_owned(),
-                password: secret.expose().to_owned(),
-            },
+        let password = self.with_config(|config| {
+            let secret = config.secrets.get("GH_TOKEN").filter(|_| CREDENTIAL_HOSTS.contains(&host));
+            secret.map(|secret| secret.expose().to_owned())
+        });
+        match password {
+            Some(password) => Response::Credential { username: "x-access-token".to_owned(), password },
             None => Response::Failed { reason: "the box holds no credential for this host".to_owned() },
-        }
-    }
-
-    fn hook(&self, turn: Turn, text: &str) -> Response {
-        match self.session.get() {
-            Some(session) if session.turn(turn, text) => Response::Heard,
-            Some(_) => Response::Failed { reason: "too many at a time".to_owned() },
-            None => Response::Failed { reason: "there is no session".to_owned() },
         }
     }
 
@@ -321,11 +337,10 @@ impl Desk for Innkeeper {
             },
             Request::Credential { host } => self.credential(&host),
             Request::Hook { turn, text } => self.hook(turn, &text),
-            Request::Gauge { .. } => Response::Heard,
+            Request::Gauge { gauge } => self.gauge(gauge),
+            Request::Start { task } => self.start(task),
+            Request::Session { order } => self.order(order),
             Request::Save => self.save_now(),
-            Request::Session { .. } | Request::Start { .. } => {
-                Response::Failed { reason: "not in this version".to_owned() }
-            }
             // Handled before: they keep their connection.
             Request::Pane | Request::Seat { .. } => {
                 Response::Failed { reason: "no answer to who stays".to_owned() }
@@ -350,6 +365,9 @@ impl Conduct for Innkeeper {
         if let Some(session) = self.session.get() {
             session.stop(limit.mul_f64(0.75));
         }
+        if let Some(run) = self.headless.get() {
+            run.stop(limit.mul_f64(0.75));
+        }
         // The session has ended and its last words are written; who escaped from it may go on meanwhile.
         self.save_at_the_end(limit.saturating_sub(started.elapsed()));
         // What escaped from the session (daemons, setsid): asked first, ended after.
@@ -368,9 +386,9 @@ impl Conduct for Innkeeper {
         self.reload_policy();
     }
 
-    fn stopping(&self, signal: &str) {
+    fn stopping(&self, why: &str) {
         self.board.update(|report| report.phase = Phase::Stopping);
-        event("stop", &format!("{signal}: ending the session, then the workers"));
+        event("stop", &format!("{why}: ending the session, then the workers"));
     }
 
     fn killed(&self, name: &str) {
@@ -378,90 +396,9 @@ impl Conduct for Innkeeper {
     }
 }
 
-/// Signals the box's processes of these users; returns how many there were. As PID 1 that is everybody of them in this
-/// pid namespace, `docker exec` included; elsewhere the namespace has others in it (a pod, a host), and only our own
-/// descendants count: as child subreaper we are the parent of every orphan of theirs.
-pub fn kill_all(uids: &[u32], signal: impl Into<Option<Signal>>) -> usize {
-    let signal = signal.into();
-    let Ok(processes) = procfs::process::all_processes() else { return 0 };
-    let processes: Vec<Seen> = processes.flatten().filter_map(|process| Seen::of(&process)).collect();
-    let parents: HashMap<i32, i32> = processes.iter().map(|seen| (seen.pid, seen.parent)).collect();
-    let us = i32::try_from(std::process::id()).unwrap_or(1);
-    let theirs = processes.iter().filter(|seen| uids.contains(&seen.uid) && !seen.zombie);
-    let spared = lock(&SPARED).clone();
-    theirs
-        .filter(|seen| !spared.contains(&seen.session))
-        .filter(|seen| us == 1 || descends(&parents, seen.pid, us))
-        .filter(|seen| kill(Pid::from_raw(seen.pid), signal).is_ok())
-        .count()
-}
-
-/// Sessions (setsid(2)) whose processes [`kill_all`] leaves alone: a save that is under way. Nobody enters one but by a
-/// fork in it.
-static SPARED: Mutex<Vec<i32>> = Mutex::new(Vec::new());
-
-/// Spares a session as long as it lives.
-#[derive(Debug)]
-pub struct Spared(i32);
-
-impl Spared {
-    #[must_use]
-    pub fn new(session: i32) -> Self {
-        lock(&SPARED).push(session);
-        Self(session)
-    }
-}
-
-impl Drop for Spared {
-    fn drop(&mut self) {
-        lock(&SPARED).retain(|session| *session != self.0);
-    }
-}
-
-/// The end of everybody, whoever was spared until now.
-pub fn end_all(uids: &[u32]) {
-    lock(&SPARED).clear();
-    kill_all(uids, Signal::SIGKILL);
-}
-
-struct Seen {
-    pid: i32,
-    session: i32,
-    parent: i32,
-    uid: u32,
-    zombie: bool,
-}
-
-impl Seen {
-    /// A process that ends meanwhile is none.
-    fn of(process: &procfs::process::Process) -> Option<Self> {
-        let (stat, uid) = (process.stat().ok()?, process.uid().ok()?);
-        Some(Self {
-            pid: process.pid,
-            session: stat.session,
-            parent: stat.ppid,
-            uid,
-            zombie: stat.state == 'Z',
-        })
-    }
-}
-
-fn descends(parents: &HashMap<i32, i32>, pid: i32, from: i32) -> bool {
-    let mut at = pid;
-    // A table read while processes come and go may hold a circle; no chain is longer than the table.
-    for _ in 0..parents.len() {
-        match parents.get(&at) {
-            Some(parent) if *parent == from => return true,
-            Some(parent) => at = *parent,
-            None => return false,
-        }
-    }
-    false
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{descends, progress_of};
+    use super::progress_of;
     use crate::control::protocol::Asker;
     use crate::status::audience;
 
@@ -476,14 +413,5 @@ mod tests {
         }
         let told = serde_json::to_string(&audience::for_agent(full, 1000)).unwrap();
         assert!(!told.contains("hidden") && told.contains("self-attack"), "{told}");
-    }
-
-    #[test]
-    fn only_descendants_are_ours_where_we_are_not_pid_1() {
-        let parents =
-            [(10, 5), (11, 10), (12, 11), (20, 1), (5, 1), (30, 31), (31, 30)].into_iter().collect();
-        assert!(descends(&parents, 12, 10) && descends(&parents, 11, 10));
-        assert!(!descends(&parents, 20, 10) && !descends(&parents, 5, 10), "a neighbour, a parent");
-        assert!(!descends(&parents, 30, 10), "a circle ends");
     }
 }

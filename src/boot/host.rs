@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::places::{agent_environment, agent_identity};
 use super::step::Trouble;
 use crate::config::provider::AgentValue;
-use crate::config::{ListenPort, OnExit, Transport};
+use crate::config::{Config, ListenPort, Mode, OnExit, Transport};
 use crate::control::protocol::ClaudeStart;
 use crate::dns::keeper;
 use crate::dns::resolv_conf::{self, Upstreams};
@@ -18,6 +18,7 @@ use crate::filesystem::layout;
 use crate::firewall::foreign;
 use crate::firewall::ruleset::EngineDns;
 use crate::firewall::{self, backend::BackendError, iptables::IptablesError, nftables::NftablesError};
+use crate::headless;
 use crate::innkeeper::Innkeeper;
 use crate::namespace::Listener;
 use crate::prerequisites::limits;
@@ -193,8 +194,11 @@ const CLAUDE_ENV: &[(&str, &str)] = &[
 ];
 
 /// The session: Claude Code, or what the operator put in its place.
-pub(super) fn session_plan(innkeeper: &Innkeeper, repository: Option<String>) -> session::Plan {
-    let config = &innkeeper.config;
+pub(super) fn session_plan(
+    innkeeper: &Innkeeper,
+    config: &Config,
+    repository: Option<String>,
+) -> session::Plan {
     let workdir = repository.unwrap_or_else(|| layout::WORKSPACE.to_owned());
     let mut env = agent_environment(innkeeper);
     env.extend(CLAUDE_ENV.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
@@ -215,6 +219,9 @@ pub(super) fn session_plan(innkeeper: &Innkeeper, repository: Option<String>) ->
         Some((program, args)) => (program.clone(), args.to_vec()),
         None => (CLAUDE.to_owned(), vec!["--dangerously-skip-permissions".to_owned()]),
     };
+    if config.session.mode == Mode::Headless && config.session.command.is_empty() {
+        args.extend(headless::arguments(&config.session.limits));
+    }
     args.extend(config.session.args.iter().cloned());
     let start = ClaudeStart {
         program,
@@ -237,6 +244,8 @@ pub(super) fn session_plan(innkeeper: &Innkeeper, repository: Option<String>) ->
         workdir,
         start,
         on_exit,
+        limits: config.session.limits,
         notices: None,
+        resources: innkeeper.resources.clone(),
     }
 }

@@ -40,6 +40,18 @@ pub(super) enum Hidden {
         #[command(flatten)]
         identity: Identity,
     },
+    /// Copies a headless run's output and reads along
+    #[command(hide = true)]
+    Stream {
+        #[command(flatten)]
+        identity: Identity,
+    },
+    /// Becomes Claude Code, on PID 1's word
+    #[command(hide = true)]
+    Claude {
+        #[command(flatten)]
+        identity: Identity,
+    },
     #[command(hide = true)]
     Home(home::Home),
     #[command(hide = true)]
@@ -88,6 +100,19 @@ pub(super) fn run(hidden: Hidden) -> u8 {
             done("watch", crate::watch::run())
         }
         Hidden::Probe { attack, identity } => probe(&attack, &identity),
+        Hidden::Stream { identity } => match run_as::become_untouchable(&identity) {
+            Ok(()) => {
+                call_ourselves(c"innkeeper-out");
+                crate::headless::stream::run();
+                exit::OK
+            }
+            Err(error) => failed("stream", &error),
+        },
+        Hidden::Claude { identity } => {
+            // PID 1 has been told why; standard error is Claude's.
+            drop(crate::session::launcher::run(&identity));
+            exit::INTERNAL
+        }
         Hidden::Home(home) => {
             let problems = home::run(&home);
             print(&problems.iter().map(|problem| format!("{problem}\n")).collect::<String>())

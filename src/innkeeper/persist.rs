@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::{Innkeeper, Spared, lock};
+use super::{Innkeeper, lock};
 use crate::boot;
 use crate::control::protocol::Response;
 use crate::filesystem::layout::{Mount, WORKSPACE};
@@ -125,7 +125,12 @@ impl Innkeeper {
         }
         let started = Instant::now();
         self.board().step(STEP, StepState::Running, None, String::new());
-        let said = self.spawner.listen(self.child("persist-restore", RESTORE_LIMIT), RESTORE_LIMIT, MOST);
+        let workdir = self.with_config(|config| {
+            let first = config.repositories.first().map(|repository| format!("{WORKSPACE}/{}", repository.path));
+            first.unwrap_or_else(|| WORKSPACE.to_owned())
+        });
+        let launch = self.child("persist-restore", RESTORE_LIMIT).args(["--workdir".to_owned(), workdir]);
+        let said = self.spawner.listen(launch, RESTORE_LIMIT, MOST);
         let restored = match said {
             Err(error) => Err(chain(&error)),
             Ok(said) => {
@@ -265,8 +270,7 @@ impl Innkeeper {
         });
         let known = known.into_iter().take(64).flat_map(|path| ["--repository".to_owned(), path]);
         let launch = self.child("persist-save", limit).args(known).last(last);
-        // What ends everything of the agent's leaves this alone.
-        let said = self.spawner.listen_to(launch, limit, MOST, Spared::new).map_err(|error| chain(&error))?;
+        let said = self.spawner.listen(launch, limit, MOST).map_err(|error| chain(&error))?;
         let saved =
             Saved::hear(&said.text).ok_or_else(|| format!("the child said nothing ({})", said.exit))?;
         match &saved.trouble {

@@ -28,11 +28,14 @@ pub fn is_kept(path: &RelPath) -> bool {
     }
 }
 
-/// Whether it is what `--continue` goes on with.
+/// Whether it is what `--continue` in that directory goes on with.
 #[must_use]
-pub fn is_conversation(path: &RelPath) -> bool {
-    let text = path.as_str();
-    text.starts_with(".claude/projects/") && text.ends_with(".jsonl")
+pub fn is_conversation_of(path: &RelPath, directory: &str) -> bool {
+    // As Claude names them (seen).
+    let directory: String =
+        directory.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    let parts: Vec<&str> = path.parts().collect();
+    matches!(parts.as_slice(), [DIRECTORY, "projects", name, file] if *name == directory && file.ends_with(".jsonl"))
 }
 
 /// How Claude was used and in which conversations: numbers and names, nothing that it would execute or connect to.
@@ -94,7 +97,7 @@ pub fn merge(mut state: Value, saved: &Value) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_kept, merge, of_state};
+    use super::{is_conversation_of, is_kept, merge, of_state};
     use crate::persist::path::RelPath;
     use serde_json::json;
 
@@ -118,6 +121,15 @@ mod tests {
         ] {
             assert!(!kept(text), "{text}");
         }
+    }
+
+    #[test]
+    fn a_conversation_is_of_one_directory() {
+        let path = |text: &str| RelPath::try_from(text.to_owned()).unwrap();
+        let conversation = path(".claude/projects/-workspace-my-repo/a.jsonl");
+        assert!(is_conversation_of(&conversation, "/workspace/my.repo"));
+        assert!(!is_conversation_of(&conversation, "/workspace"));
+        assert!(!is_conversation_of(&path(".claude/projects/-workspace/a/b.jsonl"), "/workspace"));
     }
 
     #[test]

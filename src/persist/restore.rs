@@ -22,6 +22,9 @@ pub struct Restore {
     pub workspace: PathBuf,
     #[arg(long)]
     pub home: PathBuf,
+    /// Where Claude will work
+    #[arg(long)]
+    pub workdir: String,
     /// Octets that an object may have
     #[arg(long)]
     pub limit: u64,
@@ -133,7 +136,7 @@ fn conversations(
                 continue;
             }
         }
-        restored.resume |= conversation::is_conversation(&file.path);
+        restored.resume |= conversation::is_conversation_of(&file.path, &restore.workdir);
     }
     if kept > 0 {
         restored.left_out.push(format!("{kept} files of Claude's that are there already; they are kept"));

@@ -65,6 +65,8 @@ pub struct Launch {
     pub identity: Option<Identity>,
     /// Started also while the box stops.
     pub last: bool,
+    /// What it is called where it is a part of the session: it ends with everything of the agent's.
+    pub session: Option<&'static str>,
 }
 
 impl Launch {
@@ -81,6 +83,7 @@ impl Launch {
             stderr: Stream::Null,
             identity,
             last: false,
+            session: None,
         }
     }
 
@@ -108,7 +111,17 @@ impl Launch {
         self
     }
 
+    /// It is the agent's session, and called so.
+    #[must_use]
+    pub fn of_the_session(mut self, name: &'static str) -> Self {
+        self.session = Some(name);
+        self
+    }
+
     pub(super) fn program_name(&self) -> String {
+        if let Some(name) = self.session {
+            return name.to_owned();
+        }
         match &self.program {
             Program::Own(subcommand) => format!("innkeeper {subcommand}"),
             Program::Path(path) => path.display().to_string(),

@@ -1,6 +1,6 @@
 //! The rows of the table.  (pure)
 
-use super::{Kind, Setting, Word, later, word};
+use super::{Kind, Setting, Word, word};
 
 const DAY: u64 = 86_400;
 
@@ -109,21 +109,28 @@ pub const SETTINGS: &[Setting] = &[
     row("repository.url", Kind::Url, "", "address of a repository to clone, or git@HOST:PATH")
         .example("https://github.com/owner/repo")
         .also(&["REPO_URL"]),
-    row("repository.bundle", Kind::Later, "", "a git bundle to clone"),
-    row("repository.path", Kind::Line, "repo", "its directory below /workspace"),
+    row("repository.bundle", Kind::Path, "", "a git bundle in the box to clone, in place of an address or before it is asked")
+        .example("/mnt/work.bundle"),
+    row(
+        "repository.path",
+        Kind::Line,
+        "",
+        "its directory below /workspace; unless set, repo where it is the only one, else its own name",
+    )
+    .example("repo"),
     row("repository.branch", Kind::Line, "", "its branch; the remote's own choice if none").example("main"),
     row("repository.depth", Kind::Number { max: 1_000_000 }, "0", "commits to fetch; 0 fetches all"),
     row(
         "session.start",
-        Kind::Choice(&[word("boot"), later("wait")]),
+        Kind::Choice(&[word("boot"), word("wait")]),
         "boot",
-        "whether the session begins with the boot or waits for its task",
+        "whether the task begins with the boot or waits for `innkeeper start`",
     ),
     row(
         "session.mode",
-        Kind::Choice(&[word("tmux"), later("headless")]),
+        Kind::Choice(&[word("tmux"), word("headless")]),
         "tmux",
-        "whether the agent works in a terminal",
+        "whether the agent works on a terminal that operators can come to, or without one and to an end",
     ),
     row("session.agent", Kind::Choice(&[word("claude")]), "claude", "the agent that works in the box"),
     row("session.args", Kind::Arguments, "", "further arguments of the agent").example("--model\nopus"),
@@ -140,7 +147,7 @@ pub const SETTINGS: &[Setting] = &[
     ),
     row(
         "session.on_limit",
-        Kind::Choice(&[word("wait"), later("stop")]),
+        Kind::Choice(&[word("wait"), word("stop")]),
         "wait",
         "what happens at a usage limit",
     ),
@@ -150,9 +157,12 @@ pub const SETTINGS: &[Setting] = &[
         "8s",
         "time that the session is given to end",
     ),
-    row("session.until", Kind::Later, "", "when the session ends"),
-    row("session.max_time", Kind::Later, "", "how long the session lasts"),
-    row("session.max_cost", Kind::Later, "", "what the session may cost"),
+    row("session.until", Kind::Line, "", "when the session ends: a moment, or the next time that it is so late")
+        .example("07:00+01:00"),
+    row("session.max_time", Kind::Duration { min: 1, max: 366 * 24 * 3600 }, "", "how long the session lasts")
+        .example("8h"),
+    row("session.max_cost", Kind::Line, "", "US dollars that the session may cost, by its own account")
+        .example("5.00"),
     row(
         "agent.allow",
         Kind::Words(SWITCHES),

@@ -42,15 +42,7 @@ fn every_default_can_be_read() {
             Kind::Ports => assert_eq!(values.ports(setting.key), []),
             Kind::Arguments => assert_eq!(values.arguments(setting.key), [] as [String; 0]),
             Kind::Choice(words) => {
-                assert!(
-                    words.iter().any(|word| word.word == setting.default && !word.later),
-                    "{}",
-                    setting.key
-                );
-            }
-            Kind::Later => {
-                assert_eq!(setting.default, "");
-                values.later(setting.key);
+                assert!(words.iter().any(|word| word.word == setting.default), "{}", setting.key);
             }
             Kind::Line | Kind::Text | Kind::Url | Kind::Names | Kind::Rules => {}
         }
@@ -92,12 +84,11 @@ fn durations_and_sizes_say_what_was_given_and_what_is_expected() {
 }
 
 #[test]
-fn choices_tell_the_unknown_from_what_is_not_in_this_version() {
-    let pairs = [("boot", 1)];
-    assert_eq!(variable("session.start", "boot").choice("session.start", 0, &pairs), 1);
-    let expected = "; expected only boot\n   next: for example V=boot";
+fn an_unknown_choice_is_named_with_what_is_near() {
+    let pairs = [("boot", 1), ("wait", 2)];
+    assert_eq!(variable("session.start", "wait").choice("session.start", 0, &pairs), 2);
+    let expected = "; expected one of boot, wait\n   next: for example V=boot";
     for (text, why) in [
-        ("wait", "it is not in this version"),
         ("boto", "it is unknown (did you mean boot?)"),
         ("whatever else", "it is unknown"),
         ("", "it is unknown"),
@@ -169,20 +160,6 @@ fn words_addresses_and_ports_report_each_bad_item() {
     let mut values = items("network.inbound", &bad);
     assert!(values.ports("network.inbound").is_empty());
     assert_eq!(values.problems.len(), bad.len());
-}
-
-#[test]
-fn later_features_are_refused_plainly() {
-    let mut values = variable("session.max_cost", "5 USD");
-    values.later("session.max_cost");
-    values.later("session.until");
-    assert_eq!(
-        texts(&values),
-        ["V: session.max_cost is set, but it is not in this version\n   next: unset it"]
-    );
-    let mut values = variable("session.max_cost", " ");
-    values.later("session.max_cost");
-    assert_eq!(values.problems, []);
 }
 
 #[test]
