@@ -45,6 +45,8 @@ const STEPS: [Step; 9] = [CONFIG, LOCKDOWN, MOUNTS, HOME, DNS, FIREWALL, IDENTIT
 
 pub(crate) use places::agent_identity;
 pub use protections::remedy;
+pub(crate) use protections::show_secrets;
+pub(crate) use task::{begin, clone_late};
 
 /// Boots, then starts the task. Returns when both are under way.
 pub fn run(innkeeper: &Arc<Innkeeper>) -> Result<(), Failure> {
@@ -69,7 +71,7 @@ pub fn run(innkeeper: &Arc<Innkeeper>) -> Result<(), Failure> {
     readiness(innkeeper, &steps, &sealed, &locked)?;
     ready(innkeeper);
     innkeeper.measure_traffic();
-    task(innkeeper, &locked, &sealed);
+    task(innkeeper, locked, sealed);
     Ok(())
 }
 
@@ -107,7 +109,7 @@ fn config(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failure> {
             }
             let telemetry = config.telemetry.as_ref().map(crate::telemetry::Telemetry::summary);
             innkeeper.board().update(|report| report.telemetry = telemetry);
-            protections::show_secrets(innkeeper);
+            show_secrets(innkeeper);
             let rules = innkeeper.allowlist().rules().len();
             Ok(Verified::new((), format!("{rules} rules, {} secrets", config.secrets.iter().count())))
         },

@@ -15,6 +15,7 @@ use crate::init::Init;
 use crate::morning::command::ReportArgs;
 use crate::report::{self, exit};
 use crate::status::command::StatusArgs;
+use crate::task;
 
 mod hidden;
 mod manual;
@@ -71,6 +72,9 @@ enum Command {
     Status(StatusArgs),
     #[command(flatten)]
     Seat(seat::Entry),
+    /// Bring a box that waits its task, or one that works another repository
+    #[command(after_help = task::HELP)]
+    Start(task::StartArgs),
     #[command(flatten)]
     Policy(policy::PolicyCommand),
     /// Every decision: what was refused, what was used, and who changed the policy
@@ -162,6 +166,7 @@ fn dispatch(command: Command) -> u8 {
         Command::Status(args) => crate::status::command::run(&args),
         Command::Seat(entry) => seat::run(&entry),
         Command::Policy(command) => policy::run(command),
+        Command::Start(args) => task::run(args),
         Command::Log(args) => crate::audit::command::run(&args),
         Command::Report(args) => crate::morning::command::run(&args),
         Command::Manual(wanted) => manual::run(&wanted, Cli::command()),

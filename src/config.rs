@@ -4,11 +4,13 @@
 //! default; of a secret `NAME`, `NAME_FILE`, `/run/secrets/NAME`. Nothing is applied here: what comes out is complete
 //! and consistent, or it is a report of all that is wrong.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::allowlist::{Ceiling, Rule};
+use crate::control::protocol::Task;
 use crate::dns::name_server::NameServer;
 use crate::notices::webhook::Webhook;
 use crate::secrets::{Holder, SecretName, Secrets};
@@ -46,7 +48,32 @@ pub struct Sources {
     pub profiles_dir: PathBuf,
     pub ceiling_path: PathBuf,
     pub secrets_dir: PathBuf,
+    /// The task that the operator brought later; from then on nothing may be missing.
+    pub task: Option<Task>,
 }
+
+impl Sources {
+    /// The same with a task: what it brings wins.
+    #[must_use]
+    pub fn with_task(&self, task: &Task) -> Self {
+        let pair = |name: &str, value: &str| (OsString::from(name), OsString::from(value));
+        let secrets = task.secrets.iter().map(|(name, value)| pair(name, value));
+        let prompt = task.prompt.iter().map(|prompt| pair(PROMPT, prompt));
+        let given = self.env.iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Self {
+            env: secrets.chain(prompt).chain(given).collect(),
+            toml_path: self.toml_path.clone(),
+            allowlist_path: self.allowlist_path.clone(),
+            profiles_dir: self.profiles_dir.clone(),
+            ceiling_path: self.ceiling_path.clone(),
+            secrets_dir: self.secrets_dir.clone(),
+            task: Some(task.clone()),
+        }
+    }
+}
+
+/// The variable that is `session.prompt`.
+const PROMPT: &str = "INNKEEPER_SESSION_PROMPT";
 
 impl Default for Sources {
     /// The places of the design, and no environment.
@@ -58,6 +85,7 @@ impl Default for Sources {
             profiles_dir: "/etc/innkeeper/network/profiles".into(),
             ceiling_path: "/etc/innkeeper/ceiling.conf".into(),
             secrets_dir: "/run/secrets".into(),
+            task: None,
         }
     }
 }
@@ -82,6 +110,8 @@ pub struct Config {
     pub notices: Notices,
     pub boot: Boot,
     pub identity: Identity,
+    /// What a box that waits for its task still lacks: names of secrets, each with what needs it.
+    pub missing: Vec<String>,
     /// What is odd, but no reason not to start.
     pub warnings: Vec<String>,
 }
@@ -178,8 +208,28 @@ pub struct Session {
     /// What runs in the agent's place; the agent if empty.
     pub command: Vec<String>,
     pub prompt: Option<Prompt>,
+    pub start: Start,
+    pub mode: Mode,
     pub on_exit: OnExit,
     pub stop_timeout: Duration,
+}
+
+/// When the task begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// With the boot.
+    Boot,
+    /// When the operator brings it: `innkeeper start`.
+    Wait,
+}
+
+/// How the agent works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// On a terminal that operators can come to.
+    Tmux,
+    /// Without one, to an end.
+    Headless,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -18,6 +18,7 @@ use crate::boot;
 use crate::config::{self, Environment, Problems, Sources};
 use crate::control::client;
 use crate::control::protocol::Request;
+use crate::headless::termination;
 use crate::innkeeper::Innkeeper;
 use crate::namespace::Surroundings;
 use crate::report::{self, exit};
@@ -79,6 +80,7 @@ pub fn run(init: &Init) -> u8 {
     };
     let status = match outcome {
         Ok(ending) => {
+            termination::write(&ending, None);
             report::end(|| say_why(&ending));
             ending.status
         }
@@ -144,11 +146,8 @@ fn second_run(fd: i32, began: u64) -> Result<Ending, InitError> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(InitError::Dumpable)?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|error| InitError::Core(error.into()))?;
     let environment = take(fd)?;
-    if std::process::id() != 1 {
-        // Orphans come to us all the same: Fly Machines, `docker run --init`, shared pid namespaces.
-        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
-            .map_err(InitError::Subreaper)?;
-    }
+    termination::open();
+    become_reaper()?;
     if client::ask(&Request::Progress).is_ok() {
         let reason = "a box runs here already (its control socket answers); enter it with: innkeeper attach";
         return Ok(Ending { status: exit::USAGE, reason: reason.to_owned() });
@@ -175,6 +174,8 @@ fn second_run(fd: i32, began: u64) -> Result<Ending, InitError> {
     }
     let supervisor = Supervisor::new(config.session.stop_timeout).map_err(InitError::Supervisor)?;
     let board = Arc::new(Board::new(identity));
+    let headless = config.session.mode == config::Mode::Headless;
+    board.session(|session| session.headless = headless);
     let uids = accounts.uids();
     let terminal = sources.env.text("TERM").map(str::to_owned);
     let innkeeper = Arc::new(Innkeeper::new(
@@ -186,7 +187,9 @@ fn second_run(fd: i32, began: u64) -> Result<Ending, InitError> {
         supervisor.spawner(),
         began,
     ));
-    let console = std::io::stdin().is_terminal().then(|| attach_console(&supervisor.spawner(), terminal));
+    // Headless, standard output is the run's.
+    let console = (std::io::stdin().is_terminal() && !headless)
+        .then(|| attach_console(&supervisor.spawner(), terminal));
     start_boot(&innkeeper, supervisor.spawner());
     let conduct: Arc<dyn Conduct> = Arc::<Innkeeper>::clone(&innkeeper);
     let ending = supervisor.run(&conduct);
@@ -196,11 +199,20 @@ fn second_run(fd: i32, began: u64) -> Result<Ending, InitError> {
         }
     });
     end_everything(&uids);
+    termination::write(&ending, Some(&board.report(None)));
     boot::undo::undo(&innkeeper);
     if console.is_some() {
         restore_console();
     }
     Ok(ending)
+}
+
+/// Orphans come to us also where we are not pid 1: Fly Machines, `docker run --init`, shared pid namespaces.
+fn become_reaper() -> Result<(), InitError> {
+    if std::process::id() == 1 {
+        return Ok(());
+    }
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(InitError::Subreaper)
 }
 
 /// Reads what the first run left, and closes it.

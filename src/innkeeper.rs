@@ -5,12 +5,13 @@ mod condition;
 mod policy_changes;
 mod refusals;
 mod requests;
+mod task;
 mod work;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -25,7 +26,9 @@ use crate::config::{Config, Requests, Sources};
 use crate::control::protocol::{Asker, Place, Request, Response, Turn};
 use crate::control::server::Desk;
 use crate::dns::keeper::{Keeper, Standing};
-use crate::firewall::Firewall;
+use crate::filesystem::Sealed;
+use crate::firewall::{EgressLocked, Firewall};
+use crate::headless::Headless;
 use crate::namespace::{Surroundings, changes};
 use crate::policy::LivePolicy;
 use crate::report::event;
@@ -60,6 +63,14 @@ pub struct Innkeeper {
     /// Finds the processes behind refused packets and questions.
     pub attributor: Attributor,
     pub session: OnceLock<Session>,
+    /// Instead of a session, where the agent works without a terminal.
+    pub headless: OnceLock<Headless>,
+    /// That the box is ready, with what the task needs of it.
+    pub ready: OnceLock<Ready>,
+    /// What the operator brought after the boot.
+    late: Mutex<task::Late>,
+    /// One task at a time.
+    starting: Mutex<()>,
     /// Who is in the box.
     pub seats: Arc<Seats>,
     /// What of the box is used up.
@@ -87,6 +98,15 @@ pub struct Innkeeper {
     lint: Mutex<Vec<String>>,
     /// RFC 3339: since when is recorded what the box does.
     since: String,
+}
+
+/// The proofs that the task needs.
+#[derive(Debug)]
+pub struct Ready {
+    pub locked: EgressLocked,
+    pub sealed: Sealed,
+    /// For the thread that begins a late task.
+    innkeeper: Weak<Innkeeper>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -125,6 +145,10 @@ impl Innkeeper {
             keeper: OnceLock::new(),
             watch: OnceLock::new(),
             session: OnceLock::new(),
+            headless: OnceLock::new(),
+            ready: OnceLock::new(),
+            late: Mutex::default(),
+            starting: Mutex::default(),
             resources: resources::Watcher::default(),
             meter: OnceLock::new(),
             closed_ipv4: OnceLock::new(),
@@ -248,12 +272,12 @@ impl Innkeeper {
     }
 
     fn credential(&self, host: &str) -> Response {
-        let secret = self.config.secrets.get("GH_TOKEN").filter(|_| CREDENTIAL_HOSTS.contains(&host));
-        match secret {
-            Some(secret) => Response::Credential {
-                username: "x-access-token".to_owned(),
-                password: secret.expose().to_owned(),
-            },
+        let password = self.with_config(|config| {
+            let secret = config.secrets.get("GH_TOKEN").filter(|_| CREDENTIAL_HOSTS.contains(&host));
+            secret.map(|secret| secret.expose().to_owned())
+        });
+        match password {
+            Some(password) => Response::Credential { username: "x-access-token".to_owned(), password },
             None => Response::Failed { reason: "the box holds no credential for this host".to_owned() },
         }
     }
@@ -317,7 +341,8 @@ impl Desk for Innkeeper {
             Request::Hook { turn, text } => self.hook(turn, &text),
             Request::Gauge { .. } => Response::Heard,
             Request::Refusals { last_ms } => self.refusals(last_ms),
-            Request::Session { .. } | Request::Save | Request::Start { .. } => {
+            Request::Start { task } => self.start(task),
+            Request::Session { .. } | Request::Save => {
                 Response::Failed { reason: "not in this version".to_owned() }
             }
             // Handled before: they keep their connection.
@@ -343,6 +368,9 @@ impl Conduct for Innkeeper {
         let started = Instant::now();
         if let Some(session) = self.session.get() {
             session.stop(limit.mul_f64(0.75));
+        }
+        if let Some(run) = self.headless.get() {
+            run.stop(limit.mul_f64(0.75));
         }
         // What escaped from the session (daemons, setsid): asked first, ended after.
         let agent = [self.accounts.agent.uid];

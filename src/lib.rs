@@ -39,6 +39,8 @@ pub mod filesystem;
 #[cfg(target_os = "linux")]
 pub mod firewall;
 #[cfg(target_os = "linux")]
+pub mod headless;
+#[cfg(target_os = "linux")]
 pub mod identity;
 #[cfg(target_os = "linux")]
 pub mod image_audit;
@@ -83,6 +85,8 @@ pub mod socket_table;
 pub mod status;
 #[cfg(target_os = "linux")]
 pub mod supervisor;
+#[cfg(target_os = "linux")]
+pub mod task;
 #[cfg(target_os = "linux")]
 pub mod telemetry;
 #[cfg(target_os = "linux")]

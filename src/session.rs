@@ -8,6 +8,7 @@ mod client;
 mod escape;
 pub mod hook;
 mod host;
+pub mod launcher;
 pub mod pane;
 mod relay;
 mod server;

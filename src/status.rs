@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use crate::audit::{self, SessionChange, WorkerChange};
 use report::{
     Boot, BoxIdentity, Denial, Dns, Firewall, Gate, Phase, Policy, Protection, Report, Repository, SCHEMA,
-    SecretHeld, Session, SessionState, Step, StepState, Worker,
+    Session, SessionState, Step, StepState, Worker,
 };
 
 /// A proof older than this is made anew for an operator who asks.
@@ -100,6 +100,7 @@ impl Board {
             context_percent: None,
             name: None,
             last_output: None,
+            headless: false,
             result: None,
         };
         let report = Report {
@@ -152,10 +153,6 @@ impl Board {
         let warning = warning.into();
         crate::report::event("warning", &warning);
         lock(&self.report).warnings.push(warning);
-    }
-
-    pub fn secret(&self, secret: SecretHeld) {
-        lock(&self.report).secrets.push(secret);
     }
 
     /// Looks whether a protection holds, and goes on looking whenever `status` is asked.

@@ -8,7 +8,7 @@ pub mod clone;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::repository::Repository;
+use crate::config::repository::{Repository, Source};
 use crate::firewall::EgressLocked;
 use crate::report::harmless;
 use crate::status::Board;
@@ -21,6 +21,8 @@ use crate::supervisor::{Launch, Spawner};
 const CLONE_LIMIT: Duration = Duration::from_secs(30 * 60);
 /// Attempts before the repository is given up until the next boot.
 const ATTEMPTS: u32 = 6;
+/// Attempts where the forge says no.
+const ATTEMPTS_IN_VAIN: u32 = 2;
 const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30), CLONE_LIMIT);
 /// The session does not wait longer for a clone: Claude begins, the clone goes on behind it.
 pub const PATIENCE: Duration = Duration::from_secs(5 * 60);
@@ -42,8 +44,14 @@ impl Plan {
     }
 
     fn arguments(&self) -> Vec<String> {
-        let Repository { url, branch, depth, .. } = &self.repository;
-        let mut args = vec!["--url".to_owned(), url.to_string(), "--into".to_owned(), self.directory()];
+        let Repository { source, branch, depth, .. } = &self.repository;
+        let mut args = vec!["--into".to_owned(), self.directory()];
+        if let Some(url) = self.repository.url() {
+            args.extend(["--url".to_owned(), url.to_string()]);
+        }
+        if let Source::Bundle { file, .. } = source {
+            args.extend(["--bundle".to_owned(), file.display().to_string()]);
+        }
         if let Some(branch) = branch {
             args.extend(["--branch".to_owned(), branch.to_string()]);
         }
@@ -58,11 +66,13 @@ impl Plan {
 pub fn clone(plan: &Plan, spawner: &Spawner, board: &Arc<Board>, _: &EgressLocked) -> bool {
     let mut backoff = BACKOFF;
     let show = |state, detail: String| {
-        let url = plan.repository.url.to_string();
+        let url = plan.repository.source.to_string();
         board.repository(Shown { path: plan.directory(), url, state, detail });
     };
-    for attempt in 1..=ATTEMPTS {
-        show(RepositoryState::Cloning, format!("attempt {attempt} of {ATTEMPTS}"));
+    let (mut attempts, mut attempt) = (ATTEMPTS, 0);
+    while attempt < attempts {
+        attempt += 1;
+        show(RepositoryState::Cloning, format!("attempt {attempt} of {attempts}"));
         let cause = match once(plan, spawner) {
             Ok(detail) => {
                 crate::report::event("repositories", &format!("{}: {detail}", plan.directory()));
@@ -75,10 +85,14 @@ pub fn clone(plan: &Plan, spawner: &Spawner, board: &Arc<Board>, _: &EgressLocke
                 return false;
             }
             Err(Attempt::Again(cause)) => cause,
+            Err(Attempt::Once(cause)) => {
+                attempts = attempts.min(ATTEMPTS_IN_VAIN);
+                cause
+            }
         };
         let pause = backoff.after(Duration::ZERO);
         crate::report::event("repositories", &format!("{}: {cause}", plan.directory()));
-        if attempt == ATTEMPTS {
+        if attempt >= attempts {
             show(RepositoryState::Failed, cause);
             break;
         }
@@ -91,6 +105,8 @@ pub fn clone(plan: &Plan, spawner: &Spawner, board: &Arc<Board>, _: &EgressLocke
 enum Attempt {
     /// Trying again may help.
     Again(String),
+    /// The forge has decided; once more, since forges hiccup.
+    Once(String),
     /// It would not.
     Final(String),
 }
@@ -107,6 +123,7 @@ fn once(plan: &Plan, spawner: &Spawner) -> Result<String, Attempt> {
     match said.exit.status() {
         0 => Ok(output),
         clone::OCCUPIED => Err(Attempt::Final(output)),
+        clone::REFUSED => Err(Attempt::Once(output)),
         _ => Err(Attempt::Again(output)),
     }
 }

@@ -14,3 +14,6 @@ mod planted;
 #[cfg(test)]
 #[path = "box_attacks/privileges.rs"]
 mod privileges;
+#[cfg(test)]
+#[path = "box_attacks/session.rs"]
+mod session;

@@ -75,8 +75,7 @@ pub(super) fn plugin_arguments(innkeeper: &Innkeeper) -> Vec<String> {
 }
 
 /// What Claude's process gets for its telemetry, the credential included.
-pub(super) fn telemetry_variables(innkeeper: &Innkeeper) -> Vec<(String, String)> {
-    let config = &innkeeper.config;
+pub(super) fn telemetry_variables(innkeeper: &Innkeeper, config: &Config) -> Vec<(String, String)> {
     let Some(telemetry) = &config.telemetry else { return Vec::new() };
     let mut own: Vec<(String, String)> = innkeeper.board().update(|report| {
         let named = [("box.id", report.box_.id.clone()), ("box.name", report.box_.name.clone())];

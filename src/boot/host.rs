@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::places::{agent_environment, agent_identity};
 use super::step::Trouble;
 use crate::config::provider::AgentValue;
-use crate::config::{ListenPort, OnExit, Transport};
+use crate::config::{Config, ListenPort, Mode, OnExit, Transport};
 use crate::control::protocol::ClaudeStart;
 use crate::dns::keeper;
 use crate::dns::resolv_conf::{self, Upstreams};
@@ -18,6 +18,7 @@ use crate::filesystem::layout;
 use crate::firewall::foreign;
 use crate::firewall::ruleset::EngineDns;
 use crate::firewall::{self, backend::BackendError, iptables::IptablesError, nftables::NftablesError};
+use crate::headless;
 use crate::innkeeper::Innkeeper;
 use crate::namespace::Listener;
 use crate::prerequisites::limits;
@@ -193,8 +194,11 @@ const CLAUDE_ENV: &[(&str, &str)] = &[
 ];
 
 /// The session: Claude Code, or what the operator put in its place.
-pub(super) fn session_plan(innkeeper: &Innkeeper, repository: Option<String>) -> session::Plan {
-    let config = &innkeeper.config;
+pub(super) fn session_plan(
+    innkeeper: &Innkeeper,
+    config: &Config,
+    repository: Option<String>,
+) -> session::Plan {
     let workdir = repository.unwrap_or_else(|| layout::WORKSPACE.to_owned());
     let mut env = agent_environment(innkeeper);
     env.extend(CLAUDE_ENV.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
@@ -214,12 +218,15 @@ pub(super) fn session_plan(innkeeper: &Innkeeper, repository: Option<String>) ->
     let (program, mut args) = match config.session.command.split_first() {
         Some((program, args)) => (program.clone(), args.to_vec()),
         None => {
-            env.extend(super::comforts::telemetry_variables(innkeeper));
+            env.extend(super::comforts::telemetry_variables(innkeeper, config));
             let mut args = vec!["--dangerously-skip-permissions".to_owned()];
             args.extend(super::comforts::plugin_arguments(innkeeper));
             (CLAUDE.to_owned(), args)
         }
     };
+    if config.session.mode == Mode::Headless && config.session.command.is_empty() {
+        args.extend(headless::arguments(None));
+    }
     args.extend(config.session.args.iter().cloned());
     let start = ClaudeStart {
         program,

@@ -9,11 +9,13 @@ use std::time::Duration;
 use super::host;
 use super::step::{Failure, Steps, Trouble, Verified};
 use super::{HOME, IDENTITY, MOUNTS, SEAL};
+use crate::config::Start;
 use crate::control;
 use crate::filesystem::layout::{self, Mount};
 use crate::filesystem::seal::Writable;
 use crate::filesystem::surfaces::{SECRETS, SurfaceError, readable_secrets};
 use crate::filesystem::{self, Sealed};
+use crate::headless::termination;
 use crate::identity;
 use crate::innkeeper::{CREDENTIAL_HOSTS, Innkeeper};
 use crate::prerequisites::places::seal_lack;
@@ -173,11 +175,13 @@ pub(super) fn identity(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failu
             })?),
             None => None,
         };
-        let with_token = config.secrets.get("GH_TOKEN").is_some();
+        // It may come with the task; until then the helper has nothing to give.
+        let with_token = config.secrets.get("GH_TOKEN").is_some() || config.session.start == Start::Wait;
         let hosts = CREDENTIAL_HOSTS.iter().filter(|_| with_token).map(|host| (*host).to_owned()).collect();
         let (name, email) = (config.identity.name.clone(), config.identity.email.clone());
-        let remotes = config.repositories.iter().map(|repository| {
-            (format!("{}/{}", layout::WORKSPACE, repository.path), repository.url.to_string())
+        let remotes = config.repositories.iter().filter_map(|repository| {
+            let url = repository.url()?.to_string();
+            Some((format!("{}/{}", layout::WORKSPACE, repository.path), url))
         });
         let (claude, remotes) = (super::comforts::plan(config), remotes.collect());
         Ok(identity::Plan { name, email, extra_ca, credential_hosts: hosts, claude, remotes })
@@ -200,7 +204,10 @@ pub(super) fn seal(innkeeper: &Innkeeper, steps: &Steps, places: &[Mount]) -> Re
     let plan = || {
         let doors = filesystem::surfaces::find().map_err(|error| Trouble::internal(&error))?;
         let log = innkeeper.config.log.file.as_deref();
-        Ok((Writable::new(places, innkeeper.accounts.agent.owner()).keeping(log), doors))
+        Ok((
+            Writable::new(places, innkeeper.accounts.agent.owner()).keeping(log).keeping(termination::held()),
+            doors,
+        ))
     };
     let uncovered = Cell::new(0);
     steps.run(

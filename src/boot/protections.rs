@@ -10,6 +10,7 @@ use crate::filesystem::{self, Sealed};
 use crate::firewall::Firewall;
 use crate::innkeeper::Innkeeper;
 use crate::readiness::{self, Attempt};
+use crate::secrets::{Credential, Holder};
 use crate::status::report::SecretHeld;
 use crate::status::{Held, MAX_AGE, Verify};
 use crate::supervisor::Spawner;
@@ -179,14 +180,14 @@ fn by_attack(attack: &Attack, name: &'static str, how: &'static str) -> Verify {
 }
 
 /// What the box holds, and what of it the agent can read: said, not hidden.
-pub(super) fn show_secrets(innkeeper: &Innkeeper) {
-    for credential in innkeeper.config.secrets.iter() {
-        innkeeper.board().secret(SecretHeld {
-            name: credential.name.as_str().to_owned(),
-            source: credential.source.as_str().to_owned(),
-            held_by: credential.held_by.as_str().to_owned(),
-            // The helper gives its value to whoever runs as the agent; until the broker holds it, that is reading it.
-            agent_can_read: credential.held_by != crate::secrets::Holder::Broker,
-        });
-    }
+pub(crate) fn show_secrets(innkeeper: &Innkeeper) {
+    let shown = |credential: &Credential| SecretHeld {
+        name: credential.name.as_str().to_owned(),
+        source: credential.source.as_str().to_owned(),
+        held_by: credential.held_by.as_str().to_owned(),
+        // The helper gives its value to whoever runs as the agent; until the broker holds it, that is reading it.
+        agent_can_read: credential.held_by != Holder::Broker,
+    };
+    let held = innkeeper.with_config(|config| config.secrets.iter().map(shown).collect());
+    innkeeper.board().update(|report| report.secrets = held);
 }

@@ -4,28 +4,59 @@ use std::sync::Arc;
 
 use super::host;
 use super::places::{agent_environment, agent_identity};
-use crate::config::Repository;
+use crate::config::{Mode, Repository, Start};
 use crate::filesystem::{Sealed, layout};
 use crate::firewall::EgressLocked;
+use crate::headless::{self, Headless};
 use crate::identity;
-use crate::innkeeper::Innkeeper;
+use crate::innkeeper::{Innkeeper, Ready};
 use crate::notices::{Notices, Ways};
-use crate::report::event;
+use crate::report::{event, exit};
 use crate::session::Session;
-use crate::status::report::StepState;
-use crate::supervisor::thread;
+use crate::status::report::{SessionState, StepState};
+use crate::supervisor::{Ending, thread};
 use crate::workspace;
 
-pub(super) fn task(innkeeper: &Arc<Innkeeper>, locked: &EgressLocked, _: &Sealed) {
-    let cloned = repositories(innkeeper, &innkeeper.config.repositories, locked);
-    innkeeper.board().step("repositories", StepState::Ok, None, cloned.detail);
-    let mut plan = host::session_plan(innkeeper, cloned.first);
+/// Begins the task, or waits for the operator to bring it.
+pub(super) fn task(innkeeper: &Arc<Innkeeper>, locked: EgressLocked, sealed: Sealed) {
+    let waits = innkeeper.config.session.start == Start::Wait;
+    // Before the box says that it waits: whoever reads that may bring the task at once.
+    innkeeper.become_ready(locked, sealed);
+    if waits {
+        wait(innkeeper);
+    } else {
+        begin(innkeeper);
+    }
+    look_around(innkeeper);
+}
+
+fn wait(innkeeper: &Innkeeper) {
+    let missing = &innkeeper.config.missing;
+    let lacks = if missing.is_empty() { String::new() } else { format!("; {}", missing.join("; ")) };
+    innkeeper.board().step("repositories", StepState::Pending, None, String::new());
+    innkeeper.board().session(|session| {
+        session.state = SessionState::Parked;
+        session.detail = format!("it waits for its task: innkeeper start{lacks}");
+    });
+    event("task", &format!("the box waits for its task: innkeeper start{lacks}"));
+}
+
+/// Clones, then starts the agent.
+pub(crate) fn begin(innkeeper: &Arc<Innkeeper>) {
+    let Some(ready) = innkeeper.ready.get() else { return };
+    let cloned =
+        repositories(innkeeper, &innkeeper.with_config(|config| config.repositories.clone()), &ready.locked);
+    innkeeper.board().step("repositories", StepState::Ok, None, cloned.detail.clone());
+    if innkeeper.config.session.mode == Mode::Headless {
+        return work_headless(innkeeper, ready, cloned);
+    }
+    let mut plan = innkeeper.with_config(|config| host::session_plan(innkeeper, config, cloned.first));
     plan.notices = notices(innkeeper);
     if let Some(prompt) = &plan.start.prompt {
         event("session", &format!("the prompt has the SHA-256 {}", crate::report::sha256(prompt)));
     }
     let (spawner, board) = (innkeeper.spawner.clone(), Arc::clone(innkeeper.board()));
-    match Session::start(plan, spawner, board, locked) {
+    match Session::start(plan, spawner, board, &ready.locked) {
         Ok(session) => drop(innkeeper.session.set(session)),
         Err(error) => {
             let why = format!("the session's thread can't be started: {error}");
@@ -33,6 +64,42 @@ pub(super) fn task(innkeeper: &Arc<Innkeeper>, locked: &EgressLocked, _: &Sealed
             innkeeper.board().warn(why);
         }
     }
+}
+
+/// Without its repositories a run that nobody watches would do something else than it was told.
+fn work_headless(innkeeper: &Arc<Innkeeper>, ready: &Ready, cloned: Cloned) {
+    if !cloned.all {
+        let reason =
+            format!("a repository is missing ({}); a headless run does not begin without", cloned.detail);
+        return innkeeper.spawner.finish(Ending { status: exit::UNAVAILABLE, reason });
+    }
+    let plan = innkeeper.with_config(|config| {
+        let session = host::session_plan(innkeeper, config, cloned.first);
+        headless::Plan { identity: session.identity, start: session.start, stops_at_limit: false }
+    });
+    if let Some(prompt) = &plan.start.prompt {
+        event("session", &format!("the prompt has the SHA-256 {}", crate::report::sha256(prompt)));
+    }
+    let (spawner, board) = (innkeeper.spawner.clone(), Arc::clone(innkeeper.board()));
+    match Headless::start(plan, spawner, board, &ready.locked) {
+        Ok(run) => drop(innkeeper.headless.set(run)),
+        Err(error) => {
+            let reason = format!("the run's thread can't be started: {error}");
+            innkeeper.spawner.finish(Ending { status: exit::INTERNAL, reason });
+        }
+    }
+}
+
+/// One more repository, in a box that has its task.
+pub(crate) fn clone_late(innkeeper: &Arc<Innkeeper>, late: &[Repository]) {
+    if let Some(ready) = innkeeper.ready.get() {
+        let cloned = repositories(innkeeper, late, &ready.locked);
+        innkeeper.board().step("repositories", StepState::Ok, None, cloned.detail);
+    }
+}
+
+/// What nobody waits for.
+fn look_around(innkeeper: &Arc<Innkeeper>) {
     let looking = Arc::clone(innkeeper);
     let look = thread("look", move || {
         looking.lint_again();
@@ -77,6 +144,8 @@ fn notices(innkeeper: &Innkeeper) -> Option<Notices> {
 
 pub(super) struct Cloned {
     first: Option<String>,
+    /// None is missing.
+    all: bool,
     detail: String,
 }
 
@@ -87,7 +156,7 @@ pub(super) fn repositories(
     locked: &EgressLocked,
 ) -> Cloned {
     if repositories.is_empty() {
-        return Cloned { first: None, detail: "none configured".to_owned() };
+        return Cloned { first: None, all: true, detail: "none configured".to_owned() };
     }
     let board = innkeeper.board();
     board.step("repositories", StepState::Running, None, String::new());
@@ -117,5 +186,6 @@ pub(super) fn repositories(
     cloned.sort();
     let directories: Vec<String> = cloned.into_iter().filter_map(|(_, directory)| directory).collect();
     let detail = format!("{} of {} in place", directories.len(), repositories.len());
-    Cloned { first: directories.into_iter().next(), detail }
+    let all = directories.len() == repositories.len();
+    Cloned { first: directories.into_iter().next(), all, detail }
 }

@@ -40,6 +40,18 @@ pub(super) enum Hidden {
         #[command(flatten)]
         identity: Identity,
     },
+    /// Copies a headless run's output and reads along
+    #[command(hide = true)]
+    Stream {
+        #[command(flatten)]
+        identity: Identity,
+    },
+    /// Becomes Claude Code, on PID 1's word
+    #[command(hide = true)]
+    Claude {
+        #[command(flatten)]
+        identity: Identity,
+    },
     #[command(hide = true)]
     Home(home::Home),
     /// What Claude Code runs by its managed settings
@@ -94,6 +106,19 @@ pub(super) fn run(hidden: Hidden) -> u8 {
             // Claude takes another exit status for an order, and so would a broken pipe.
             print(&crate::comforts::run(comfort));
             exit::OK
+        }
+        Hidden::Stream { identity } => match run_as::become_untouchable(&identity) {
+            Ok(()) => {
+                call_ourselves(c"innkeeper-out");
+                crate::headless::stream::run();
+                exit::OK
+            }
+            Err(error) => failed("stream", &error),
+        },
+        Hidden::Claude { identity } => {
+            // PID 1 has been told why; standard error is Claude's.
+            drop(crate::session::launcher::run(&identity));
+            exit::INTERNAL
         }
         Hidden::Home(home) => {
             let problems = home::run(&home);

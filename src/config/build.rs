@@ -1,19 +1,19 @@
 //! From what was typed to [`Config`].
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::credentials::{self, Credentials};
 use super::files::{CONFIG_LIMIT, read_text};
 use super::policy;
 use super::problems::{Problem, Problems};
 use super::provider::{GatewayUrl, Model, PROVIDER_SETTINGS, Provider, check_cloud_name};
-use super::raw::{Place, RawConfig, RawRepository, RawSettings, RawValue, read_toml};
-use super::repository::{Branch, DirectoryName, RepoUrl, Repository};
+use super::raw::{Given, Place, RawConfig, RawRepository, RawSettings, RawValue, read_toml};
+use super::repository::{Branch, DirectoryName, ONLY, RepoUrl, Repository, Source};
 use super::values::Values;
 use super::variables::{Variables, read_variables};
 use super::{
-    Agent, AgentPermissions, Backend, Boot, Config, Filesystem, Identity, Log, LogFormat, Network, OnExit,
-    Prompt, Requests, Session, Sources, Tls,
+    Agent, AgentPermissions, Backend, Boot, Config, Filesystem, Identity, Log, LogFormat, Mode, Network,
+    OnExit, Prompt, Requests, Session, Sources, Start, Tls,
 };
 
 pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
@@ -21,14 +21,16 @@ pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
     let (file, file_problems) = read_file(&sources.toml_path);
     problems.extend(file_problems);
 
-    let repositories = merge_repositories(&variables, file.repositories, &mut problems, &mut warnings);
+    let mut repositories = merge_repositories(&variables, file.repositories, &mut problems, &mut warnings);
+    let is_only = repositories.len() == 1;
+    repositories.extend(late_repositories(sources));
     let mut settings = file.settings;
     settings.extend(variables);
     let mut values = Values::new(settings);
     values.problems = problems;
 
     let model = model(&mut values, &mut warnings);
-    let repositories = read_repositories(repositories, &mut values.problems);
+    let repositories = read_repositories(repositories, is_only, &mut values.problems);
     let filesystem = filesystem(&mut values);
     let session = session(&mut values);
     let agent = agent(&mut values);
@@ -38,8 +40,15 @@ pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
     let identity = identity(&mut values);
     let claude = super::claude::claude(&mut values, &mut warnings);
     let mut network = network(sources, &mut values, &repositories, &model, &mut warnings);
-    let Credentials { mut secrets, required, mut seen } =
-        credentials::find(sources, &mut values, model.provider(), &mut warnings);
+    let waits = session.start == Start::Wait && sources.task.is_none();
+    if session.mode == Mode::Headless && session.prompt.is_none() && session.command.is_empty() && !waits {
+        let next = "for example CLAUDE_PROMPT='Fix the failing test'";
+        let message =
+            "is missing; session.mode = headless needs it, since nobody can tell the agent what to do";
+        values.problems.push(Problem::new("session.prompt", message, next));
+    }
+    let Credentials { mut secrets, required, mut seen, missing } =
+        credentials::find(sources, &mut values, model.provider(), waits, &mut warnings);
     let telemetry = super::telemetry::telemetry(&mut values, &secrets, &mut network, &mut warnings);
     let notices = super::notices::notices(&mut values, &mut secrets, &mut seen, &network.rules);
 
@@ -64,6 +73,7 @@ pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
         notices,
         boot,
         identity,
+        missing,
         warnings,
     })
 }
@@ -158,11 +168,15 @@ fn merge_repositories(
     let given =
         variables.iter().filter(|(key, given)| key.starts_with("repository.") && !blank(&given.value));
     let given: RawSettings = given.map(|(key, given)| (*key, given.clone())).collect();
-    if let Some(url) = given.get("repository.url") {
+    if let Some(source) = given.get("repository.url").or(given.get("repository.bundle")) {
         if !listed.is_empty() {
-            warnings.push(format!("{} replaces the repositories of the file ({})", url.place, listed.len()));
+            warnings.push(format!(
+                "{} replaces the repositories of the file ({})",
+                source.place,
+                listed.len()
+            ));
         }
-        return vec![RawRepository { place: url.place.clone(), settings: given }];
+        return vec![RawRepository { place: source.place.clone(), settings: given }];
     }
     match listed.as_mut_slice() {
         [only] => only.settings.extend(given),
@@ -174,11 +188,32 @@ fn merge_repositories(
     listed
 }
 
-fn read_repositories(raw: Vec<RawRepository>, problems: &mut Vec<Problem>) -> Vec<Repository> {
+/// What `innkeeper start` brought is one more, written as in the file.
+fn late_repositories(sources: &Sources) -> Vec<RawRepository> {
+    let late = sources.task.iter().flat_map(|task| &task.repositories);
+    late.map(|one| {
+        let place = Place::Variable(format!("--repository {}", super::problems::shown(&one.url)));
+        let mut settings = RawSettings::new();
+        let mut set = |key, value: Option<String>| {
+            if let Some(value) = value {
+                settings.insert(key, Given { place: place.clone(), value: RawValue::One(value) });
+            }
+        };
+        set("repository.url", Some(one.url.clone()));
+        set("repository.path", one.path.clone());
+        set("repository.branch", one.branch.clone());
+        set("repository.depth", one.depth.map(|depth| depth.to_string()));
+        RawRepository { place, settings }
+    })
+    .collect()
+}
+
+/// `is_only`: the operator's list has one entry. What comes later has its directory settled already.
+fn read_repositories(raw: Vec<RawRepository>, is_only: bool, problems: &mut Vec<Problem>) -> Vec<Repository> {
     let mut repositories: Vec<Repository> = Vec::new();
     for RawRepository { place, settings } in raw {
         let mut values = Values::new(settings);
-        let repository = read_repository(&mut values, &place);
+        let repository = read_repository(&mut values, &place, is_only);
         problems.append(&mut values.problems);
         let Some(repository) = repository else { continue };
         if repositories.iter().any(|other| other.path == repository.path) {
@@ -190,26 +225,66 @@ fn read_repositories(raw: Vec<RawRepository>, problems: &mut Vec<Problem>) -> Ve
     repositories
 }
 
-fn read_repository(values: &mut Values, place: &Place) -> Option<Repository> {
-    values.later("repository.bundle");
-    let path = values.one("repository.path")?;
-    let path = DirectoryName::parse(path.text.trim()).map_err(|error| values.refuse(&path, error)).ok();
+fn read_repository(values: &mut Values, place: &Place, is_only: bool) -> Option<Repository> {
+    let path = values.one("repository.path").filter(|found| !found.text.trim().is_empty());
+    let path = path.map(|found| {
+        DirectoryName::parse(found.text.trim()).map_err(|error| values.refuse(&found, error)).ok()
+    });
     let branch = values.one("repository.branch").filter(|found| !found.text.is_empty());
     let branch = branch
         .and_then(|found| Branch::parse(&found.text).map_err(|error| values.refuse(&found, error)).ok());
     let depth = values.number("repository.depth");
-    if !values.is_set("repository.url") {
-        if !values.is_set("repository.bundle") {
-            let next = "for example url = \"https://github.com/owner/repo\"";
-            values.problems.push(Problem::new(place.to_string(), "a repository has no url", next));
-        }
-        return None;
+    let source = repository_source(values, place)?;
+    let path = match path {
+        Some(path) => path?,
+        None if is_only => DirectoryName::parse(ONLY).ok()?,
+        None => source.name().or_else(|| DirectoryName::parse(ONLY).ok())?,
+    };
+    if matches!(source, Source::Bundle { .. }) && depth > 0 {
+        let next = "leave one of them out";
+        values.problems.push(Problem::new(
+            place.to_string(),
+            "a bundle is cloned whole; it has no depth",
+            next,
+        ));
     }
-    let found = values.one("repository.url")?;
-    match RepoUrl::parse(&found.text) {
-        Ok(url) => Some(Repository { url, path: path?, branch, depth }),
+    Some(Repository { source, path, branch, depth })
+}
+
+fn repository_source(values: &mut Values, place: &Place) -> Option<Source> {
+    let bundle = bundle(values);
+    let url = if values.is_set("repository.url") {
+        let found = values.one("repository.url")?;
+        Some(RepoUrl::parse(&found.text).map_err(|error| values.refuse_unseen(&found, error)).ok()?)
+    } else {
+        None
+    };
+    match (bundle, url) {
+        (Some(file), url) => Some(Source::Bundle { file, url }),
+        (None, Some(url)) => Some(Source::Url(url)),
+        (None, None) => {
+            if !values.is_set("repository.bundle") {
+                let next = "for example url = \"https://github.com/owner/repo\"";
+                let message = "a repository has neither url nor bundle";
+                values.problems.push(Problem::new(place.to_string(), message, next));
+            }
+            None
+        }
+    }
+}
+
+/// The file itself is read by git, as the agent.
+fn bundle(values: &mut Values) -> Option<PathBuf> {
+    let file = values.path("repository.bundle")?;
+    let found = values.one("repository.bundle")?;
+    match std::fs::metadata(&file) {
+        Ok(metadata) if metadata.is_file() => Some(file),
+        Ok(_) => {
+            values.refuse(&found, "it is no file");
+            None
+        }
         Err(error) => {
-            values.refuse_unseen(&found, error);
+            values.refuse(&found, format!("it can't be looked at ({})", error.kind()));
             None
         }
     }
@@ -224,9 +299,7 @@ fn filesystem(values: &mut Values) -> Filesystem {
 }
 
 fn session(values: &mut Values) -> Session {
-    // One word each in this version; the others are refused by name.
-    values.choice("session.start", (), &[("boot", ())]);
-    values.choice("session.mode", (), &[("tmux", ())]);
+    // One word in this version; the other is refused by name.
     values.choice("session.on_limit", (), &[("wait", ())]);
     for key in ["session.until", "session.max_time", "session.max_cost"] {
         values.later(key);
@@ -241,6 +314,12 @@ fn session(values: &mut Values) -> Session {
         args: values.arguments("session.args"),
         command: values.arguments("session.command"),
         prompt: prompt.map(|found| Prompt::new(found.text)),
+        start: values.choice("session.start", Start::Boot, &[("boot", Start::Boot), ("wait", Start::Wait)]),
+        mode: values.choice(
+            "session.mode",
+            Mode::Tmux,
+            &[("tmux", Mode::Tmux), ("headless", Mode::Headless)],
+        ),
         on_exit: values.choice("session.on_exit", OnExit::Restart, &on_exit),
         stop_timeout: values.duration("session.stop_timeout"),
     }

@@ -21,6 +21,8 @@ pub(super) struct Credentials {
     /// What `secrets.required` names.
     pub(super) required: Vec<SecretName>,
     pub(super) seen: Seen,
+    /// What a box that waits for its task still lacks.
+    pub(super) missing: Vec<String>,
 }
 
 /// What is looked for under the name of one secret.
@@ -41,11 +43,13 @@ struct Candidate {
 }
 
 /// Finds every known credential and those that `secrets.required` names; what is wrong goes into `values.problems`.
+/// Where the box waits for its task, what is missing may come with it.
 #[must_use]
 pub(super) fn find(
     sources: &Sources,
     values: &mut Values,
     provider: Provider,
+    waits: bool,
     warnings: &mut Vec<String>,
 ) -> Credentials {
     let required = required_names(values);
@@ -63,12 +67,16 @@ pub(super) fn find(
     for one in &wanted {
         search.look_for(one);
     }
+    let before = search.values.problems.len();
     search.require_provider(provider);
     for name in &required {
         search.require(name, &wanted);
     }
+    let missing = if waits { search.values.problems.split_off(before) } else { Vec::new() };
+    let missing =
+        missing.into_iter().map(|problem| format!("{} {}", problem.what, problem.message)).collect();
     search.remarks(provider);
-    Credentials { secrets: search.secrets, required, seen: search.seen }
+    Credentials { secrets: search.secrets, required, seen: search.seen, missing }
 }
 
 fn required_names(values: &mut Values) -> Vec<SecretName> {

@@ -192,7 +192,7 @@ impl Gathering<'_> {
 
     fn repositories(&mut self, repositories: &[Repository]) {
         for repository in repositories {
-            let url = &repository.url;
+            let Some(url) = repository.url() else { continue };
             let origin = Origin::Repository { url: url.to_string().into() };
             self.needed(url.host(), url.port(), origin, "the repository can't be cloned");
         }

@@ -4,6 +4,7 @@
 //! local paths. Only an `https` URL with a host name leaves this file.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use crate::allowlist::{DEFAULT_PORT, DomainName, NameError};
 
@@ -162,7 +163,7 @@ impl fmt::Display for RepoUrl {
 /// One repository that the box clones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Repository {
-    pub url: RepoUrl,
+    pub source: Source,
     /// Its directory below `/workspace`.
     pub path: DirectoryName,
     /// The branch to check out; the remote's own choice if none.
@@ -170,6 +171,65 @@ pub struct Repository {
     /// Commits to fetch; 0 means all.
     pub depth: u32,
 }
+
+/// Where a repository comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    Url(RepoUrl),
+    /// A file of git-bundle(1) in the box; `url` becomes its origin.
+    Bundle {
+        file: PathBuf,
+        url: Option<RepoUrl>,
+    },
+}
+
+impl Repository {
+    /// The forge's address.
+    #[must_use]
+    pub fn url(&self) -> Option<&RepoUrl> {
+        match &self.source {
+            Source::Url(url) => Some(url),
+            Source::Bundle { url, .. } => url.as_ref(),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Url(url) | Self::Bundle { url: Some(url), .. } => url.fmt(f),
+            Self::Bundle { file, url: None } => file.display().fmt(f),
+        }
+    }
+}
+
+impl RepoUrl {
+    /// What the forge calls the repository: the directory that git would choose.
+    #[must_use]
+    pub fn name(&self) -> Option<DirectoryName> {
+        named(self.path.rsplit('/').next().unwrap_or_default(), ".git")
+    }
+}
+
+impl Source {
+    /// The directory that it gets where several are cloned and nobody named one.
+    #[must_use]
+    pub fn name(&self) -> Option<DirectoryName> {
+        match self {
+            Self::Url(url) | Self::Bundle { url: Some(url), .. } => url.name(),
+            Self::Bundle { file, url: None } => {
+                named(&file.file_name().unwrap_or_default().to_string_lossy(), ".bundle")
+            }
+        }
+    }
+}
+
+fn named(text: &str, suffix: &str) -> Option<DirectoryName> {
+    DirectoryName::parse(text.strip_suffix(suffix).unwrap_or(text)).ok()
+}
+
+/// The directory of the only repository.
+pub const ONLY: &str = "repo";
 
 /// The name of one directory, not a path.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -34,8 +34,10 @@ impl Drop for Scratch {
 }
 
 use super::provider::Provider;
+use super::repository::Source;
 use super::*;
 use crate::allowlist::{Allowlist, DomainName, Verdict};
+use crate::control::protocol::{Task, TaskRepository};
 
 const OAUTH: &str = "sk-ant-oat01-canary-canary-canary";
 const GITHUB: &str = "github_pat_11CANARY_canarycanarycanary";
@@ -43,7 +45,7 @@ const GITHUB: &str = "github_pat_11CANARY_canarycanarycanary";
 /// A machine's files and environment, in a directory of the test's own.
 struct World {
     scratch: Scratch,
-    env: Vec<(String, std::ffi::OsString)>,
+    env: Vec<(String, OsString)>,
 }
 
 impl World {
@@ -61,7 +63,7 @@ impl World {
         Self { scratch: Scratch::new("config"), env: Vec::new() }
     }
 
-    fn set(mut self, name: &str, value: impl Into<std::ffi::OsString>) -> Self {
+    fn set(mut self, name: &str, value: impl Into<OsString>) -> Self {
         self.env.retain(|(known, _)| known != name);
         self.env.push((name.to_owned(), value.into()));
         self
@@ -78,14 +80,19 @@ impl World {
     }
 
     fn load(&self) -> Result<Config, Problems> {
-        load(&Sources {
+        load(&self.sources())
+    }
+
+    fn sources(&self) -> Sources {
+        Sources {
             env: self.env.iter().cloned().collect(),
             toml_path: self.scratch.path("innkeeper.toml"),
             allowlist_path: self.scratch.path("domains.conf"),
             profiles_dir: self.scratch.path("profiles"),
             ceiling_path: self.scratch.path("ceiling.conf"),
             secrets_dir: self.scratch.path("secrets"),
-        })
+            task: None,
+        }
     }
 
     fn good(&self) -> Config {
@@ -156,7 +163,7 @@ fn the_environment_of_codetainer_boots() {
         config.secrets.get("GH_TOKEN").map(|secret| secret.expose().to_owned()).as_deref(),
         Some(GITHUB)
     );
-    assert_eq!(config.repositories[0].url.to_string(), "https://github.com/owner/repo");
+    assert_eq!(config.repositories[0].source.to_string(), "https://github.com/owner/repo");
     assert_eq!(config.repositories[0].path.as_str(), "repo");
     assert_eq!(config.session.prompt.unwrap().as_str(), "fix it\nnow");
     assert_eq!(
@@ -318,7 +325,7 @@ fn repositories_come_from_the_file_or_one_from_variables() {
         let show = |one: &Repository| {
             format!(
                 "{} {} {} {}",
-                one.url,
+                one.source,
                 one.path,
                 one.branch.as_ref().map_or("-", |b| b.as_str()),
                 one.depth
@@ -349,7 +356,7 @@ fn repositories_come_from_the_file_or_one_from_variables() {
 
 #[test]
 fn bad_repositories_are_all_reported_without_their_addresses() {
-    let listed = "[[repository]]\nurl = \"https://u:canary@a.example/x\"\n[[repository]]\npath = \"../x\"\nbranch = \"-b\"\n[[repository]]\nurl = \"https://a.example/x\"\n[[repository]]\nurl = \"https://a.example/y\"\n[[repository]]\nbundle = \"/x.bundle\"\n";
+    let listed = "[[repository]]\nurl = \"https://u:canary@a.example/x\"\n[[repository]]\npath = \"../x\"\nbranch = \"-b\"\n[[repository]]\nurl = \"https://a.example/x\"\n[[repository]]\nurl = \"https://a.example/y/x\"\n[[repository]]\nbundle = \"/nowhere/x.bundle\"\n";
     let report = World::new().file("innkeeper.toml", listed).report();
     assert_eq!(
         report,
@@ -357,10 +364,60 @@ fn bad_repositories_are_all_reported_without_their_addresses() {
          1. ROOT/innkeeper.toml:2: repository.url is not usable: it holds a user or a password; credentials come from GH_TOKEN; expected an https:// address\n   next: for example url = \"https://github.com/owner/repo\"\n\
          2. ROOT/innkeeper.toml:4: repository.path is \"../x\": it is a path; only one directory below /workspace can be named\n   next: for example path = \"repo\"\n\
          3. ROOT/innkeeper.toml:5: repository.branch is \"-b\": it begins with a hyphen: git would read it as an option\n   next: for example branch = \"main\"\n\
-         4. ROOT/innkeeper.toml:3: a repository has no url\n   next: for example url = \"https://github.com/owner/repo\"\n\
-         5. ROOT/innkeeper.toml:8: two repositories have the path \"repo\"\n   next: give each its own repository.path\n\
-         6. ROOT/innkeeper.toml:11: repository.bundle is set, but it is not in this version\n   next: unset it"
+         4. ROOT/innkeeper.toml:3: a repository has neither url nor bundle\n   next: for example url = \"https://github.com/owner/repo\"\n\
+         5. ROOT/innkeeper.toml:8: two repositories have the path \"x\"\n   next: give each its own repository.path\n\
+         6. ROOT/innkeeper.toml:11: repository.bundle is \"/nowhere/x.bundle\": it can't be looked at (entity not found); expected an absolute path\n   next: for example bundle = \"/mnt/work.bundle\""
     );
+}
+
+#[test]
+fn of_several_repositories_each_gets_its_own_name_and_the_only_one_is_repo() {
+    let paths = |world: &World| -> Vec<String> {
+        world.good().repositories.iter().map(|one| one.path.to_string()).collect()
+    };
+    let two =
+        "[[repository]]\nurl = \"https://a.example/g/x.git\"\n[[repository]]\nurl = \"git@b.example:y\"\n";
+    assert_eq!(paths(&World::new().file("innkeeper.toml", two)), ["x", "y"]);
+    assert_eq!(paths(&World::new().set("REPO_URL", "https://a.example/g/x")), ["repo"]);
+}
+
+#[test]
+fn a_bundle_is_a_file_in_the_box_and_its_address_is_the_origin() {
+    let world = World::new().file("work.bundle", "as git wrote it");
+    let file = world.scratch.path("work.bundle");
+    let world = world.set("INNKEEPER_REPOSITORY_BUNDLE", file.clone());
+    let config = world.good();
+    let [only] = config.repositories.as_slice() else { panic!("{config:?}") };
+    assert_eq!(only.source, Source::Bundle { file: file.clone(), url: None });
+    assert_eq!((only.path.as_str(), only.url()), ("repo", None));
+    let world = world.set("REPO_URL", "https://github.com/a/b");
+    let config = world.good();
+    assert_eq!(config.repositories[0].url().unwrap().to_string(), "https://github.com/a/b");
+    let report = world.set("INNKEEPER_REPOSITORY_DEPTH", "3").report();
+    assert!(report.contains("a bundle is cloned whole"), "{report}");
+}
+
+#[test]
+fn a_box_that_waits_may_lack_what_its_task_brings_but_not_get_it_wrong() {
+    let bare = || World::new().unset("CLAUDE_CODE_OAUTH_TOKEN").set("INNKEEPER_SESSION_START", "wait");
+    let config = bare().good();
+    assert_eq!(config.session.start, Start::Wait);
+    assert_eq!(config.missing.len(), 1);
+    assert!(config.missing[0].starts_with("CLAUDE_CODE_OAUTH_TOKEN"), "{:?}", config.missing);
+    assert!(bare().set("CLAUDE_CODE_OAUTH_TOKEN", "wrong").load().is_err());
+    let begins = |task: &Task| load(&bare().sources().with_task(task));
+    assert!(begins(&Task::default()).is_err(), "with the task nothing may be missing");
+    let secret = |value: &str| vec![("CLAUDE_CODE_OAUTH_TOKEN".to_owned(), value.to_owned())];
+    let prompt = Some("Do it".to_owned());
+    let url = "https://git.example/o/r".to_owned();
+    let repositories = vec![TaskRepository { url, path: Some("r".into()), ..TaskRepository::default() }];
+    let config = begins(&Task { repositories, prompt, secrets: secret(OAUTH) }).unwrap();
+    assert_eq!(config.session.prompt.unwrap().as_str(), "Do it");
+    let shown: Vec<String> = config.network.rules.iter().map(ToString::to_string).collect();
+    assert!(shown.iter().any(|rule| rule == "git.example"), "{shown:?}");
+    let task = Task { secrets: secret("sk-ant-canary"), ..Task::default() };
+    let problems = begins(&task).unwrap_err().to_string();
+    assert!(problems.contains("CLAUDE_CODE_OAUTH_TOKEN") && !problems.contains("canary"), "{problems}");
 }
 
 #[test]
@@ -561,7 +618,7 @@ fn ruin() -> World {
         .set("INNKEEPER_NETWORK_REFRESH", "300")
         .set("INNKEEPER_NETWORK_UPSTREAMS", "dns.example, 192.0.2.53")
         .set("INNKEEPER_NETWORK_ALLOW", "a.example:0; b.example")
-        .set("INNKEEPER_SESSION_PROMPT", std::ffi::OsString::from_vec(vec![0xff]))
+        .set("INNKEEPER_SESSION_PROMPT", OsString::from_vec(vec![0xff]))
         .set("INNKEEPER_LOG_FORMAT", GITHUB)
         .set("REPO_URL", "https://user:canary-password@github.com/a/b")
         .set("CLAUDE_CODE_OAUTH_TOKEN", "\"sk-ant-oat01-canary-canary\"")
@@ -634,7 +691,8 @@ fn every_example_of_the_table_is_good() {
             world.file("ca.pem", "-----BEGIN CERTIFICATE-----")
         };
         let example = match setting.key {
-            "tls.ca_certs" => continue, // names a file of the image: certificates_are_looked_at()
+            // Files that are looked at: certificates_are_looked_at(), a_bundle_is_a_file_in_the_box…()
+            "tls.ca_certs" | "repository.bundle" => continue,
             // These look at files and at the policy: notices_go_to_programs_and_hosts_that_may_have_them()
             "notices.command" | "notices.webhook" => continue,
             "network.profiles" => "npm",

@@ -29,8 +29,8 @@ const SELF_GOVERNED: &[&str] = &["proc", "devpts", "mqueue"];
 pub struct Writable {
     places: Vec<PathBuf>,
     agent: Owner,
-    /// PID 1 writes below it, and nobody else can.
-    kept: Option<PathBuf>,
+    /// PID 1 writes below them, and nobody else can.
+    kept: Vec<PathBuf>,
 }
 
 impl Writable {
@@ -39,21 +39,22 @@ impl Writable {
     pub fn new(layout: &[super::layout::Mount], agent: Owner) -> Self {
         let mut paths: Vec<PathBuf> = layout.iter().map(|place| place.path.clone()).collect();
         paths.extend(["/dev/shm", "/dev/mqueue", "/dev/pts"].map(PathBuf::from));
-        Self { places: paths, agent, kept: None }
+        Self { places: paths, agent, kept: Vec::new() }
     }
 
     /// The mount in which this file of root's lies stays writable: for root, which is looked at as everywhere.
     #[must_use]
-    pub fn keeping(self, file: Option<&Path>) -> Self {
+    pub fn keeping(mut self, file: Option<&Path>) -> Self {
         let table = file.and_then(|_| MountTable::read().ok());
         let mount =
             file.zip(table).and_then(|(file, table)| table.covering(file).map(|entry| entry.path.clone()));
         // The root file system is never spared: a file there is refused before anything is touched.
-        Self { kept: mount.filter(|mount| mount != Path::new("/")), ..self }
+        self.kept.extend(mount.filter(|mount| mount != Path::new("/")));
+        self
     }
 
     fn keeps(&self, entry: &MountEntry) -> bool {
-        self.kept.as_ref() == Some(&entry.path)
+        self.kept.contains(&entry.path)
     }
 
     /// The mounts that must become read-only and are not.

@@ -53,7 +53,7 @@ impl Innkeeper {
 
     /// Reads every source of the policy again; all of it takes effect or nothing.
     pub(super) fn reload_policy(&self) -> Response {
-        let config = match config::load(&self.sources) {
+        let config = match config::load(&self.sources_now()) {
             Ok(config) => config,
             Err(problems) => {
                 let reason = format!("the old policy stays: {problems}");

@@ -10,6 +10,8 @@ pub mod exit {
     pub const NO_BOX: u8 = 1;
     /// EX_USAGE.
     pub const USAGE: u8 = 64;
+    /// EX_UNAVAILABLE: something that a headless run depends on is not there; a retry may help.
+    pub const UNAVAILABLE: u8 = 69;
     /// EX_SOFTWARE: a fault of ours.
     pub const INTERNAL: u8 = 70;
     /// EX_TEMPFAIL: not now; the same may be tried again.

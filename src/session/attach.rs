@@ -31,6 +31,8 @@ pub enum AttachError {
     BootFailed(String),
     #[error("the box is stopping")]
     Stopping,
+    #[error("this box works headless and has no terminal; its standard output has what it does: docker logs")]
+    Headless,
     #[error("the box ended while it booted; its log says why")]
     Gone,
     #[error("cannot take a seat in the box")]
@@ -135,6 +137,9 @@ fn wait_for_session(console: bool) -> Result<(), AttachError> {
             return Err(AttachError::BootFailed("it does not tell how far it is".to_owned()));
         };
         shown += show_steps(steps.get(shown..).unwrap_or_default());
+        if session.headless {
+            return Err(AttachError::Headless);
+        }
         match phase {
             Phase::Failed => return Err(AttachError::BootFailed(failed_step(&steps))),
             Phase::Stopping => return Err(AttachError::Stopping),

@@ -71,7 +71,7 @@ impl Changes {
 }
 
 /// The agent's words: their lines stay, all else that acts on a terminal does not.
-pub(super) fn words(text: &str) -> String {
+pub(crate) fn words(text: &str) -> String {
     bounded(text, MAX_TEXT).lines().map(inert).collect::<Vec<_>>().join("\n")
 }
 

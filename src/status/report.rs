@@ -385,6 +385,9 @@ pub struct Session {
     /// What was last on the screen of a Claude that ended: inert but for its line ends, at most 2000 characters.
     #[serde(default)]
     pub last_output: Option<String>,
+    /// Whether it works without a terminal: nobody can enter it.
+    #[serde(default)]
+    pub headless: bool,
     /// The final result of a headless run, inert but for its line ends, at most 2000 characters.
     #[serde(default)]
     pub result: Option<String>,

@@ -114,10 +114,15 @@ fn errno(what: &'static str) -> impl FnOnce(nix::errno::Errno) -> RunAsError {
 
 /// Becomes `identity` and executes `command`. Returns only with an error.
 pub fn run(identity: &Identity, command: &[OsString]) -> RunAsError {
-    match drop_everything(identity, identity.uid) {
+    match become_agent(identity) {
         Ok(()) => exec(command),
         Err(error) => error,
     }
+}
+
+/// Becomes `identity` in this very process, for good, without an exec.
+pub fn become_agent(identity: &Identity) -> Result<(), RunAsError> {
+    drop_everything(identity, identity.uid)
 }
 
 /// Becomes `identity` in this very process, but for its real and saved uid. Files, sockets and SO_PEERCRED see the

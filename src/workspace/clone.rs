@@ -12,8 +12,11 @@ pub const OCCUPIED: i32 = 3;
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Clone {
+    #[arg(long, required_unless_present = "bundle")]
+    pub url: Option<String>,
+    /// What is cloned in the address's place.
     #[arg(long)]
-    pub url: String,
+    pub bundle: Option<PathBuf>,
     #[arg(long)]
     pub into: PathBuf,
     #[arg(long)]
@@ -21,6 +24,9 @@ pub struct Clone {
     #[arg(long)]
     pub depth: Option<u32>,
 }
+
+/// Exit status when the forge says no: there is no such repository or branch, or not for this token.
+pub const REFUSED: i32 = 4;
 
 /// How it went: an exit status and a line.
 #[derive(Debug, PartialEq, Eq)]
@@ -53,12 +59,20 @@ pub fn run(clone: &Clone) -> Outcome {
     let (status, said) = git(clone, &staging);
     if status != 0 {
         drop(remove(&staging));
-        return Outcome::new(1, format!("git clone failed ({status}): {}", last_lines(&said)));
+        let outcome = if is_refusal(&said) { REFUSED } else { 1 };
+        return Outcome::new(outcome, format!("git clone failed ({status}): {}", last_lines(&said)));
+    }
+    if clone.bundle.is_some()
+        && let Err(said) = set_origin(clone, &staging)
+    {
+        drop(remove(&staging));
+        return Outcome::new(1, format!("cannot set the origin of a bundle's clone: {}", last_lines(&said)));
     }
     // An empty directory at the target is replaced by the rename; anything else was refused above.
     match std::fs::rename(&staging, &clone.into) {
         Ok(()) => {
-            let fork = crate::comforts::fork::detect(&clone.into, &clone.url);
+            let url = clone.url.as_deref().unwrap_or_default();
+            let fork = crate::comforts::fork::detect(&clone.into, url);
             let fork = fork.map_or_else(String::new, |fork| format!(", {fork}"));
             Outcome::new(0, format!("cloned {}{fork}", head(&clone.into)))
         }
@@ -88,7 +102,10 @@ fn remove(path: &Path) -> std::io::Result<()> {
 /// The submodules are left to the agent: their hosts may not be allowed.
 fn git(clone: &Clone, staging: &Path) -> (i32, String) {
     let mut command = Command::new("/usr/bin/git");
-    command.args(["-c", "protocol.allow=never", "-c", "protocol.https.allow=always"]);
+    // A bundle is a local file to git; an address never is one.
+    let allowed =
+        if clone.bundle.is_some() { "protocol.file.allow=always" } else { "protocol.https.allow=always" };
+    command.args(["-c", "protocol.allow=never", "-c", allowed]);
     command.args(["clone", "--quiet", "--origin", "origin"]);
     if let Some(branch) = &clone.branch {
         command.args(["--branch", branch]);
@@ -96,9 +113,28 @@ fn git(clone: &Clone, staging: &Path) -> (i32, String) {
     if let Some(depth) = clone.depth {
         command.args(["--depth", &depth.to_string()]);
     }
-    command.arg("--").arg(&clone.url).arg(staging);
+    match (&clone.bundle, &clone.url) {
+        (Some(bundle), _) => command.arg("--").arg(bundle).arg(staging),
+        (None, url) => command.arg("--").args(url).arg(staging),
+    };
     command.env("GIT_TERMINAL_PROMPT", "0").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     run_command(&mut command)
+}
+
+/// The bundle is no place to push to; the forge is, where there is one. What it has beyond the bundle is fetched by
+/// whoever needs it.
+fn set_origin(clone: &Clone, staging: &Path) -> Result<(), String> {
+    let mut command = Command::new("/usr/bin/git");
+    command.arg("-C").arg(staging).args(["-c", "core.hooksPath=/dev/null", "remote"]);
+    match &clone.url {
+        Some(url) => command.args(["set-url", "origin", url]),
+        None => command.args(["remove", "origin"]),
+    };
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    match run_command(&mut command) {
+        (0, _) => Ok(()),
+        (_, said) => Err(said),
+    }
 }
 
 fn head(directory: &Path) -> String {
@@ -134,6 +170,13 @@ fn run_command(command: &mut Command) -> (i32, String) {
     (status, String::from_utf8_lossy(&said).into_owned())
 }
 
+/// Git's words for an answer, unlike those for none.
+fn is_refusal(said: &str) -> bool {
+    ["not found", "Authentication failed", "could not read Username", "returned error: 403"]
+        .iter()
+        .any(|words| said.contains(words))
+}
+
 fn last_lines(text: &str) -> String {
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     lines.get(lines.len().saturating_sub(3)..).unwrap_or_default().join(" | ")
@@ -150,8 +193,13 @@ mod tests {
         let into = directory.join("repo");
         std::fs::create_dir_all(&into).unwrap();
         std::fs::write(into.join("work.txt"), "precious").unwrap();
-        let clone =
-            Clone { url: "https://github.com/a/b".into(), into: into.clone(), branch: None, depth: None };
+        let clone = Clone {
+            url: Some("https://github.com/a/b".into()),
+            bundle: None,
+            into: into.clone(),
+            branch: None,
+            depth: None,
+        };
         assert_eq!(run(&clone).status, OCCUPIED);
         std::fs::create_dir(into.join(".git")).unwrap();
         assert_eq!(run(&clone).status, 0);

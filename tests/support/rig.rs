@@ -831,6 +831,11 @@ impl RunningBox {
         run(self.engine, &["logs", &self.name]).both()
     }
 
+    /// What the box has said on standard output, and nowhere else.
+    pub(crate) fn stdout(&self) -> String {
+        run(self.engine, &["logs", &self.name]).out
+    }
+
     /// `docker exec` of a command line of bash.
     pub(crate) fn exec(&self, user: &str, command: &str) -> Done {
         run(self.engine, &["exec", "-u", user, &self.name, "bash", "-c", command])

@@ -112,21 +112,28 @@ pub const SETTINGS: &[Setting] = &[
     row("repository.url", Kind::Url, "", "address of a repository to clone, or git@HOST:PATH")
         .example("https://github.com/owner/repo")
         .also(&["REPO_URL"]),
-    row("repository.bundle", Kind::Later, "", "a git bundle to clone"),
-    row("repository.path", Kind::Line, "repo", "its directory below /workspace"),
+    row("repository.bundle", Kind::Path, "", "a git bundle in the box to clone, in place of an address or before it is asked")
+        .example("/mnt/work.bundle"),
+    row(
+        "repository.path",
+        Kind::Line,
+        "",
+        "its directory below /workspace; unless set, repo where it is the only one, else its own name",
+    )
+    .example("repo"),
     row("repository.branch", Kind::Line, "", "its branch; the remote's own choice if none").example("main"),
     row("repository.depth", Kind::Number { max: 1_000_000 }, "0", "commits to fetch; 0 fetches all"),
     row(
         "session.start",
-        Kind::Choice(&[word("boot"), later("wait")]),
+        Kind::Choice(&[word("boot"), word("wait")]),
         "boot",
-        "whether the session begins with the boot or waits for its task",
+        "whether the task begins with the boot or waits for `innkeeper start`",
     ),
     row(
         "session.mode",
-        Kind::Choice(&[word("tmux"), later("headless")]),
+        Kind::Choice(&[word("tmux"), word("headless")]),
         "tmux",
-        "whether the agent works in a terminal",
+        "whether the agent works on a terminal that operators can come to, or without one and to an end",
     ),
     row("session.agent", Kind::Choice(&[word("claude")]), "claude", "the agent that works in the box"),
     row("session.args", Kind::Arguments, "", "further arguments of the agent").example("--model\nopus"),

@@ -152,7 +152,7 @@ mod tests {
         assert!(SETTINGS.iter().all(|setting| help.contains(setting.key)));
         assert!(help.contains("[8s]") && help.contains("(also REPO_URL)"), "{help}");
         assert!(SETTINGS.iter().all(|setting| !setting.help.is_empty() && !setting.help.ends_with('.')));
-        assert!(help.contains("headless\n") && help.contains("left to the operator [deny]\n"), "{help}");
+        assert!(help.contains("left to the operator [deny]\n"), "{help}");
     }
 
     #[test]

@@ -92,12 +92,11 @@ fn durations_and_sizes_say_what_was_given_and_what_is_expected() {
 }
 
 #[test]
-fn choices_tell_the_unknown_from_what_is_not_in_this_version() {
-    let pairs = [("boot", 1)];
-    assert_eq!(variable("session.start", "boot").choice("session.start", 0, &pairs), 1);
-    let expected = "; expected only boot\n   next: for example V=boot";
+fn an_unknown_choice_is_named_with_what_is_near() {
+    let pairs = [("boot", 1), ("wait", 2)];
+    assert_eq!(variable("session.start", "wait").choice("session.start", 0, &pairs), 2);
+    let expected = "; expected one of boot, wait\n   next: for example V=boot";
     for (text, why) in [
-        ("wait", "it is not in this version"),
         ("boto", "it is unknown (did you mean boot?)"),
         ("whatever else", "it is unknown"),
         ("", "it is unknown"),

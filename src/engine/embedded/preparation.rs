@@ -157,6 +157,7 @@ fn check(
         profiles_dir: place.join("etc/innkeeper/network/profiles"),
         ceiling_path: place.join("etc/innkeeper/ceiling.conf"),
         secrets_dir: place.join("run/secrets"),
+        task: None,
     };
     let loaded = config::load(&sources).map_err(|problems| EmbeddedError::Config(problems.to_string()));
     fs::remove_dir_all(&place).map_err(|source| EmbeddedError::Given { path: place.clone(), source })?;

@@ -1,0 +1,302 @@
+//! Headless: the agent works without a terminal and to an end (`session.mode=headless`), for CI and Kubernetes Jobs.
+//!
+//! Standard output is exactly Claude's stream-json, and the box's exit status is what came of the run. There is no tmux;
+//! nobody comes in. A usage limit is waited out, and the run goes on.
+
+pub mod outcome;
+pub mod stream;
+pub mod termination;
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use nix::sys::signal::Signal;
+
+use crate::control::protocol::ClaudeStart;
+use crate::firewall::EgressLocked;
+use crate::report::{chain, event, exit};
+use crate::session::launcher::{self, Streams};
+use crate::status::Board;
+use crate::status::report::{Session, SessionState};
+use crate::supervisor::run_as::Identity;
+use crate::supervisor::{Child, Ending, Exit, Launch, Spawner, Stream, thread};
+use outcome::{Outcome, judge};
+use stream::{Fact, MAX_FACT, RunResult};
+
+/// What a headless run needs.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub identity: Identity,
+    pub start: ClaudeStart,
+    /// Whether the box ends at a usage limit.
+    pub stops_at_limit: bool,
+}
+
+/// The run, for who ends it.
+#[derive(Debug, Clone)]
+pub struct Headless {
+    state: Arc<Mutex<State>>,
+    over: Arc<Mutex<Option<Receiver<()>>>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    claude: Option<crate::supervisor::Remote>,
+    stopping: bool,
+    /// Wakes a run that waits for a limit to end.
+    wake: Option<Sender<()>>,
+}
+
+/// What Claude is told where it goes on with its own conversation.
+pub const GO_ON: &str = "You were interrupted. Go on with your task where you stopped.";
+/// After a limit's end, as its clock and ours may differ.
+const AFTER_LIMIT: Duration = Duration::from_secs(5);
+/// Pauses where nobody said when the limit ends.
+const UNKNOWN_LIMIT: [Duration; 4] = [
+    Duration::from_secs(300),
+    Duration::from_secs(900),
+    Duration::from_secs(1800),
+    Duration::from_secs(3600),
+];
+/// A reader of the box's output that is slower than this at the end loses the rest.
+const LAST_WORDS: Duration = Duration::from_secs(60);
+/// A result is a line now and then; who tells more is none of ours.
+const FACT_PAUSE: Duration = Duration::from_millis(20);
+
+impl Headless {
+    /// Starts the run's thread. The proof says that the firewall is in before the agent exists.
+    pub fn start(plan: Plan, spawner: Spawner, board: Arc<Board>, _: &EgressLocked) -> std::io::Result<Self> {
+        let (done, over) = mpsc::channel();
+        let headless = Self { state: Arc::default(), over: Arc::new(Mutex::new(Some(over))) };
+        let run = Run { plan, spawner, board, headless: headless.clone(), agent_over: done };
+        thread("headless", move || run.run())?;
+        Ok(headless)
+    }
+
+    /// Tells Claude to end; returns when it has, or after `limit`.
+    pub fn stop(&self, limit: Duration) {
+        let claude = {
+            let mut state = self.state();
+            state.stopping = true;
+            if let Some(wake) = state.wake.take() {
+                wake.send(()).ok();
+            }
+            state.claude.clone()
+        };
+        if let Some(claude) = claude {
+            claude.signal(Signal::SIGTERM);
+        }
+        let over = self.over.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(over) = over {
+            over.recv_timeout(limit).ok();
+        }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Run {
+    plan: Plan,
+    spawner: Spawner,
+    board: Arc<Board>,
+    headless: Headless,
+    agent_over: Sender<()>,
+}
+
+/// What one life of Claude came to.
+struct Life {
+    exit: Exit,
+    result: Option<RunResult>,
+    /// A limit that it told of, and until when that holds.
+    limit: Option<Option<u64>>,
+}
+
+impl Run {
+    fn run(mut self) {
+        let mut pauses = UNKNOWN_LIMIT.iter().copied();
+        let ending = loop {
+            let life = match self.live() {
+                Ok(life) => life,
+                Err(ending) => break Some(ending),
+            };
+            self.board.session(|session| show_result(session, &life));
+            if self.headless.state().stopping {
+                break None;
+            }
+            match judge(life.exit, life.result.as_ref(), life.limit.is_some()) {
+                Outcome::End(ending) => break Some(ending),
+                Outcome::Limited if self.plan.stops_at_limit => {
+                    let reason =
+                        "a usage limit was reached (session.on_limit=stop); the run can be continued";
+                    break Some(Ending { status: exit::LATER, reason: reason.to_owned() });
+                }
+                Outcome::Limited => {
+                    let fallback = pauses.next().unwrap_or(Duration::from_secs(3600));
+                    if !self.wait_for_limit(life.limit.flatten(), fallback) {
+                        break None;
+                    }
+                    self.plan.start.resume = true;
+                    self.plan.start.prompt = Some(GO_ON.to_owned());
+                }
+            }
+        };
+        self.board.session(|session| {
+            session.state = SessionState::Done;
+            session.claude_pid = None;
+            session.until = None;
+        });
+        // Whoever stops the box waits for this, and gives the reason.
+        self.agent_over.send(()).ok();
+        if let Some(ending) = ending {
+            event("session", &ending.reason);
+            self.spawner.finish(ending);
+        }
+    }
+
+    /// One life of Claude, to its end and to the end of its output.
+    fn live(&self) -> Result<Life, Ending> {
+        let failed = |cause: String| Ending {
+            status: exit::CONFIG,
+            reason: format!("Claude Code can't be started: {cause}"),
+        };
+        let (facts, mut copier, streams) = self.output().map_err(|error| failed(error.to_string()))?;
+        self.board.session(|session| session.state = SessionState::Starting);
+        let mut claude = launcher::start(&self.spawner, &self.plan.identity, &self.plan.start, streams)
+            .map_err(|error| failed(chain(&error)))?;
+        self.begins(&claude);
+        let exit = claude.wait();
+        self.headless.state().claude = None;
+        // Who escaped from the run may hold its output open: the run is over, and so are they.
+        crate::innkeeper::kill_all(&[self.plan.identity.uid], Signal::SIGKILL);
+        if copier.wait_for(LAST_WORDS).is_none() {
+            event("session", "nobody takes the rest of the run's output; it is lost");
+            copier.signal(Signal::SIGKILL);
+        }
+        let mut life = Life { exit, result: None, limit: None };
+        while let Ok(fact) = facts.recv_timeout(Duration::from_secs(1)) {
+            match fact {
+                Fact::Result(result) => life.result = Some(result),
+                Fact::Limited { until } => life.limit = Some(until),
+            }
+        }
+        Ok(life)
+    }
+
+    fn begins(&self, claude: &Child) {
+        let pid = claude.pid();
+        let stopping = {
+            let mut state = self.headless.state();
+            state.claude = Some(claude.remote());
+            state.stopping
+        };
+        if stopping {
+            claude.signal(Signal::SIGTERM);
+        }
+        event("session", &format!("Claude Code is running (pid {pid})"));
+        self.board.session(|session| {
+            session.state = SessionState::Running;
+            session.claude_pid = Some(pid);
+            session.until = None;
+            session.detail = "headless: its output is the box's standard output".to_owned();
+        });
+    }
+
+    /// The way of Claude's output: a pipe to the child that copies it to ours, and what that child reads out of it.
+    fn output(&self) -> std::io::Result<(Receiver<Fact>, Child, Streams)> {
+        let (reader, writer) = std::io::pipe()?;
+        let (said, telling) = std::io::pipe()?;
+        let mut launch = Launch::own("stream", None).args(self.plan.identity.to_args());
+        launch.stdin = Stream::Fd(reader.into());
+        launch.stdout = Stream::Inherit;
+        launch.stderr = Stream::Fd(telling.into());
+        let copier = self.spawner.spawn(launch).map_err(std::io::Error::other)?;
+        let (sender, facts) = mpsc::channel();
+        thread("facts", move || listen(said.into(), &sender))?;
+        let Stream::Fd(stderr) = Stream::events("claude")? else {
+            return Err(std::io::Error::other("no pipe for standard error"));
+        };
+        Ok((facts, copier, Streams::Pipes { stdout: writer.into(), stderr }))
+    }
+
+    /// Waits until the limit is over; false when the box stops meanwhile.
+    fn wait_for_limit(&self, until: Option<u64>, fallback: Duration) -> bool {
+        let now = SystemTime::now();
+        let end = until.and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
+        // What is said is hearsay: a limit lasts a week at most.
+        let pause = end.and_then(|end| end.duration_since(now).ok()).unwrap_or(fallback);
+        let pause = pause.min(Duration::from_secs(8 * 86_400)) + AFTER_LIMIT;
+        let shown = crate::report::time(now + pause);
+        event("session", &format!("a usage limit was reached; the run goes on at {shown}"));
+        self.board.session(|session| {
+            session.state = SessionState::Limited;
+            session.claude_pid = None;
+            session.until = Some(shown.clone());
+            session.detail = format!("a usage limit was reached; it goes on at {shown}");
+        });
+        let (wake, woken) = mpsc::channel();
+        {
+            let mut state = self.headless.state();
+            if state.stopping {
+                return false;
+            }
+            state.wake = Some(wake);
+        }
+        // By the clock of the wall, which a limit means: a machine that slept must not sleep on.
+        let goal = now + pause;
+        loop {
+            let left = goal.duration_since(SystemTime::now()).unwrap_or_default();
+            if left.is_zero() {
+                return true;
+            }
+            match woken.recv_timeout(left.min(Duration::from_secs(30))) {
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(()) | Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+    }
+}
+
+/// Facts by the line, bounded in size and speed.
+fn listen(said: OwnedFd, facts: &Sender<Fact>) {
+    let mut reader = BufReader::new(std::fs::File::from(said));
+    let limit = u64::try_from(MAX_FACT).unwrap_or(u64::MAX);
+    loop {
+        let mut line = Vec::new();
+        match reader.by_ref().take(limit).read_until(b'\n', &mut line) {
+            Ok(1..) if line.ends_with(b"\n") => {}
+            Ok(_) | Err(_) => return,
+        }
+        let Ok(fact) = serde_json::from_slice(&line) else { return };
+        if facts.send(fact).is_err() {
+            return;
+        }
+        crate::supervisor::backoff::pause(FACT_PAUSE);
+    }
+}
+
+fn show_result(session: &mut Session, life: &Life) {
+    session.claude_pid = None;
+    session.last_exit = Some(format!("Claude Code ended ({})", life.exit));
+    if let Some(result) = &life.result {
+        session.result = Some(crate::session::turns::words(&result.text));
+        let cost = f64::from(u32::try_from(result.cost_microusd / 100).unwrap_or(u32::MAX)) / 1e4;
+        // The account of each life is its own.
+        session.cost_usd = Some(session.cost_usd.unwrap_or_default() + cost);
+    }
+}
+
+/// The arguments with which Claude works headless.
+#[must_use]
+pub fn arguments(max_cost: Option<&str>) -> Vec<String> {
+    let mut args: Vec<String> =
+        ["--print", "--output-format", "stream-json", "--verbose"].map(str::to_owned).to_vec();
+    if let Some(cost) = max_cost {
+        args.extend(["--max-budget-usd".to_owned(), cost.to_owned()]);
+    }
+    args
+}
