@@ -11,6 +11,7 @@ pub mod format;
 pub mod hint;
 mod input;
 pub mod names;
+mod naming;
 pub mod note;
 pub mod patterns;
 pub mod status_line;
@@ -30,6 +31,7 @@ pub enum Comfort {
         requests: bool,
     },
     Hint,
+    Name,
     Format {
         #[arg(long)]
         patterns: PathBuf,
@@ -44,10 +46,14 @@ pub enum Comfort {
 /// Runs one, for as long as it may take, and returns what it has to say.
 #[must_use]
 pub fn run(comfort: Comfort) -> String {
+    if is_aside() {
+        return String::new();
+    }
     let limit = match comfort {
         Comfort::StatusLine => status_line::LIMIT,
         Comfort::Note { .. } => note::LIMIT,
         Comfort::Hint => hint::LIMIT,
+        Comfort::Name => naming::LIMIT,
         Comfort::Format { .. } => format::LIMIT,
         Comfort::SyncFork { now: false } => sync::BEGIN_LIMIT,
         Comfort::SyncFork { now: true } => sync::LIMIT,
@@ -56,6 +62,7 @@ pub fn run(comfort: Comfort) -> String {
         Comfort::StatusLine => status_line::run(),
         Comfort::Note { requests } => note::run(requests),
         Comfort::Hint => hint::run(),
+        Comfort::Name => naming::run(),
         Comfort::Format { patterns } => {
             format::run(&patterns);
             String::new()
@@ -69,6 +76,15 @@ pub fn run(comfort: Comfort) -> String {
             String::new()
         }
     })
+}
+
+/// Set for a Claude that the box itself asks something, such as a name: its hooks are no news of the session, and a
+/// name for that conversation would ask for the next.
+pub const ASIDE: &str = "INNKEEPER_ASIDE";
+
+#[must_use]
+pub fn is_aside() -> bool {
+    std::env::var_os(ASIDE).is_some()
 }
 
 /// What the work says, or nothing where it takes longer: its thread ends with the process.

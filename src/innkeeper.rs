@@ -2,6 +2,7 @@
 
 mod check;
 mod condition;
+mod names;
 mod policy_changes;
 mod refusals;
 mod requests;
@@ -96,6 +97,8 @@ pub struct Innkeeper {
     requests: Mutex<Book>,
     /// What the lint says of the policy in force.
     lint: Mutex<Vec<String>>,
+    /// What conversations are called.
+    names: Mutex<names::Names>,
     /// RFC 3339: since when is recorded what the box does.
     since: String,
 }
@@ -161,6 +164,7 @@ impl Innkeeper {
             changing: Mutex::new(()),
             requests: Mutex::new(Book::new(boottime())),
             lint: Mutex::default(),
+            names: Mutex::default(),
             since: crate::report::now(),
         };
         innkeeper.show_policy();
@@ -341,6 +345,7 @@ impl Desk for Innkeeper {
             Request::Hook { turn, text } => self.hook(turn, &text),
             Request::Gauge { .. } => Response::Heard,
             Request::Refusals { last_ms } => self.refusals(last_ms),
+            Request::Name { conversation, text } => self.name(&conversation, &text),
             Request::Start { task } => self.start(task),
             Request::Session { .. } | Request::Save => {
                 Response::Failed { reason: "not in this version".to_owned() }

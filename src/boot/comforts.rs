@@ -1,8 +1,14 @@
 //! What the configuration makes of Claude's comforts and telemetry: its managed settings, arguments and variables.
 
+use super::host;
+use super::places::agent_identity;
+use crate::comforts::ASIDE;
 use crate::config::{Comfort, Config, Model, Requests};
+use crate::control::protocol::ClaudeStart;
 use crate::identity::claude::{ClaudePlan, comfort};
 use crate::innkeeper::Innkeeper;
+use crate::prerequisites::programs::CLAUDE;
+use crate::supervisor::run_as::Identity;
 use crate::telemetry;
 
 /// Plugins are few; a directory of more is none of plugins.
@@ -25,6 +31,11 @@ pub(super) fn plan(config: &Config) -> ClaudePlan {
         let path = shell_word(&patterns.display().to_string());
         hooks.push(comfort("PostToolUse", "Edit|Write|MultiEdit", &format!("format --patterns {path}"), 15));
     }
+    if claude.has(Comfort::SessionNames) {
+        for event in ["Stop", "UserPromptSubmit", "SessionStart"] {
+            hooks.push(comfort(event, "", "name", 5));
+        }
+    }
     if claude.has(Comfort::SyncFork) {
         hooks.push(comfort("SessionStart", "", "sync-fork", 5));
     }
@@ -40,6 +51,27 @@ pub(super) fn plan(config: &Config) -> ClaudePlan {
         hooks,
         instructions: claude.instructions.clone(),
     }
+}
+
+/// A Claude that answers one question of the box's own, by the cheapest model: without tools, without the telemetry and
+/// the prompt of the session's, in a directory that is no project.
+pub(crate) fn aside(innkeeper: &Innkeeper, question: String) -> (Identity, ClaudeStart) {
+    let plan = innkeeper.with_config(|config| host::session_plan(innkeeper, config, None));
+    let mut env = plan.start.env;
+    env.retain(|(name, _)| !name.starts_with("OTEL_") && !name.contains("TELEMETRY"));
+    env.push((ASIDE.to_owned(), "1".to_owned()));
+    let args = ["-p", "--model", "haiku", "--max-turns", "1", "--tools", "", "--no-session-persistence"];
+    let start = ClaudeStart {
+        program: CLAUDE.to_owned(),
+        args: args.map(str::to_owned).to_vec(),
+        env,
+        cwd: "/".to_owned(),
+        prompt: Some(question),
+        resume: false,
+        oauth_token: plan.start.oauth_token,
+        files: plan.start.files,
+    };
+    (agent_identity(innkeeper, "/"), start)
 }
 
 /// Claude gives a hook's command to a shell.
