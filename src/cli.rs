@@ -21,6 +21,7 @@ mod hidden;
 mod manual;
 mod policy;
 mod seat;
+mod session;
 
 pub(crate) use policy::answer;
 
@@ -84,6 +85,9 @@ enum Command {
     /// Every setting: key, default, variable
     #[command(after_help = "Example:\n  innkeeper settings | grep -A3 network")]
     Settings,
+    /// The agent's session: begin it anew, or end it
+    #[command(subcommand)]
+    Session(session::SessionCommand),
     #[command(flatten)]
     Manual(manual::Manual),
     /// What this host can and can't give, before a boot: run it with the flags that a boot would get
@@ -169,6 +173,7 @@ fn dispatch(command: Command) -> u8 {
         Command::Start(args) => task::run(args),
         Command::Log(args) => crate::audit::command::run(&args),
         Command::Report(args) => crate::morning::command::run(&args),
+        Command::Session(command) => session::run(&command),
         Command::Manual(wanted) => manual::run(&wanted, Cli::command()),
         Command::Doctor(args) => crate::doctor::run(&args),
         Command::Settings => print(&crate::config::settings::help()),

@@ -211,6 +211,7 @@ pub struct Session {
     pub start: Start,
     pub mode: Mode,
     pub on_exit: OnExit,
+    pub limits: crate::session::Limits,
     pub stop_timeout: Duration,
 }
 

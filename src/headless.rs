@@ -18,9 +18,12 @@ use nix::sys::signal::Signal;
 use crate::control::protocol::ClaudeStart;
 use crate::firewall::EgressLocked;
 use crate::report::{chain, event, exit};
+use crate::session::deadline::Deadline;
 use crate::session::launcher::{self, Streams};
+use crate::session::{Limits, OnLimit};
 use crate::status::Board;
 use crate::status::report::{Session, SessionState};
+use crate::supervisor::everybody;
 use crate::supervisor::run_as::Identity;
 use crate::supervisor::{Child, Ending, Exit, Launch, Spawner, Stream, thread};
 use outcome::{Outcome, judge};
@@ -31,8 +34,7 @@ use stream::{Fact, MAX_FACT, RunResult};
 pub struct Plan {
     pub identity: Identity,
     pub start: ClaudeStart,
-    /// Whether the box ends at a usage limit.
-    pub stops_at_limit: bool,
+    pub limits: Limits,
 }
 
 /// The run, for who ends it.
@@ -71,6 +73,7 @@ impl Headless {
     pub fn start(plan: Plan, spawner: Spawner, board: Arc<Board>, _: &EgressLocked) -> std::io::Result<Self> {
         let (done, over) = mpsc::channel();
         let headless = Self { state: Arc::default(), over: Arc::new(Mutex::new(Some(over))) };
+        watch_deadline(Deadline::new(&plan.limits), &spawner, &board)?;
         let run = Run { plan, spawner, board, headless: headless.clone(), agent_over: done };
         thread("headless", move || run.run())?;
         Ok(headless)
@@ -130,7 +133,7 @@ impl Run {
             }
             match judge(life.exit, life.result.as_ref(), life.limit.is_some()) {
                 Outcome::End(ending) => break Some(ending),
-                Outcome::Limited if self.plan.stops_at_limit => {
+                Outcome::Limited if self.plan.limits.on_limit == OnLimit::Stop => {
                     let reason =
                         "a usage limit was reached (session.on_limit=stop); the run can be continued";
                     break Some(Ending { status: exit::LATER, reason: reason.to_owned() });
@@ -172,7 +175,9 @@ impl Run {
         let exit = claude.wait();
         self.headless.state().claude = None;
         // Who escaped from the run may hold its output open: the run is over, and so are they.
-        crate::innkeeper::kill_all(&[self.plan.identity.uid], Signal::SIGKILL);
+        if let Err(left) = everybody::end_all(self.plan.identity.uid, &self.spawner) {
+            event("session", &format!("{left} processes of the agent's can't be ended"));
+        }
         if copier.wait_for(LAST_WORDS).is_none() {
             event("session", "nobody takes the rest of the run's output; it is lost");
             copier.signal(Signal::SIGKILL);
@@ -261,6 +266,23 @@ impl Run {
     }
 }
 
+/// Ends the box with the status that says: the same box again goes on where this one ended.
+fn watch_deadline(deadline: Deadline, spawner: &Spawner, board: &Board) -> std::io::Result<()> {
+    let Some(shown) = deadline.shown() else { return Ok(()) };
+    board.session(|session| session.deadline = Some(shown));
+    let spawner = spawner.clone();
+    thread("deadline", move || {
+        loop {
+            if let Some(why) = deadline.reached() {
+                let reason = format!("the run ends: {why}; it can be continued");
+                event("session", &reason);
+                return spawner.stop(Ending { status: exit::LATER, reason });
+            }
+            crate::supervisor::backoff::pause(Duration::from_secs(1));
+        }
+    })
+}
+
 /// Facts by the line, bounded in size and speed.
 fn listen(said: OwnedFd, facts: &Sender<Fact>) {
     let mut reader = BufReader::new(std::fs::File::from(said));
@@ -292,11 +314,11 @@ fn show_result(session: &mut Session, life: &Life) {
 
 /// The arguments with which Claude works headless.
 #[must_use]
-pub fn arguments(max_cost: Option<&str>) -> Vec<String> {
+pub fn arguments(limits: &Limits) -> Vec<String> {
     let mut args: Vec<String> =
         ["--print", "--output-format", "stream-json", "--verbose"].map(str::to_owned).to_vec();
-    if let Some(cost) = max_cost {
-        args.extend(["--max-budget-usd".to_owned(), cost.to_owned()]);
+    if let Some(most) = limits.max_cost {
+        args.extend(["--max-budget-usd".to_owned(), format!("{}.{:06}", most / 1_000_000, most % 1_000_000)]);
     }
     args
 }

@@ -296,7 +296,7 @@ fn restore_console() {
 /// In a pid namespace of ours the kernel ends everybody with us; elsewhere it is up to us.
 fn end_everything(uids: &[u32]) {
     if std::process::id() != 1 {
-        crate::innkeeper::kill_all(uids, nix::sys::signal::Signal::SIGKILL);
+        crate::supervisor::everybody::kill_all(uids, nix::sys::signal::Signal::SIGKILL);
     }
 }
 

@@ -6,17 +6,16 @@ mod names;
 mod policy_changes;
 mod refusals;
 mod requests;
+mod session;
 mod task;
 mod work;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 use crate::account::Accounts;
 use crate::allowlist::Allowlist;
@@ -24,7 +23,7 @@ use crate::attribution::Attributor;
 use crate::audit;
 use crate::clock::{self, Jump, boottime};
 use crate::config::{Config, Requests, Sources};
-use crate::control::protocol::{Asker, Place, Request, Response, Turn};
+use crate::control::protocol::{Asker, Place, Request, Response};
 use crate::control::server::Desk;
 use crate::dns::keeper::{Keeper, Standing};
 use crate::filesystem::Sealed;
@@ -39,6 +38,7 @@ use crate::seats::Seats;
 use crate::session::Session;
 use crate::status::report::{Phase, Report, SessionState, Step, StepState};
 use crate::status::{Board, MAX_AGE, audience};
+use crate::supervisor::everybody::kill_all;
 use crate::supervisor::{Conduct, Spawner};
 use crate::traffic::Meter;
 use crate::watch;
@@ -286,14 +286,6 @@ impl Innkeeper {
         }
     }
 
-    fn hook(&self, turn: Turn, text: &str) -> Response {
-        match self.session.get() {
-            Some(session) if session.turn(turn, text) => Response::Heard,
-            Some(_) => Response::Failed { reason: "too many at a time".to_owned() },
-            None => Response::Failed { reason: "there is no session".to_owned() },
-        }
-    }
-
     fn progress(&self, asker: Asker) -> Response {
         self.board.update(|report| progress_of(report, asker))
     }
@@ -343,13 +335,12 @@ impl Desk for Innkeeper {
             },
             Request::Credential { host } => self.credential(&host),
             Request::Hook { turn, text } => self.hook(turn, &text),
-            Request::Gauge { .. } => Response::Heard,
+            Request::Gauge { gauge } => self.gauge(gauge),
+            Request::Start { task } => self.start(task),
+            Request::Session { order } => self.order(order),
+            Request::Save => Response::Failed { reason: "not in this version".to_owned() },
             Request::Refusals { last_ms } => self.refusals(last_ms),
             Request::Name { conversation, text } => self.name(&conversation, &text),
-            Request::Start { task } => self.start(task),
-            Request::Session { .. } | Request::Save => {
-                Response::Failed { reason: "not in this version".to_owned() }
-            }
             // Handled before: they keep their connection.
             Request::Pane | Request::Seat { .. } => {
                 Response::Failed { reason: "no answer to who stays".to_owned() }
@@ -393,9 +384,9 @@ impl Conduct for Innkeeper {
         self.reload_policy();
     }
 
-    fn stopping(&self, signal: &str) {
+    fn stopping(&self, why: &str) {
         self.board.update(|report| report.phase = Phase::Stopping);
-        event("stop", &format!("{signal}: ending the session, then the workers"));
+        event("stop", &format!("{why}: ending the session, then the workers"));
     }
 
     fn killed(&self, name: &str) {
@@ -403,53 +394,9 @@ impl Conduct for Innkeeper {
     }
 }
 
-/// Signals the box's processes of these users; returns how many there were. As PID 1 that is everybody of them in this
-/// pid namespace, `docker exec` included; elsewhere the namespace has others in it (a pod, a host), and only our own
-/// descendants count: as child subreaper we are the parent of every orphan of theirs.
-pub fn kill_all(uids: &[u32], signal: impl Into<Option<Signal>>) -> usize {
-    let signal = signal.into();
-    let Ok(processes) = procfs::process::all_processes() else { return 0 };
-    let processes: Vec<Seen> = processes.flatten().filter_map(|process| Seen::of(&process)).collect();
-    let parents: HashMap<i32, i32> = processes.iter().map(|seen| (seen.pid, seen.parent)).collect();
-    let us = i32::try_from(std::process::id()).unwrap_or(1);
-    let theirs = processes.iter().filter(|seen| uids.contains(&seen.uid) && !seen.zombie);
-    theirs
-        .filter(|seen| us == 1 || descends(&parents, seen.pid, us))
-        .filter(|seen| kill(Pid::from_raw(seen.pid), signal).is_ok())
-        .count()
-}
-
-struct Seen {
-    pid: i32,
-    parent: i32,
-    uid: u32,
-    zombie: bool,
-}
-
-impl Seen {
-    /// A process that ends meanwhile is none.
-    fn of(process: &procfs::process::Process) -> Option<Self> {
-        let (stat, uid) = (process.stat().ok()?, process.uid().ok()?);
-        Some(Self { pid: process.pid, parent: stat.ppid, uid, zombie: stat.state == 'Z' })
-    }
-}
-
-fn descends(parents: &HashMap<i32, i32>, pid: i32, from: i32) -> bool {
-    let mut at = pid;
-    // A table read while processes come and go may hold a circle; no chain is longer than the table.
-    for _ in 0..parents.len() {
-        match parents.get(&at) {
-            Some(parent) if *parent == from => return true,
-            Some(parent) => at = *parent,
-            None => return false,
-        }
-    }
-    false
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{descends, progress_of};
+    use super::progress_of;
     use crate::control::protocol::Asker;
     use crate::status::audience;
 
@@ -464,14 +411,5 @@ mod tests {
         }
         let told = serde_json::to_string(&audience::for_agent(full, 1000)).unwrap();
         assert!(!told.contains("hidden") && told.contains("self-attack"), "{told}");
-    }
-
-    #[test]
-    fn only_descendants_are_ours_where_we_are_not_pid_1() {
-        let parents =
-            [(10, 5), (11, 10), (12, 11), (20, 1), (5, 1), (30, 31), (31, 30)].into_iter().collect();
-        assert!(descends(&parents, 12, 10) && descends(&parents, 11, 10));
-        assert!(!descends(&parents, 20, 10) && !descends(&parents, 5, 10), "a neighbour, a parent");
-        assert!(!descends(&parents, 30, 10), "a circle ends");
     }
 }

@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstatvfs, openat2};
 
 use crate::report::{event, inert};
-use crate::status::Board;
 use crate::status::report::{Fill, Memory, Resources};
 use cgroup::Cgroup;
 use warnings::Alarms;
@@ -77,12 +76,12 @@ impl Place {
 }
 
 impl Watcher {
-    /// Begins to look at these places and at the cgroup of this process. What happens is told to `board`.
-    pub fn start(&self, places: &[PathBuf], board: Arc<Board>) -> std::io::Result<()> {
+    /// Begins to look at these places and at the cgroup of this process.
+    pub fn start(&self, places: &[PathBuf]) -> std::io::Result<()> {
         let places: Vec<Place> = places.iter().filter_map(|path| Place::open(path)).collect();
         let shared = Arc::clone(&self.shared);
         crate::supervisor::thread("resources", move || {
-            let mut looker = Looker::new(places, Cgroup::find(Path::new("/sys/fs/cgroup")), board);
+            let mut looker = Looker::new(places, Cgroup::find(Path::new("/sys/fs/cgroup")));
             loop {
                 looker.look(&shared);
                 crate::supervisor::backoff::pause(INTERVAL);
@@ -99,6 +98,12 @@ impl Watcher {
         }
     }
 
+    /// The kills that the box's cgroup has counted, now.
+    #[must_use]
+    pub fn oom_kills_now(&self) -> u64 {
+        Cgroup::find(Path::new("/sys/fs/cgroup")).map_or(0, |cgroup| cgroup.oom_kills())
+    }
+
     /// The last look.
     #[must_use]
     pub fn report(&self) -> Resources {
@@ -109,28 +114,24 @@ impl Watcher {
 struct Looker {
     places: Vec<Place>,
     cgroup: Option<Cgroup>,
-    board: Arc<Board>,
     alarms: Alarms,
     /// The kills that the cgroup had counted before this box: a restarted container may keep its cgroup.
     before: u64,
     victims: VecDeque<String>,
     /// A kill whose victim is not known yet, and since when.
     unexplained: Option<(Instant, u64)>,
-    last_exit: Option<String>,
 }
 
 impl Looker {
-    fn new(places: Vec<Place>, cgroup: Option<Cgroup>, board: Arc<Board>) -> Self {
+    fn new(places: Vec<Place>, cgroup: Option<Cgroup>) -> Self {
         let before = cgroup.as_ref().map_or(0, Cgroup::oom_kills);
         Self {
             places,
             cgroup,
-            board,
             alarms: Alarms::default(),
             before,
             victims: VecDeque::new(),
             unexplained: None,
-            last_exit: None,
         }
     }
 
@@ -138,7 +139,6 @@ impl Looker {
         let memory: Option<Memory> = self.cgroup.as_ref().and_then(Cgroup::memory);
         let kills = self.cgroup.as_ref().map_or(0, Cgroup::oom_kills).saturating_sub(self.before);
         let known = lock(&shared.last).oom_kills;
-        self.notice_claude(shared);
         if kills > known {
             let more = kills - known;
             let pending = self.unexplained.map_or(0, |(_, count)| count);
@@ -153,18 +153,6 @@ impl Looker {
             event("resources", &news);
         }
         *lock(&shared.last) = now;
-    }
-
-    /// Claude is the pane's child and not ours: its end is known as the pane told it.
-    fn notice_claude(&mut self, shared: &Shared) {
-        let last = self.board.update(|report| report.session.last_exit.clone());
-        if last == self.last_exit {
-            return;
-        }
-        if last.as_ref().is_some_and(|exit| exit.contains("SIGKILL")) {
-            lock(&shared.deaths).push_back((Instant::now(), "Claude Code".to_owned()));
-        }
-        self.last_exit = last;
     }
 
     /// A kill and a death by SIGKILL that come together belong together. Which process it was otherwise, only the
@@ -198,9 +186,6 @@ impl Looker {
 #[cfg(test)]
 mod tests {
     use super::{Looker, Place, Shared, cgroup::Cgroup, lock};
-    use crate::status::Board;
-    use crate::status::report::BoxIdentity;
-    use std::sync::Arc;
 
     fn directory(name: &str) -> std::path::PathBuf {
         let directory = std::env::temp_dir().join(format!("innkeeper-{name}-{}", std::process::id()));
@@ -231,9 +216,8 @@ mod tests {
         std::fs::write(directory.join("memory.current"), "1000\n").unwrap();
         std::fs::write(directory.join("memory.max"), "max\n").unwrap();
         write(5);
-        let board = Arc::new(Board::new(BoxIdentity::default()));
         let cgroup = Cgroup::at(&directory, &directory);
-        let (mut looker, shared) = (Looker::new(Vec::new(), cgroup, board), Shared::default());
+        let (mut looker, shared) = (Looker::new(Vec::new(), cgroup), Shared::default());
         looker.look(&shared);
         assert_eq!(lock(&shared.last).oom_kills, 0, "kills of a former life are not this box's");
         write(7);

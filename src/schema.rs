@@ -67,7 +67,6 @@ fn key(setting: &Setting) -> Value {
         Kind::Number { max } => json!({ "type": "integer", "minimum": 0, "maximum": max }),
         Kind::Path => json!({ "type": "string", "pattern": "^(/.*)?$" }),
         // Nothing but "not set" is possible yet.
-        Kind::Later => json!({ "const": "" }),
         kind @ (Kind::Line
         | Kind::Text
         | Kind::Duration { .. }
@@ -93,7 +92,7 @@ fn key(setting: &Setting) -> Value {
 }
 
 fn known(words: &[Word]) -> Vec<&'static str> {
-    words.iter().filter(|word| !word.later).map(|word| word.word).collect()
+    words.iter().map(|word| word.word).collect()
 }
 
 #[cfg(test)]

@@ -4,29 +4,38 @@
 //! (tmux PR 717, issue 3881). Every client here is a child that has become the agent first.
 
 pub mod attach;
+mod claude;
 mod client;
+pub(crate) mod deadline;
 mod escape;
 pub mod hook;
 mod host;
 pub mod launcher;
+pub mod limits;
+mod orders;
 pub mod pane;
+mod pty;
 mod relay;
 mod server;
 pub mod shell;
 pub mod terminal;
 pub(crate) mod tty;
 pub mod turns;
+pub mod until;
 
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Sender, SyncSender};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use host::Host;
+pub use limits::OnLimit;
+pub use until::Until;
 
-use crate::control::protocol::{ClaudeStart, PaneNews, Turn};
+use crate::control::protocol::{ClaudeStart, Gauge, PaneNews, SessionOrder, Turn};
 use crate::firewall::EgressLocked;
 use crate::notices::Notices;
+use crate::resources;
 use crate::status::Board;
 use crate::supervisor::run_as::Identity;
 use crate::supervisor::{Exit, Spawner};
@@ -66,8 +75,21 @@ pub struct Plan {
     pub workdir: String,
     pub start: ClaudeStart,
     pub on_exit: OnExit,
+    pub limits: Limits,
     /// Tells the operator of the end, where the box ends with it.
     pub notices: Option<Notices>,
+    /// Knows what the kernel ended for want of memory.
+    pub resources: resources::Watcher,
+}
+
+/// What ends or holds up a session from outside.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    pub until: Option<Until>,
+    pub max_time: Option<Duration>,
+    /// Millionths of a US dollar.
+    pub max_cost: Option<u64>,
+    pub on_limit: OnLimit,
 }
 
 enum Event {
@@ -75,16 +97,20 @@ enum Event {
     News(u64, PaneNews),
     PaneGone(u64),
     Turned(Turn, String),
+    Gauged(Gauge),
+    ClaudeEnded(u64, Exit),
     ServerEnded(u64, Exit),
-    Stop(Sender<()>),
+    Order(SessionOrder, Sender<orders::Outcome>),
+    AllEnded(Result<usize, usize>),
+    Stop(Sender<()>, Duration),
 }
 
 /// The way to the session's thread.
 #[derive(Debug, Clone)]
 pub struct Session {
     events: SyncSender<Event>,
-    claude: Arc<Mutex<Option<i32>>>,
     patience: Arc<turns::Patience>,
+    gauges: Arc<turns::Patience>,
 }
 
 impl std::fmt::Debug for Event {
@@ -98,7 +124,7 @@ impl Session {
     pub fn start(plan: Plan, spawner: Spawner, board: Arc<Board>, _: &EgressLocked) -> std::io::Result<Self> {
         // Bounded: what the agent's pane says waits there, and not in our memory.
         let (events, receiver) = mpsc::sync_channel(64);
-        let session = Self { events, claude: Arc::default(), patience: Arc::default() };
+        let session = Self { events, patience: Arc::default(), gauges: Arc::default() };
         let host = Host::new(plan, spawner, board, session.clone());
         std::thread::Builder::new().name("session".into()).spawn(move || host.run(&receiver))?;
         Ok(session)
@@ -116,10 +142,24 @@ impl Session {
         self.patience.has_room() && self.events.try_send(Event::Turned(turn, text.to_owned())).is_ok()
     }
 
+    /// Claude's status line speaks; false when that is not heard: it speaks too much.
+    #[must_use]
+    pub fn gauge(&self, gauge: Gauge) -> bool {
+        self.gauges.has_room() && self.events.try_send(Event::Gauged(gauge)).is_ok()
+    }
+
+    /// The operator's order; what came of it.
+    pub fn order(&self, order: SessionOrder) -> Result<Vec<String>, String> {
+        let (answer, outcome) = mpsc::channel();
+        let gone = |_| "the session's thread is gone".to_owned();
+        self.events.send(Event::Order(order, answer)).map_err(|_| gone(()))?;
+        outcome.recv().map_err(|_| gone(()))?
+    }
+
     /// Tells Claude to end, then the server; returns when both have, or after `limit`.
     pub fn stop(&self, limit: Duration) {
         let (done, ended) = mpsc::channel();
-        if self.events.send(Event::Stop(done)).is_ok() {
+        if self.events.send(Event::Stop(done, limit)).is_ok() {
             ended.recv_timeout(limit).ok();
         }
     }

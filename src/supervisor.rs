@@ -5,12 +5,13 @@
 
 pub mod backoff;
 pub mod confinement;
+pub mod everybody;
 pub mod launch;
 pub mod processes;
 mod reaper;
 pub mod run_as;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -159,6 +160,7 @@ enum Order {
     Launch { launch: Box<Launch>, reply: Sender<Result<(i32, Receiver<Exit>), SupervisorError>> },
     Signal { pid: i32, signal: Signal },
     Finish(Ending),
+    Stop(Ending),
     Deadline(Option<Watch>),
 }
 
@@ -181,6 +183,8 @@ pub struct Watch {
 pub struct Spawner {
     orders: Sender<Order>,
     wake: Arc<Mutex<UnixStream>>,
+    /// Children that are not the session: what does something for the box, in whosever name.
+    helpers: Arc<Mutex<BTreeSet<i32>>>,
 }
 
 impl std::fmt::Debug for Order {
@@ -189,6 +193,7 @@ impl std::fmt::Debug for Order {
             Self::Launch { .. } => "Launch",
             Self::Signal { .. } => "Signal",
             Self::Finish(_) => "Finish",
+            Self::Stop(_) => "Stop",
             Self::Deadline(_) => "Deadline",
         })
     }
@@ -228,7 +233,18 @@ impl Spawner {
         Ok(Said { exit, text })
     }
 
-    /// Ends the box.
+    /// Children that live now and are not the session, whomever they run as.
+    #[must_use]
+    pub fn helpers(&self) -> BTreeSet<i32> {
+        self.helpers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends the box as a signal does: the session is told first. A signal that came before has its own status.
+    pub fn stop(&self, ending: Ending) {
+        self.order(Order::Stop(ending));
+    }
+
+    /// Ends the box at once.
     pub fn finish(&self, ending: Ending) {
         self.order(Order::Finish(ending));
     }
@@ -253,8 +269,8 @@ pub trait Conduct: Send + Sync + 'static {
     fn stop(&self, limit: Duration);
     /// Reads the policy again.
     fn reload(&self);
-    /// A signal that asks for the end has come.
-    fn stopping(&self, signal: &str);
+    /// The end has begun: by a signal, or for another reason.
+    fn stopping(&self, why: &str);
     /// A child was ended by SIGKILL, which nobody here sent; called on the supervisor's thread.
     fn killed(&self, name: &str);
 }
@@ -344,7 +360,7 @@ impl Supervisor {
         wake.set_nonblocking(true).map_err(setup)?;
         waker.set_nonblocking(true).map_err(setup)?;
         let (sender, orders) = mpsc::channel();
-        let spawner = Spawner { orders: sender, wake: Arc::new(Mutex::new(waker)) };
+        let spawner = Spawner { orders: sender, wake: Arc::new(Mutex::new(waker)), helpers: Arc::default() };
         let signals = Signals::register()?;
         Ok(Self {
             orders,
@@ -375,7 +391,7 @@ impl Supervisor {
             }
             self.reap(conduct);
             while let Ok(order) = self.orders.try_recv() {
-                if let Some(ending) = self.obey(order) {
+                if let Some(ending) = self.obey(order, conduct) {
                     return ending;
                 }
             }
@@ -442,6 +458,7 @@ impl Supervisor {
         for (pid, exit) in reaper::drain() {
             // Orphans that were re-parented to us have no entry: reaped, and that is all.
             if let Some(child) = self.children.remove(&pid) {
+                self.spawner.helpers.lock().unwrap_or_else(PoisonError::into_inner).remove(&pid);
                 if exit == Exit::Signal(nix::libc::SIGKILL) && !child.killed && self.stop.is_none() {
                     conduct.killed(&child.name);
                 }
@@ -450,7 +467,7 @@ impl Supervisor {
         }
     }
 
-    fn obey(&mut self, order: Order) -> Option<Ending> {
+    fn obey(&mut self, order: Order, conduct: &Arc<dyn Conduct>) -> Option<Ending> {
         match order {
             Order::Launch { launch, reply } => {
                 // Nothing new once the end has begun: a boot that goes on would start what is being ended.
@@ -473,6 +490,14 @@ impl Supervisor {
                 None
             }
             Order::Finish(ending) => Some(self.stop.take().map_or(ending, |stop| stop.ending)),
+            Order::Stop(ending) => {
+                if self.stop.is_none() {
+                    let why = ending.reason.clone();
+                    self.begin_stop(ending, conduct);
+                    conduct.stopping(&why);
+                }
+                None
+            }
             Order::Deadline(watch) => {
                 self.watch = watch;
                 None
@@ -482,8 +507,12 @@ impl Supervisor {
 
     fn launch(&mut self, launch: Launch) -> Result<(i32, Receiver<Exit>), SupervisorError> {
         let program = launch.program_name();
+        let helps = launch.session.is_none();
         let started = launch.start();
         let pid = started.map_err(|source| SupervisorError::Spawn { program: program.clone(), source })?;
+        if helps {
+            self.spawner.helpers.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
+        }
         let (sender, exit) = mpsc::channel();
         self.children.insert(pid, Owned { name: program, exit: sender, killed: false });
         Ok((pid, exit))

@@ -225,7 +225,7 @@ pub(super) fn session_plan(
         }
     };
     if config.session.mode == Mode::Headless && config.session.command.is_empty() {
-        args.extend(headless::arguments(None));
+        args.extend(headless::arguments(&config.session.limits));
     }
     args.extend(config.session.args.iter().cloned());
     let start = ClaudeStart {
@@ -249,6 +249,8 @@ pub(super) fn session_plan(
         workdir,
         start,
         on_exit,
+        limits: config.session.limits,
         notices: None,
+        resources: innkeeper.resources.clone(),
     }
 }

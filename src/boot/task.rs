@@ -75,7 +75,7 @@ fn work_headless(innkeeper: &Arc<Innkeeper>, ready: &Ready, cloned: Cloned) {
     }
     let plan = innkeeper.with_config(|config| {
         let session = host::session_plan(innkeeper, config, cloned.first);
-        headless::Plan { identity: session.identity, start: session.start, stops_at_limit: false }
+        headless::Plan { identity: session.identity, start: session.start, limits: config.session.limits }
     });
     if let Some(prompt) = &plan.start.prompt {
         event("session", &format!("the prompt has the SHA-256 {}", crate::report::sha256(prompt)));

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::filesystem::seal;
-use crate::innkeeper::{Innkeeper, kill_all};
+use crate::innkeeper::Innkeeper;
 use crate::prerequisites::network::RESOLV_CONF;
 use crate::report::{chain, event};
 use crate::supervisor::backoff::pause;
+use crate::supervisor::everybody::kill_all;
 
 /// Killed processes are gone in a moment; one that is not could still send.
 const PATIENCE: Duration = Duration::from_secs(1);

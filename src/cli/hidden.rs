@@ -102,11 +102,6 @@ pub(super) fn run(hidden: Hidden) -> u8 {
             done("watch", crate::watch::run())
         }
         Hidden::Probe { attack, identity } => probe(&attack, &identity),
-        Hidden::Comfort { comfort } => {
-            // Claude takes another exit status for an order, and so would a broken pipe.
-            print(&crate::comforts::run(comfort));
-            exit::OK
-        }
         Hidden::Stream { identity } => match run_as::become_untouchable(&identity) {
             Ok(()) => {
                 call_ourselves(c"innkeeper-out");
@@ -119,6 +114,11 @@ pub(super) fn run(hidden: Hidden) -> u8 {
             // PID 1 has been told why; standard error is Claude's.
             drop(crate::session::launcher::run(&identity));
             exit::INTERNAL
+        }
+        Hidden::Comfort { comfort } => {
+            // Claude takes another exit status for an order, and so would a broken pipe.
+            print(&crate::comforts::run(comfort));
+            exit::OK
         }
         Hidden::Home(home) => {
             let problems = home::run(&home);

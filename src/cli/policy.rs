@@ -144,6 +144,12 @@ pub(crate) fn answer(response: Response, json: bool) -> u8 {
             let said: String = said.iter().map(|line| format!("{}\n", report::inert(line))).collect();
             print(&format!("{said}policy generation {generation}: {rules} rules\n"))
         }
+        Response::Done { said } if json => {
+            print(&format!("{}\n", serde_json::json!({ "schema": SCHEMA, "said": said })))
+        }
+        Response::Done { said } => {
+            print(&said.iter().map(|line| format!("{}\n", report::inert(line))).collect::<String>())
+        }
         Response::Heard => exit::OK,
         other => client::unserved(other),
     }

@@ -9,12 +9,15 @@ use super::problems::{Problem, Problems};
 use super::provider::{GatewayUrl, Model, PROVIDER_SETTINGS, Provider, check_cloud_name};
 use super::raw::{Given, Place, RawConfig, RawRepository, RawSettings, RawValue, read_toml};
 use super::repository::{Branch, DirectoryName, ONLY, RepoUrl, Repository, Source};
+use super::units::parse_dollars;
 use super::values::Values;
 use super::variables::{Variables, read_variables};
 use super::{
     Agent, AgentPermissions, Backend, Boot, Config, Filesystem, Identity, Log, LogFormat, Mode, Network,
     OnExit, Prompt, Requests, Session, Sources, Start, Tls,
 };
+
+use crate::session::{Limits, OnLimit, Until};
 
 pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
     let Variables { settings: variables, mut problems, mut warnings } = read_variables(&sources.env);
@@ -299,11 +302,6 @@ fn filesystem(values: &mut Values) -> Filesystem {
 }
 
 fn session(values: &mut Values) -> Session {
-    // One word in this version; the other is refused by name.
-    values.choice("session.on_limit", (), &[("wait", ())]);
-    for key in ["session.until", "session.max_time", "session.max_cost"] {
-        values.later(key);
-    }
     let prompt = values.one("session.prompt").filter(|found| !found.text.trim().is_empty());
     if let Some(found) = prompt.as_ref().filter(|found| found.text.contains('\0')) {
         values.refuse_unseen(found, "it holds a NUL");
@@ -321,7 +319,25 @@ fn session(values: &mut Values) -> Session {
             &[("tmux", Mode::Tmux), ("headless", Mode::Headless)],
         ),
         on_exit: values.choice("session.on_exit", OnExit::Restart, &on_exit),
+        limits: limits(values),
         stop_timeout: values.duration("session.stop_timeout"),
+    }
+}
+
+fn limits(values: &mut Values) -> Limits {
+    let on_limit = [("wait", OnLimit::Wait), ("stop", OnLimit::Stop)];
+    let until = values.line("session.until", |text| Until::parse(text).err());
+    let max_cost = values.line("session.max_cost", |text| {
+        let why = "it is no amount of US dollars: write 5 or 5.00, and nothing else";
+        parse_dollars(text).is_none().then_some(why)
+    });
+    let max_time =
+        if values.is_set("session.max_time") { Some(values.duration("session.max_time")) } else { None };
+    Limits {
+        until: until.and_then(|text| Until::parse(&text).ok()),
+        max_time,
+        max_cost: max_cost.and_then(|text| parse_dollars(&text)),
+        on_limit: values.choice("session.on_limit", OnLimit::Wait, &on_limit),
     }
 }
 

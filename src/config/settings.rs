@@ -39,27 +39,17 @@ pub enum Kind {
     Ports,
     /// Arguments of a program, in order.
     Arguments,
-    /// The feature comes with a later version; only "not set" is possible.
-    Later,
 }
 
-/// A word that a setting accepts, and whether this version can do it.
+/// A word that a setting accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Word {
     pub word: &'static str,
-    pub later: bool,
 }
 
-/// A word that this version understands.
 #[must_use]
 pub const fn word(word: &'static str) -> Word {
-    Word { word, later: false }
-}
-
-/// A word of the contract that a later version understands.
-#[must_use]
-pub const fn later(word: &'static str) -> Word {
-    Word { word, later: true }
+    Word { word }
 }
 
 /// One key of `innkeeper.toml`, which is one variable too.
@@ -105,7 +95,6 @@ impl Kind {
             }
             Self::Ports => "a list of ports, such as 8080 or 5353/udp".to_owned(),
             Self::Arguments => "a list of arguments".to_owned(),
-            Self::Later => "nothing: not in this version".to_owned(),
         }
     }
 
@@ -123,8 +112,7 @@ impl Kind {
             | Self::Duration { .. }
             | Self::Size
             | Self::Path
-            | Self::Url
-            | Self::Later => TomlType::String,
+            | Self::Url => TomlType::String,
         }
     }
 
@@ -143,8 +131,7 @@ impl Kind {
             | Self::Size
             | Self::Number { .. }
             | Self::Path
-            | Self::Url
-            | Self::Later => &[],
+            | Self::Url => &[],
         }
     }
 }
@@ -159,7 +146,7 @@ pub enum TomlType {
 }
 
 fn list(words: &[Word]) -> String {
-    words.iter().filter(|word| !word.later).map(|word| word.word).collect::<Vec<_>>().join(", ")
+    words.iter().map(|word| word.word).collect::<Vec<_>>().join(", ")
 }
 
 impl Setting {

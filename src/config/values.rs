@@ -120,8 +120,7 @@ impl Values {
             | Kind::Rules
             | Kind::Addresses
             | Kind::Ports
-            | Kind::Arguments
-            | Kind::Later => format!("; expected {}", setting.kind.expected()),
+            | Kind::Arguments => format!("; expected {}", setting.kind.expected()),
         };
         let message = format!("{subject} {why}{expected}");
         let next = match (&found.place, setting.example) {
@@ -219,7 +218,7 @@ impl Values {
         let mut words = Vec::new();
         for found in self.many(key) {
             let known = if let Kind::Words(known) = found.setting.kind { known } else { &[] };
-            if known.iter().any(|word| word.word == found.text && !word.later) {
+            if known.iter().any(|word| word.word == found.text) {
                 words.push(found.text);
             } else {
                 let why = unknown_word(&found.text, known);
@@ -271,25 +270,9 @@ impl Values {
         }
         arguments
     }
-
-    /// A feature of a later version: said plainly, never ignored.
-    pub(super) fn later(&mut self, key: &str) {
-        if !self.is_set(key) {
-            return;
-        }
-        let what = self.place(key).to_string();
-        self.problems.push(Problem::new(
-            what,
-            format!("{key} is set, but it is not in this version"),
-            "unset it",
-        ));
-    }
 }
 
 fn unknown_word(text: &str, words: &[Word]) -> String {
-    if words.iter().any(|word| word.word == text) {
-        return "it is not in this version".to_owned();
-    }
     match nearest(text, words.iter().map(|word| word.word)) {
         Some(near) => format!("it is unknown (did you mean {near}?)"),
         None => "it is unknown".to_owned(),

@@ -269,19 +269,20 @@ pub enum Response {
     },
 }
 
-/// PID 1's orders to the pane.
+/// PID 1's orders to the pane, which shows Claude's terminal and knows nothing else.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "order")]
 pub enum PaneOrder {
-    Start(Box<ClaudeStart>),
+    /// It is the pane: how large is it?
+    Join,
+    /// The master of Claude's terminal comes with it. Whether Claude has drawn on it before: then it has to again.
+    Show { again: bool },
+    /// Claude has ended: show what it wrote last, and say when that is done.
+    Ended,
     /// Tell the person who looks at the pane something, and wait.
-    Say {
-        text: String,
-    },
+    Say { text: String },
     /// Become a shell: `on_exit = "shell"`.
     Shell,
-    /// The session is over.
-    End,
 }
 
 /// How Claude is to be started.
@@ -316,9 +317,10 @@ impl std::fmt::Debug for ClaudeStart {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "news", deny_unknown_fields)]
 pub enum PaneNews {
-    Started { pid: i32 },
-    Exited { code: Option<i32>, signal: Option<i32> },
-    Failed { cause: String },
+    /// It is there, and so large.
+    Joined { rows: u16, columns: u16 },
+    /// What Claude wrote last has been shown.
+    Drained,
 }
 
 /// Who asks, by uid.

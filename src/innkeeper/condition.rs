@@ -19,7 +19,7 @@ impl Innkeeper {
     pub fn watch_resources(&self, places: &[Mount]) -> std::io::Result<()> {
         let places = places.iter().map(|place| place.path.clone());
         let places: Vec<PathBuf> = places.chain([PathBuf::from(SHARED_MEMORY)]).collect();
-        self.resources.start(&places, Arc::clone(self.board()))
+        self.resources.start(&places)
     }
 
     /// Counts octets from here on. A kernel that does not tell costs the numbers and nothing else.

@@ -11,8 +11,8 @@ use super::Notice;
 use super::post::Letter;
 use super::webhook::Webhook;
 use crate::account::Account;
-use crate::innkeeper::kill_all;
 use crate::report::{bounded, chain, inert};
+use crate::supervisor::everybody::kill_all;
 use crate::supervisor::run_as::Identity;
 use crate::supervisor::{Launch, Spawner, Stream, SupervisorError};
 

@@ -77,7 +77,7 @@ pub fn start(
     };
     let identity = Identity { tty: terminal, ..identity.clone() };
     // No `run-as` before it: between an exec as the agent and the first instruction it would be readable.
-    let mut launch = Launch::own("claude", None).args(identity.to_args());
+    let mut launch = Launch::own("claude", None).args(identity.to_args()).of_the_session("Claude Code");
     launch.stdin = Stream::Fd(theirs.into());
     let child = spawner.spawn(launch)?;
     let setup = Setup { start: start.clone(), terminal };

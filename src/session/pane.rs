@@ -1,24 +1,24 @@
-//! `innkeeper pane`, in the session as the agent: starts Claude Code on PID 1's order and tells how it ended.
+//! `innkeeper pane`, in tmux as the agent: shows the terminal of Claude Code, whose master PID 1 hands it.
+//!
+//! It holds nothing that the agent may not have, and nothing depends on it: when it or the whole tmux server ends, Claude
+//! lives on, and the next pane shows it again.
 
-use std::fs::OpenOptions;
-use std::io::{BufRead, BufReader, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
+use rustix::io::Errno;
+use rustix::termios::{OptionalActions, QueueSelector, Winsize, tcflush, tcgetattr, tcgetwinsize, tcsetattr};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH};
 
+use crate::channel::{self, ChannelError};
 use crate::control::client;
-use crate::control::protocol::{ClaudeStart, PaneNews, PaneOrder, Request};
+use crate::control::protocol::{PaneNews, PaneOrder, Request};
+use crate::supervisor::backoff::pause;
 
 #[derive(Debug, thiserror::Error)]
 pub enum PaneError {
@@ -26,248 +26,300 @@ pub enum PaneError {
     Join(#[from] client::ClientError),
     #[error("cannot listen for signals")]
     Signals(#[source] std::io::Error),
+    #[error("the box gave an order that this pane does not understand")]
+    Order(#[from] ChannelError),
     #[error("the box does not answer any more")]
     Channel(#[source] std::io::Error),
-    #[error("an order that this pane does not understand")]
-    Order(#[source] serde_json::Error),
+    #[error("cannot use this terminal")]
+    Terminal(#[source] std::io::Error),
     #[error("cannot become a shell")]
     Shell(#[source] std::io::Error),
 }
 
-/// Claude gets this long to end itself when the box stops.
-const END_LIMIT: Duration = Duration::from_secs(5);
-/// The prompt travels as an argument; the kernel takes 128 KiB at most (MAX_ARG_STRLEN, execve(2)).
-const MAX_PROMPT_ARGUMENT: usize = 96 << 10;
+/// An order is a word or a line.
+pub(super) const MAX_ORDER: usize = 8192;
+/// Keys that wait for Claude; no more are taken meanwhile.
+const KEYS: usize = 64 << 10;
+/// What Claude wrote last is shown: so much of it, and so long is waited for more.
+const LAST_OUTPUT: usize = 256 << 10;
+const LAST_MOMENT: Duration = Duration::from_millis(50);
+/// Between two changes of size; of two that come together Claude would see the last only.
+const BETWEEN_SIZES: Duration = Duration::from_millis(150);
 
-/// The pane: a loop over orders and Claude's end.
 struct Pane {
-    stream: UnixStream,
-    reader: BufReader<UnixStream>,
-    child: Option<Pid>,
-    wake: UnixStream,
-    hangup: Arc<AtomicBool>,
-    ending: Option<Instant>,
+    orders: UnixStream,
+    /// Claude's terminal.
+    master: Option<OwnedFd>,
+    /// Keys on their way to it.
+    keys: Vec<u8>,
+    changed: UnixStream,
+    told: UnixStream,
+    /// The size is to be put right at this time, so that Claude draws anew.
+    again: Option<Instant>,
 }
 
-/// Runs until PID 1 says the end, or is gone.
+/// Runs until the terminal or PID 1 is gone.
 pub fn run() -> Result<(), PaneError> {
-    // The token passes through here: the agent's other processes must not read our memory or descriptors.
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
-        .map_err(|error| PaneError::Signals(error.into()))?;
-    let mut stream = client::connect()?;
-    client::send(&mut stream, &Request::Pane)?;
-    stream.set_read_timeout(None).map_err(PaneError::Channel)?;
-    let reader = BufReader::new(stream.try_clone().map_err(PaneError::Channel)?);
-    let (wake, waker) = UnixStream::pair().map_err(PaneError::Signals)?;
-    wake.set_nonblocking(true).map_err(PaneError::Signals)?;
-    signal_hook::low_level::pipe::register(SIGCHLD, waker).map_err(PaneError::Signals)?;
-    // The keyboard's signals are Claude's; a handler (unlike SIG_IGN) is not inherited across exec.
-    let ignored = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGQUIT, SIGTSTP] {
-        signal_hook::flag::register(signal, Arc::clone(&ignored)).map_err(PaneError::Signals)?;
+    let (changed, told) = (hear(&[SIGWINCH])?, hear(&[SIGTERM, SIGHUP])?);
+    // The keyboard's signals are nobody's while no Claude is shown; a handler is not inherited across exec.
+    let _ignored = hear(&[SIGINT, SIGQUIT, SIGTSTP])?;
+    let mut orders = client::connect()?;
+    client::send(&mut orders, &Request::Pane)?;
+    orders.set_read_timeout(None).map_err(PaneError::Channel)?;
+    let mut pane = Pane { orders, master: None, keys: Vec::new(), changed, told, again: None };
+    let end = pane.live();
+    pane.take_back();
+    end
+}
+
+fn hear(signals: &[i32]) -> Result<UnixStream, PaneError> {
+    let (reader, writer) = UnixStream::pair().map_err(PaneError::Signals)?;
+    reader.set_nonblocking(true).map_err(PaneError::Signals)?;
+    for signal in signals {
+        let writer = writer.try_clone().map_err(PaneError::Signals)?;
+        signal_hook::low_level::pipe::register(*signal, writer).map_err(PaneError::Signals)?;
     }
-    let hangup = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGHUP] {
-        signal_hook::flag::register(signal, Arc::clone(&hangup)).map_err(PaneError::Signals)?;
-    }
-    Pane { stream, reader, child: None, wake, hangup, ending: None }.live()
+    Ok(reader)
+}
+
+/// What there is to do.
+#[expect(clippy::struct_excessive_bools, reason = "one for each descriptor that is waited for")]
+#[derive(Debug, Clone, Copy, Default)]
+struct Ready {
+    order: bool,
+    told: bool,
+    changed: bool,
+    keys: bool,
+    output: bool,
+    room: bool,
 }
 
 impl Pane {
-    fn live(mut self) -> Result<(), PaneError> {
+    fn live(&mut self) -> Result<(), PaneError> {
         loop {
-            if self.reader.buffer().is_empty() && !self.wait()? {
-                self.reap();
-                self.check_end();
-                if self.ending.is_some() && self.child.is_none() {
-                    return Ok(());
-                }
-                continue;
-            }
-            let mut line = String::new();
-            if self.reader.read_line(&mut line).map_err(PaneError::Channel)? == 0 {
-                // PID 1 is gone or has replaced us: nothing here outlives it.
-                self.begin_end();
-                self.reap_until_end();
+            let ready = self.wait()?;
+            if ready.told {
                 return Ok(());
             }
-            match serde_json::from_str(&line).map_err(PaneError::Order)? {
-                PaneOrder::Start(start) => self.start(&start),
-                PaneOrder::Say { text } => say(&text),
-                PaneOrder::Shell => return Err(become_shell()),
-                PaneOrder::End => self.begin_end(),
+            if ready.changed {
+                drain(&mut self.changed);
+                self.fit();
+            }
+            if self.again.is_some_and(|at| at <= Instant::now()) {
+                self.fit();
+            }
+            if ready.output {
+                self.show();
+            }
+            if ready.keys && !self.take_keys() {
+                // The terminal is gone, and with it who looked at it.
+                return Ok(());
+            }
+            if ready.room || ready.keys {
+                self.give_keys();
+            }
+            if ready.order && !self.obey()? {
+                return Ok(());
             }
         }
     }
 
-    /// Waits for an order or for Claude's end; says whether an order can be read.
-    fn wait(&mut self) -> Result<bool, PaneError> {
-        let mut fds = [PollFd::new(&self.stream, PollFlags::IN), PollFd::new(&self.wake, PollFlags::IN)];
-        let limit = Timespec { tv_sec: 1, tv_nsec: 0 };
-        match poll(&mut fds, Some(&limit)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+    fn wait(&self) -> Result<Ready, PaneError> {
+        let stdin = rustix::stdio::stdin();
+        let mut fds = vec![
+            PollFd::new(&self.orders, PollFlags::IN),
+            PollFd::new(&self.told, PollFlags::IN),
+            PollFd::new(&self.changed, PollFlags::IN),
+        ];
+        if let Some(master) = &self.master {
+            let room = if self.keys.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
+            fds.push(PollFd::new(master, PollFlags::IN | room));
+            if self.keys.len() < KEYS {
+                fds.push(PollFd::from_borrowed_fd(stdin, PollFlags::IN));
+            }
+        }
+        let left = self.again.map(|at| at.saturating_duration_since(Instant::now()));
+        let left = left.and_then(|left| Timespec::try_from(left + Duration::from_millis(1)).ok());
+        match poll(&mut fds, left.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(PaneError::Channel(error.into())),
         }
-        let readable = fds.first().is_some_and(|fd| !fd.revents().is_empty());
-        let mut buffer = [0; 64];
-        while std::io::Read::read(&mut self.wake, &mut buffer).is_ok_and(|read| read > 0) {}
-        Ok(readable)
+        let seen = |at: usize| fds.get(at).map_or(PollFlags::empty(), PollFd::revents);
+        let any = |at: usize| !seen(at).is_empty();
+        Ok(Ready {
+            order: any(0),
+            told: any(1),
+            changed: any(2),
+            output: seen(3).intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR),
+            room: seen(3).contains(PollFlags::OUT),
+            keys: any(4),
+        })
     }
 
-    fn tell(&mut self, news: &PaneNews) {
+    /// Whether to go on.
+    fn obey(&mut self) -> Result<bool, PaneError> {
+        let (order, descriptors) = match channel::receive_with_sockets(&self.orders, MAX_ORDER) {
+            Ok(received) => received,
+            // PID 1 is gone or has replaced us.
+            Err(ChannelError::Closed) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        match order {
+            PaneOrder::Join => {
+                let size = tcgetwinsize(rustix::stdio::stdin()).unwrap_or(super::pty::SIZE);
+                self.tell(&PaneNews::Joined { rows: size.ws_row, columns: size.ws_col });
+            }
+            PaneOrder::Show { again } => {
+                self.master = descriptors.into_iter().next();
+                self.keys.clear();
+                raw()?;
+                self.fit();
+                if again {
+                    self.draw_again();
+                }
+            }
+            PaneOrder::Ended => {
+                self.show_the_rest();
+                self.tell(&PaneNews::Drained);
+            }
+            PaneOrder::Say { text } => {
+                self.take_back();
+                say(&text);
+            }
+            PaneOrder::Shell => {
+                self.take_back();
+                return Err(become_shell());
+            }
+        }
+        Ok(true)
+    }
+
+    fn tell(&self, news: &PaneNews) {
         let mut line = serde_json::to_vec(news).unwrap_or_default();
         line.push(b'\n');
         // If PID 1 is gone, the next read says so.
-        drop(self.stream.write_all(&line));
+        drop((&self.orders).write_all(&line));
     }
 
-    fn start(&mut self, start: &ClaudeStart) {
-        if self.child.is_some() {
-            return;
+    /// Claude's terminal is as large as ours.
+    fn fit(&mut self) {
+        self.again = None;
+        if let (Some(master), Ok(size)) = (&self.master, tcgetwinsize(rustix::stdio::stdin())) {
+            // Claude may be gone meanwhile.
+            rustix::termios::tcsetwinsize(master, size).ok();
         }
-        let news = match spawn(start) {
-            Ok(pid) => {
-                self.child = Some(pid);
-                PaneNews::Started { pid: pid.as_raw() }
+    }
+
+    /// One line less for a moment: a change is what makes a program draw everything.
+    fn draw_again(&mut self) {
+        let (Some(master), Ok(size)) = (&self.master, tcgetwinsize(rustix::stdio::stdin())) else { return };
+        let less = Winsize { ws_row: size.ws_row.saturating_sub(1).max(1), ..size };
+        rustix::termios::tcsetwinsize(master, less).ok();
+        self.again = Some(Instant::now() + BETWEEN_SIZES);
+    }
+
+    /// Shows what Claude wrote, and waits for tmux meanwhile: Claude then has to wait too. Says how much there was.
+    fn show(&mut self) -> usize {
+        let Some(master) = &self.master else { return 0 };
+        let mut buffer = [0; 16 << 10];
+        match rustix::io::read(master, &mut buffer) {
+            Ok(count @ 1..) => {
+                write_out(buffer.get(..count).unwrap_or_default());
+                count
             }
-            Err(error) => PaneNews::Failed { cause: error.to_string() },
-        };
-        self.tell(&news);
-    }
-
-    fn reap(&mut self) {
-        let Some(child) = self.child else { return };
-        let news = match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(_, code)) => PaneNews::Exited { code: Some(code), signal: None },
-            Ok(WaitStatus::Signaled(_, signal, _)) => {
-                PaneNews::Exited { code: None, signal: Some(signal as i32) }
+            Err(Errno::AGAIN | Errno::INTR) => 0,
+            // EIO: nobody has the slave open any more. The modes stay until PID 1 says what is next.
+            Ok(0) | Err(_) => {
+                self.master = None;
+                self.keys.clear();
+                0
             }
-            Ok(_) | Err(_) => return,
-        };
-        self.child = None;
-        restore_terminal();
-        self.tell(&news);
-    }
-
-    fn begin_end(&mut self) {
-        if self.ending.is_none() {
-            self.ending = Some(Instant::now());
-            self.signal(Signal::SIGTERM);
         }
     }
 
-    fn check_end(&mut self) {
-        if self.hangup.load(Ordering::Relaxed) {
-            self.begin_end();
-        }
-        if self.ending.is_some_and(|since| since.elapsed() > END_LIMIT) {
-            self.signal(Signal::SIGKILL);
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        if let Some(child) = self.child {
-            // ESRCH: it has ended by itself.
-            kill(child, signal).ok();
-        }
-    }
-
-    fn reap_until_end(&mut self) {
-        while self.child.is_some() {
-            if self.wait().is_err() {
-                return;
+    fn show_the_rest(&mut self) {
+        let mut shown = 0;
+        while shown < LAST_OUTPUT {
+            let Some(master) = &self.master else { break };
+            let limit = Timespec::try_from(LAST_MOMENT).ok();
+            if !matches!(poll(&mut [PollFd::new(master, PollFlags::IN)], limit.as_ref()), Ok(1..)) {
+                break;
             }
-            self.reap();
-            self.check_end();
+            shown += self.show();
         }
+        self.master = None;
+        self.keys.clear();
+    }
+
+    /// False when the terminal is gone.
+    fn take_keys(&mut self) -> bool {
+        let mut buffer = [0; 4096];
+        match rustix::io::read(rustix::stdio::stdin(), &mut buffer) {
+            Ok(0) => false,
+            Ok(count) => {
+                self.keys.extend_from_slice(buffer.get(..count).unwrap_or_default());
+                true
+            }
+            Err(error) => matches!(error, Errno::AGAIN | Errno::INTR),
+        }
+    }
+
+    fn give_keys(&mut self) {
+        let Some(master) = &self.master else { return };
+        if let Ok(count) = rustix::io::write(master, &self.keys) {
+            self.keys.drain(..count.min(self.keys.len()));
+        }
+    }
+
+    /// What a program leaves behind: alternate screen, hidden cursor, mouse reports, bracketed paste; and our raw mode.
+    fn take_back(&mut self) {
+        self.master = None;
+        self.keys.clear();
+        let stdin = rustix::stdio::stdin();
+        if let Ok(mut mode) = tcgetattr(stdin) {
+            use rustix::termios::{InputModes, LocalModes, OutputModes};
+            mode.input_modes |= InputModes::ICRNL;
+            mode.output_modes |= OutputModes::OPOST | OutputModes::ONLCR;
+            mode.local_modes |= LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG | LocalModes::IEXTEN;
+            tcsetattr(stdin, OptionalActions::Now, &mode).ok();
+        }
+        write_out(super::terminal::RESET.as_bytes());
     }
 }
 
-/// What a killed program leaves behind: alternate screen, hidden cursor, mouse reports, bracketed paste, raw mode.
-fn restore_terminal() {
+fn raw() -> Result<(), PaneError> {
     let stdin = rustix::stdio::stdin();
-    if let Ok(mut mode) = rustix::termios::tcgetattr(stdin) {
-        use rustix::termios::{InputModes, LocalModes, OutputModes};
-        mode.input_modes |= InputModes::ICRNL;
-        mode.output_modes |= OutputModes::OPOST | OutputModes::ONLCR;
-        mode.local_modes |= LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG | LocalModes::IEXTEN;
-        rustix::termios::tcsetattr(stdin, rustix::termios::OptionalActions::Now, &mode).ok();
-    }
-    write_out(super::terminal::RESET);
+    let failed = |error: Errno| PaneError::Terminal(error.into());
+    let mut mode = tcgetattr(stdin).map_err(failed)?;
+    mode.make_raw();
+    tcsetattr(stdin, OptionalActions::Now, &mode).map_err(failed)?;
+    // What was typed before it was there was not meant for it.
+    tcflush(stdin, QueueSelector::IFlush).map_err(failed)
+}
+
+fn drain(stream: &mut UnixStream) {
+    let mut buffer = [0; 64];
+    while stream.read(&mut buffer).is_ok_and(|read| read > 0) {}
 }
 
 fn say(text: &str) {
-    write_out(&format!("\r\n{}\r\n", crate::report::inert(text)));
+    write_out(format!("\r\n{}\r\n", crate::report::inert(text)).as_bytes());
 }
 
-fn write_out(text: &str) {
-    let mut out = std::io::stdout().lock();
-    // Nobody is looking when the terminal is gone.
-    drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+/// All of it, however long tmux takes; nobody is looking when the terminal is gone.
+fn write_out(mut bytes: &[u8]) {
+    let out = rustix::stdio::stdout();
+    while !bytes.is_empty() {
+        match rustix::io::write(out, bytes) {
+            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => pause(Duration::from_millis(5)),
+            Err(_) => return,
+        }
+    }
 }
 
 fn become_shell() -> PaneError {
     say("innkeeper: Claude Code has ended; this is a shell (session.on_exit = \"shell\").");
     PaneError::Shell(Command::new("/bin/bash").args(["--login", "-i"]).exec())
-}
-
-fn spawn(start: &ClaudeStart) -> std::io::Result<Pid> {
-    let mut command = Command::new(&start.program);
-    if start.resume {
-        command.arg("--continue");
-    }
-    command.args(&start.args);
-    if let Some(prompt) = &start.prompt {
-        // After `--` a prompt that begins with a hyphen is no flag.
-        command.arg("--").arg(prompt_argument(prompt)?);
-    }
-    // The whole environment is PID 1's list; the tmux server's own is the agent's to change, proxies included.
-    command.env_clear().current_dir(&start.cwd).envs(start.env.iter().map(|(name, value)| (name, value)));
-    for name in ["TERM", "TMUX", "TMUX_PANE"] {
-        if let Some(value) = std::env::var_os(name) {
-            command.env(name, value);
-        }
-    }
-    for (name, content) in &start.files {
-        command.env(name, agents_file(&name.to_lowercase(), content)?);
-    }
-    // The read end has no CLOEXEC on purpose and is closed here right after the spawn: Claude alone inherits it.
-    let token = start.oauth_token.as_deref().map(token_pipe).transpose()?;
-    if let Some(token) = &token {
-        command.env("CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR", token.as_raw_fd().to_string());
-    }
-    let child = command.spawn()?;
-    i32::try_from(child.id()).map(Pid::from_raw).map_err(std::io::Error::other)
-}
-
-/// The token in a pipe that is empty once it has been read: no file, no environment, no argument.
-fn token_pipe(token: &str) -> std::io::Result<OwnedFd> {
-    let (reader, writer) = std::io::pipe()?;
-    let mut writer = writer;
-    writer.write_all(token.as_bytes())?;
-    let reader = OwnedFd::from(reader);
-    rustix::io::fcntl_setfd(&reader, rustix::io::FdFlags::empty())?;
-    Ok(reader)
-}
-
-/// A prompt that no argument can hold goes into a file of the agent's, and the argument says so.
-fn prompt_argument(prompt: &str) -> std::io::Result<String> {
-    if prompt.len() <= MAX_PROMPT_ARGUMENT {
-        return Ok(prompt.to_owned());
-    }
-    let path = agents_file("prompt.md", prompt)?;
-    Ok(format!("Your task is in the file {path}: read all of it, then do it."))
-}
-
-/// A file in the agent's runtime directory, which is a tmpfs and nobody else's; replaces the one of a former life.
-fn agents_file(name: &str, content: &str) -> std::io::Result<String> {
-    let directory = crate::filesystem::layout::runtime_directory(nix::unistd::getuid().as_raw());
-    let path = format!("{directory}/{name}");
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-    file.write_all(content.as_bytes())?;
-    Ok(path)
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 
-use super::host::{CLIENT_LIMIT, Due, Host, Timer};
+use super::host::{CLIENT_LIMIT, Host};
 use super::{Event, NAME, TMUX_CONF, socket, tmux};
 use crate::report::event;
 use crate::status::report::SessionState;
@@ -15,7 +15,7 @@ use crate::supervisor::{Child, Exit, Launch, Stream, thread};
 
 impl Host {
     pub(super) fn start_server(&mut self) {
-        if self.stopping.is_some() {
+        if self.stopping.is_some() || self.ordered.is_some() || self.server.is_some() {
             return;
         }
         self.server_started = Instant::now();
@@ -33,7 +33,8 @@ impl Host {
         let socket = socket(self.plan.identity.uid);
         let launch = Launch::program(tmux(), self.plan.identity.clone())
             .args(["-D", "-S", &socket, "-f", TMUX_CONF])
-            .env(self.plan.env.clone());
+            .env(self.plan.env.clone())
+            .of_the_session("tmux");
         let mut child = self.spawner.spawn(launch).map_err(|error| crate::report::chain(&error))?;
         self.server_id += 1;
         self.make_session(&mut child, &socket)?;
@@ -79,8 +80,10 @@ impl Host {
                 "-t",
                 "0",
             ];
-            let mut launch =
-                Launch::program(tmux(), self.plan.identity.clone()).args(args).env(self.plan.env.clone());
+            let mut launch = Launch::program(tmux(), self.plan.identity.clone())
+                .args(args)
+                .env(self.plan.env.clone())
+                .of_the_session("tmux");
             // Until the server listens it says so, on every try.
             launch.stderr = Stream::Null;
             let mut client = self.spawner.spawn(launch).map_err(|error| crate::report::chain(&error))?;
@@ -117,14 +120,14 @@ impl Host {
     pub(super) fn server_ended(&mut self, exit: Exit) {
         self.server = None;
         self.pane = None;
-        self.claude_gone();
         self.board.worker("tmux", |worker| {
             worker.pid = None;
             worker.restarts += 1;
         });
-        if let Some(done) = self.stopping.take() {
-            done.send(()).ok();
-            self.board.session(|session| session.state = SessionState::Done);
+        if self.stopping.is_some() {
+            return self.stopped();
+        }
+        if self.ordered.is_some() {
             return;
         }
         self.back_off_server(format!("the tmux server ended ({exit})"));
@@ -133,12 +136,13 @@ impl Host {
     fn back_off_server(&mut self, cause: String) {
         let pause = self.server_backoff.after(self.server_started.elapsed());
         event("session", &format!("{cause}; again in {:.1} s", pause.as_secs_f64()));
-        self.board.session(|session| {
-            session.state = SessionState::Backoff;
-            session.claude_pid = None;
-            session.detail = cause;
-        });
-        self.timer = Some(Timer { at: Instant::now() + pause, what: Due::StartServer });
+        if self.claude.is_none() {
+            self.board.session(|session| {
+                session.state = SessionState::Backoff;
+                session.detail = cause;
+            });
+        }
+        self.server_due = Some(Instant::now() + pause);
     }
 
     /// A server whose socket was removed makes it again on SIGUSR1 (tmux(1)). The look is an O_PATH open that
@@ -168,7 +172,7 @@ impl Host {
     }
 
     /// Removes what is in the socket's place: as the agent, whose directory it is.
-    fn clear_socket(&self) {
+    pub(super) fn clear_socket(&self) {
         let launch = Launch::program("/bin/rm", self.plan.identity.clone())
             .args(["-rf", "--", &socket(self.plan.identity.uid)])
             .env(self.plan.env.clone());

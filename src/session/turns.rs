@@ -15,6 +15,8 @@ const PER_SECOND: f64 = 1.0;
 
 /// What `status` says of a Claude that waits, and what notices know it by.
 pub const NO_TASK: &str = "it has no task";
+/// What the hook says of a turn that a usage limit ended.
+const RATE_LIMIT: &str = "rate_limit";
 pub const FINISHED: &str = "it has finished its turn";
 
 /// How many more news are heard now.
@@ -81,6 +83,9 @@ impl Host {
             return;
         }
         self.prompted = None;
+        if turn == Turn::Failed && text.starts_with(RATE_LIMIT) {
+            return self.limit_reached();
+        }
         let text = words(text);
         let first = text.lines().next().unwrap_or_default();
         let (state, detail) = match turn {
@@ -91,11 +96,20 @@ impl Host {
             Turn::Failed => (SessionState::Waiting, format!("its turn failed: {first}")),
         };
         let was = self.board.update(|report| report.session.state);
-        if !matches!(was, SessionState::Running | SessionState::Waiting) {
-            return;
+        match was {
+            SessionState::Running | SessionState::Waiting => {}
+            // That nobody types says nothing of a session that waits for something else.
+            SessionState::Limited if !matches!(turn, Turn::Asks | Turn::Idle) => {}
+            _ => return,
+        }
+        if matches!(turn, Turn::Began | Turn::Ended) {
+            self.limit.over();
+        }
+        if turn == Turn::Ended {
+            self.limit.worked();
         }
         let change = |session: &mut Session| {
-            session.state = state;
+            (session.state, session.until) = (state, None);
             session.detail = bounded(&detail, 200);
             if turn == Turn::Ended && !text.is_empty() {
                 session.last_message = Some(text.clone());

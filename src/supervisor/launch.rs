@@ -63,6 +63,8 @@ pub struct Launch {
     pub stderr: Stream,
     /// Whom it runs as; `None` is root, for children that hold the operator's terminal.
     pub identity: Option<Identity>,
+    /// What it is called where it is a part of the session: it ends with everything of the agent's.
+    pub session: Option<&'static str>,
 }
 
 impl Launch {
@@ -78,6 +80,7 @@ impl Launch {
             stdout: Stream::Null,
             stderr: Stream::Null,
             identity,
+            session: None,
         }
     }
 
@@ -99,7 +102,17 @@ impl Launch {
         self
     }
 
+    /// It is the agent's session, and called so.
+    #[must_use]
+    pub fn of_the_session(mut self, name: &'static str) -> Self {
+        self.session = Some(name);
+        self
+    }
+
     pub(super) fn program_name(&self) -> String {
+        if let Some(name) = self.session {
+            return name.to_owned();
+        }
         match &self.program {
             Program::Own(subcommand) => format!("innkeeper {subcommand}"),
             Program::Path(path) => path.display().to_string(),

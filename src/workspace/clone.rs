@@ -71,8 +71,7 @@ pub fn run(clone: &Clone) -> Outcome {
     // An empty directory at the target is replaced by the rename; anything else was refused above.
     match std::fs::rename(&staging, &clone.into) {
         Ok(()) => {
-            let url = clone.url.as_deref().unwrap_or_default();
-            let fork = crate::comforts::fork::detect(&clone.into, url);
+            let fork = clone.url.as_ref().and_then(|url| crate::comforts::fork::detect(&clone.into, url));
             let fork = fork.map_or_else(String::new, |fork| format!(", {fork}"));
             Outcome::new(0, format!("cloned {}{fork}", head(&clone.into)))
         }

@@ -49,30 +49,91 @@ fn f14_without_its_program_the_session_says_why_and_the_shell_is_there() {
     assert!(guest.running());
 }
 
+/// A session that shows who it is whenever its terminal changes, and counts what is typed.
+const TALKER: &str = "trap 'stty size; echo here-I-am-$$' WINCH; trap 'stty size; echo here-I-am-$$' CONT; \
+                      echo here-I-am-$$; while :; do read -r line && echo \"heard $line\"; done";
+
+fn talker() -> BoxOptions {
+    BoxOptions::new().env("INNKEEPER_SESSION_COMMAND", &format!("/bin/bash\n-c\n{TALKER}"))
+}
+
+fn claude_pid(guest: &RunningBox) -> i64 {
+    let status = guest.await_status("a session", |status| status["session"]["state"] == "running");
+    status["session"]["claude_pid"].as_i64().unwrap()
+}
+
+fn tmux_worker(status: &serde_json::Value) -> Option<&serde_json::Value> {
+    status["workers"].as_array().unwrap().iter().find(|worker| worker["name"] == "tmux")
+}
+
 #[test]
-fn f15_the_tmux_server_comes_back_however_it_was_ended() {
+fn f15_the_tmux_server_comes_back_however_it_was_ended_and_claude_lives_on() {
     let Some(rig) = Rig::new() else { return };
-    let guest = rig.boot(&BoxOptions::new());
-    let server = |guest: &RunningBox| {
-        let status = guest.await_status("a session", |status| status["session"]["state"] == "running");
-        let workers = status["workers"].as_array().unwrap().clone();
-        workers.iter().find(|worker| worker["name"] == "tmux").unwrap()["pid"].as_i64().unwrap()
-    };
-    for (how, count) in [("kill -KILL", 1), ("kill -TERM", 2)] {
-        let before = server(&guest);
-        guest.exec_agent(&format!("{how} {before}")).expect(how);
-        guest.await_status("another server", |status| {
-            let running = status["session"]["state"] == "running";
-            let tmux = |worker: &serde_json::Value| worker["name"] == "tmux" && worker["restarts"] == count;
-            running && status["workers"].as_array().unwrap().iter().any(tmux)
+    let guest = rig.boot(&talker());
+    let claude = claude_pid(&guest);
+    let server = |count: u64| {
+        let status = guest.await_status("a server", |status| {
+            tmux_worker(status).is_some_and(|tmux| tmux["pid"].is_i64() && tmux["restarts"] == count)
         });
-        assert_ne!(server(&guest), before);
-        assert!(guest.tmux(&["has-session", "-t", "claude"]).ok());
+        tmux_worker(&status).unwrap()["pid"].as_i64().unwrap()
+    };
+    let looks = |how: &str| {
+        let mut terminal = attach(&guest, 100, 30);
+        // Bash runs its traps when a line has come: that the terminal changed it has heard before.
+        terminal.keys(&format!("{how}-typed\r"));
+        terminal.sees(&format!("here-I-am-{claude}"));
+        terminal.sees(&format!("heard {how}-typed"));
+        terminal.keys("\x02d");
+    };
+    looks("before");
+    for (how, count) in [("KILL", 0), ("TERM", 1)] {
+        let before = server(count);
+        guest.exec_agent(&format!("kill -{how} {before}")).expect(how);
+        assert_ne!(server(count + 1), before);
+        looks(how);
+        assert_eq!(claude_pid(&guest), claude);
     }
     guest.tmux(&["kill-server"]);
     assert!(guest.await_line("the tmux server ended (exit status 0); again in").is_some());
-    server(&guest);
-    attach(&guest, 80, 24).keys("\x02d");
+    server(3);
+    looks("kill-server");
+    assert_eq!(claude_pid(&guest), claude);
+    assert_eq!(guest.status()["session"]["restarts"], 0);
+}
+
+#[test]
+fn f15_without_anybody_to_show_it_claude_works_all_the_same() {
+    let Some(rig) = Rig::new() else { return };
+    // More than a terminal holds: nobody reads it while the server is stopped.
+    let line = "echo up; for i in $(seq 1 20000); do echo \"line $i of many\"; done; \
+                echo done >/workspace/done; while :; do sleep 1000; done";
+    let guest = rig.boot(&shell(line));
+    let claude = claude_pid(&guest);
+    until("all is written", || guest.exec_agent("test -s /workspace/done").ok());
+    let server = tmux_worker(&guest.status()).unwrap()["pid"].as_i64().unwrap();
+    guest.exec_agent(&format!("kill -STOP {server}")).expect("stop");
+    // PID 1 answers as ever, and stops as ever.
+    assert_eq!(claude_pid(&guest), claude);
+    guest.exec_agent(&format!("kill -KILL {server}")).expect("kill");
+    let mut terminal = attach(&guest, 100, 30);
+    terminal.keys("\x02d");
+    assert_eq!(claude_pid(&guest), claude);
+    assert_eq!(guest.stop(), 143);
+}
+
+#[test]
+fn what_an_ended_program_had_on_its_screen_is_in_status() {
+    let Some(rig) = Rig::new() else { return };
+    let line = "printf 'first \\033[31mred\\033[0m\\n'; echo 'fatal: the disk is full'; exit 3";
+    let guest = rig.boot(&shell(line));
+    let status = guest.await_status("its last words", |status| {
+        status["session"]["state"] == "backoff" && status["session"]["last_output"].is_string()
+    });
+    let output = status["session"]["last_output"].as_str().unwrap();
+    assert!(output.contains("first red\nfatal: the disk is full"), "{output}");
+    assert!(output.chars().count() <= 2000);
+    let screen = guest.innkeeper(&["status"]).expect("status");
+    assert!(screen.contains("| fatal: the disk is full") || screen.contains("Session: running"), "{screen}");
 }
 
 #[test]
@@ -110,11 +171,13 @@ fn with_on_exit_stop_the_exit_status_is_the_programs() {
         ("exit 7", 7, "exit status 7"),
         ("exit 0", 0, "exit status 0"),
         ("kill -KILL $$", 137, "killed by SIGKILL"),
+        ("kill -SEGV $$", 139, "killed by SIGSEGV"),
     ] {
         let guest = rig.start(&shell(line).env("INNKEEPER_SESSION_ON_EXIT", "stop"));
         assert_eq!(guest.exit_code(), expected, "{}", guest.logs());
         assert!(
-            guest.logs().contains(&format!("Claude Code ended ({word}) (exit status {expected})")),
+            guest.logs().contains(&format!("exit: Claude Code ended ({word})"))
+                && guest.logs().contains(&format!("(exit status {expected})")),
             "{}",
             guest.logs()
         );
@@ -142,16 +205,23 @@ fn a_program_that_is_killed_comes_back_and_the_pane_stays() {
     let before = guest.await_status("a session", |status| status["session"]["state"] == "running");
     let pid = before["session"]["claude_pid"].as_i64().unwrap();
     guest.exec_agent(&format!("kill -KILL {pid}")).expect("kill");
-    assert!(guest.await_line("Claude Code ended (killed by SIGKILL); again in 1 s").is_some());
+    let how =
+        "Claude Code ended (killed by SIGKILL): by a process of the agent's own, or from outside the box";
+    assert!(guest.await_line(&format!("{how}; again in 1 s")).is_some());
     let after = guest.await_status("another", |status| {
         status["session"]["state"] == "running" && status["session"]["claude_pid"].as_i64() != Some(pid)
     });
     assert_eq!(after["session"]["restarts"], 1);
-    assert_eq!(after["session"]["last_exit"], "Claude Code ended (killed by SIGKILL)");
+    assert_eq!(after["session"]["last_exit"], how);
     let tmux = |status: &serde_json::Value| status["workers"].to_string();
     assert!(tmux(&after).contains("\"tmux\""));
-    // The pane that is killed takes the session with it, which is made again.
+    // The pane that is killed takes its tmux with it, which is made again; Claude lives on.
+    let pid = claude_pid(&guest);
     guest.exec_agent("pkill -KILL -f 'innkeeper pane'").expect("kill");
     assert!(guest.await_line("the session is made again").is_some());
-    guest.await_status("a session again", |status| status["session"]["state"] == "running");
+    let status = guest.await_status("a server again", |status| {
+        tmux_worker(status).is_some_and(|tmux| tmux["pid"].is_i64() && tmux["restarts"] == 1)
+    });
+    assert_eq!(status["session"]["claude_pid"].as_i64(), Some(pid));
+    assert_eq!(status["session"]["restarts"], 1);
 }

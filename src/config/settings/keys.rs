@@ -1,6 +1,6 @@
 //! The rows of the table.  (pure)
 
-use super::{Kind, Setting, Word, later, word};
+use super::{Kind, Setting, Word, word};
 
 const DAY: u64 = 86_400;
 
@@ -150,7 +150,7 @@ pub const SETTINGS: &[Setting] = &[
     ),
     row(
         "session.on_limit",
-        Kind::Choice(&[word("wait"), later("stop")]),
+        Kind::Choice(&[word("wait"), word("stop")]),
         "wait",
         "what happens at a usage limit",
     ),
@@ -160,9 +160,12 @@ pub const SETTINGS: &[Setting] = &[
         "8s",
         "time that the session is given to end",
     ),
-    row("session.until", Kind::Later, "", "when the session ends"),
-    row("session.max_time", Kind::Later, "", "how long the session lasts"),
-    row("session.max_cost", Kind::Later, "", "what the session may cost"),
+    row("session.until", Kind::Line, "", "when the session ends: a moment, or the next time that it is so late")
+        .example("07:00+01:00"),
+    row("session.max_time", Kind::Duration { min: 1, max: 366 * 24 * 3600 }, "", "how long the session lasts")
+        .example("8h"),
+    row("session.max_cost", Kind::Line, "", "US dollars that the session may cost, by its own account")
+        .example("5.00"),
     row(
         "agent.allow",
         Kind::Words(SWITCHES),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Kind, SETTINGS, Setting, sections};
+use super::{SETTINGS, Setting, sections};
 use crate::config::provider::secrets_markdown;
 
 /// The settings for `--help`.
@@ -29,39 +29,8 @@ fn help_line(out: &mut String, setting: &Setting, width: usize) {
     if !setting.aliases.is_empty() {
         line.push_str(&format!(" (also {})", setting.aliases.join(", ")));
     }
-    let later = later(setting);
-    if !later.is_empty() {
-        line.push_str(&format!("; {later}"));
-    }
     out.push_str(&line);
     out.push('\n');
-}
-
-/// What of a setting a later version understands; blank if nothing.
-fn later(setting: &Setting) -> String {
-    match setting.kind {
-        Kind::Later => "not in this version".to_owned(),
-        Kind::Choice(words) | Kind::Words(words) => {
-            let later: Vec<&str> = words.iter().filter(|word| word.later).map(|word| word.word).collect();
-            if later.is_empty() {
-                String::new()
-            } else {
-                format!("not in this version: {}", later.join(", "))
-            }
-        }
-        Kind::Line
-        | Kind::Text
-        | Kind::Duration { .. }
-        | Kind::Size
-        | Kind::Number { .. }
-        | Kind::Path
-        | Kind::Url
-        | Kind::Names
-        | Kind::Rules
-        | Kind::Addresses
-        | Kind::Ports
-        | Kind::Arguments => String::new(),
-    }
 }
 
 const REFERENCE_HEAD: &str = "\
@@ -130,13 +99,7 @@ fn reference_row(out: &mut String, setting: &Setting) {
     if !setting.aliases.is_empty() {
         variables.push_str(&format!("; also `{}`", setting.aliases.join("`, `")));
     }
-    let later = later(setting);
-    let value = match (setting.kind, later.as_str()) {
-        (Kind::Later, later) => later.to_owned(),
-        (kind, "") => kind.expected(),
-        (kind, later) => format!("{}; {later}", kind.expected()),
-    };
-    let value = value.replace('|', "\\|");
+    let value = setting.kind.expected().replace('|', "\\|");
     // Writing to a String can't fail.
     writeln!(out, "| `{}` | {} | {value} | {default} | {variables} |", setting.name(), setting.help)
         .unwrap_or_default();

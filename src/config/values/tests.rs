@@ -42,15 +42,7 @@ fn every_default_can_be_read() {
             Kind::Ports => assert_eq!(values.ports(setting.key), []),
             Kind::Arguments => assert_eq!(values.arguments(setting.key), [] as [String; 0]),
             Kind::Choice(words) => {
-                assert!(
-                    words.iter().any(|word| word.word == setting.default && !word.later),
-                    "{}",
-                    setting.key
-                );
-            }
-            Kind::Later => {
-                assert_eq!(setting.default, "");
-                values.later(setting.key);
+                assert!(words.iter().any(|word| word.word == setting.default), "{}", setting.key);
             }
             Kind::Line | Kind::Text | Kind::Url | Kind::Names | Kind::Rules => {}
         }
@@ -168,20 +160,6 @@ fn words_addresses_and_ports_report_each_bad_item() {
     let mut values = items("network.inbound", &bad);
     assert!(values.ports("network.inbound").is_empty());
     assert_eq!(values.problems.len(), bad.len());
-}
-
-#[test]
-fn later_features_are_refused_plainly() {
-    let mut values = variable("session.max_cost", "5 USD");
-    values.later("session.max_cost");
-    values.later("session.until");
-    assert_eq!(
-        texts(&values),
-        ["V: session.max_cost is set, but it is not in this version\n   next: unset it"]
-    );
-    let mut values = variable("session.max_cost", " ");
-    values.later("session.max_cost");
-    assert_eq!(values.problems, []);
 }
 
 #[test]

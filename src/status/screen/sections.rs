@@ -42,6 +42,9 @@ struct Page<'a> {
     now: SystemTime,
 }
 
+/// Lines of an ended Claude's last screen; `status --json` has the rest.
+const LAST_OUTPUT: usize = 5;
+
 impl Page<'_> {
     fn line(&self, tone: Tone, text: &str) -> Line {
         Line { tone, text: cut(text, self.width) }
@@ -158,11 +161,21 @@ impl Page<'_> {
             parts.push(format!("{} restarts", session.restarts));
         }
         parts.extend(session.until.as_deref().map(|end| format!("until {}", clock(end))));
+        parts.extend(session.deadline.as_deref().map(|end| format!("ends {}", clock(end))));
+        parts.extend(session.cost_usd.map(|cost| format!("${cost:.2}")));
+        parts.extend(session.context_percent.map(|used| format!("context {used} %")));
+        parts.extend(session.name.as_deref().map(|name| format!("\u{201c}{name}\u{201d}")));
         parts.extend(self.attached());
         let mut lines = vec![(tone, parts.join(", "))];
         lines.extend(session.last_exit.as_ref().map(|exit| (Tone::Plain, format!("  last: {exit}"))));
         if !session.detail.is_empty() && session.last_exit.as_ref() != Some(&session.detail) {
             lines.push((Tone::Plain, format!("  {}", session.detail)));
+        }
+        if matches!(session.state, SessionState::Backoff | SessionState::Exited) {
+            let output = session.last_output.iter().flat_map(|output| output.lines());
+            let output: Vec<&str> = output.filter(|line| !line.trim().is_empty()).collect();
+            let last = output.iter().skip(output.len().saturating_sub(LAST_OUTPUT));
+            lines.extend(last.map(|line| (Tone::Plain, format!("  | {line}"))));
         }
         self.plain(5, 1, lines)
     }

@@ -1,0 +1,275 @@
+//! Claude Code as PID 1's own child: how it is started, how it ended and why, and what comes after it.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use super::host::Host;
+use super::launcher::{self, Streams};
+use super::{Event, NAME, OnExit, pty, socket, tmux};
+use crate::control::protocol::{ClaudeStart, PaneOrder};
+use crate::report::{bounded, event, inert};
+use crate::status::report::SessionState;
+use crate::supervisor::{Child, Ending, Exit, Launch, Remote, thread};
+
+/// A life shorter than this never got to work: its prompt is given again, and nothing is continued.
+const STILLBORN: Duration = Duration::from_secs(5);
+/// The pane shows what Claude wrote last in this time, or it is not waited for.
+const LAST_LOOK: Duration = Duration::from_millis(400);
+/// The screen is taken down in this time, or not at all.
+const CAPTURE: Duration = Duration::from_secs(1);
+const MAX_SCREEN: u64 = 64 << 10;
+/// Characters of the last screen in `status`.
+const MAX_OUTPUT: usize = 2000;
+/// The end waits so long for the operator to be told of it.
+pub(super) const LAST_NOTICE: Duration = Duration::from_secs(25);
+
+/// A life of Claude's.
+pub(super) struct Running {
+    pub(super) id: u64,
+    pub(super) pid: i32,
+    remote: Remote,
+    started: Instant,
+    /// We ended it, and why.
+    ours: Option<&'static str>,
+}
+
+impl Running {
+    /// Tells it to end; one that was stopped has to run to hear that.
+    pub(super) fn end(&self) {
+        self.remote.signal(Signal::SIGTERM);
+        self.remote.signal(Signal::SIGCONT);
+    }
+
+    pub(super) fn kill(&mut self, why: &'static str) {
+        self.ours = Some(why);
+        self.remote.signal(Signal::SIGKILL);
+    }
+}
+
+/// A life that is over.
+pub(super) struct Ended {
+    how: String,
+    exit: Option<Exit>,
+    lived: Duration,
+    /// What it wrote last is waited for so long.
+    pub(super) until: Instant,
+}
+
+impl Host {
+    pub(super) fn start_claude(&mut self) {
+        self.claude_due = None;
+        if self.claude.is_some() || self.stopping.is_some() || self.ordered.is_some() || self.is_over() {
+            return;
+        }
+        self.begun = true;
+        self.board.session(|session| {
+            session.state = SessionState::Starting;
+            session.detail = String::new();
+            (session.until, session.last_output) = (None, None);
+        });
+        if let Err(cause) = self.try_start_claude() {
+            let how = format!("Claude Code can't be started: {cause}");
+            self.claude_ended(how, None, Duration::ZERO);
+        }
+    }
+
+    fn try_start_claude(&mut self) -> Result<(), String> {
+        if !Path::new(&self.plan.start.program).exists() {
+            return Err(format!("{} is missing in the image", self.plan.start.program));
+        }
+        let failed = |error: rustix::io::Errno| format!("it has no terminal: {error}");
+        let (master, slave) = pty::open(self.plan.identity.uid, self.size).map_err(failed)?;
+        let start = self.next_start();
+        self.prompted = start.prompt.is_some().then(Instant::now);
+        self.resumed = start.resume;
+        self.oom_kills = self.plan.resources.oom_kills_now();
+        let child = launcher::start(&self.spawner, &self.plan.identity, &start, Streams::Terminal(slave))
+            .map_err(|error| bounded(&inert(&crate::report::chain(&error)), 400))?;
+        self.next_prompt = None;
+        self.master = Some(master);
+        self.show(false);
+        self.watch_claude(child)
+    }
+
+    /// What this life is told: its first task until that has been worked on, and then the conversation's rest.
+    fn next_start(&self) -> ClaudeStart {
+        let first = if self.worked { None } else { self.plan.start.prompt.clone() };
+        let prompt = self.next_prompt.clone().or(first);
+        let mut start = ClaudeStart { resume: self.resume_next, prompt, ..self.plan.start.clone() };
+        if let Some(server) = &self.server {
+            // As tmux itself sets them; the pane is the first of the first session.
+            let place = format!("{},{},0", socket(self.plan.identity.uid), server.pid());
+            start.env.push(("TMUX".to_owned(), place));
+            start.env.push(("TMUX_PANE".to_owned(), "%0".to_owned()));
+        }
+        start
+    }
+
+    fn watch_claude(&mut self, mut child: Child) -> Result<(), String> {
+        self.lives += 1;
+        let (id, pid, remote) = (self.lives, child.pid(), child.remote());
+        let (events, last) = (self.session.events.clone(), child.remote());
+        let watching = thread("claude", move || {
+            let exit = child.wait();
+            drop(events.send(Event::ClaudeEnded(id, exit)));
+        });
+        if let Err(error) = watching {
+            // One that nobody watches is none of ours.
+            last.signal(Signal::SIGKILL);
+            self.master = None;
+            return Err(format!("nobody can watch it: {error}"));
+        }
+        self.claude = Some(Running { id, pid, remote, started: Instant::now(), ours: None });
+        event("session", &format!("Claude Code is running (pid {pid})"));
+        self.board.session(|session| {
+            session.state = SessionState::Running;
+            session.claude_pid = Some(pid);
+        });
+        Ok(())
+    }
+
+    pub(super) fn claude_runs(&self) -> bool {
+        self.claude.is_some()
+    }
+
+    pub(super) fn claude_exited(&mut self, exit: Exit) {
+        let Some(claude) = self.claude.take() else { return };
+        let lived = claude.started.elapsed();
+        let lasted = lived >= STILLBORN;
+        self.worked |= lasted;
+        // "No conversation found to continue" ends at once: the next life begins a new one.
+        self.resume_next = lasted || (self.resume_next && !self.resumed);
+        let why = self.why(exit, &claude);
+        self.claude_ended(format!("Claude Code ended ({exit}){why}"), Some(exit), lived);
+    }
+
+    /// Who sent a SIGKILL, which says nothing itself.
+    fn why(&self, exit: Exit, claude: &Running) -> String {
+        if exit != Exit::Signal(nix::libc::SIGKILL) {
+            return String::new();
+        }
+        if let Some(ours) = claude.ours {
+            return format!(": by PID 1, as it {ours}");
+        }
+        if self.plan.resources.oom_kills_now() > self.oom_kills {
+            return ": by the kernel, as the box's memory was used up".to_owned();
+        }
+        ": by a process of the agent's own, or from outside the box".to_owned()
+    }
+
+    fn claude_ended(&mut self, how: String, exit: Option<Exit>, lived: Duration) {
+        if let Some(master) = self.master.take() {
+            self.size = pty::size(&master);
+        }
+        self.board.session(|session| {
+            session.state = SessionState::Exited;
+            session.claude_pid = None;
+            session.until = None;
+            // What it said last, a question perhaps, is not how it is now.
+            session.detail.clone_from(&how);
+            session.last_exit = Some(how.clone());
+        });
+        if self.stopping.is_some() {
+            event("session", &how);
+            self.end_server();
+            return self.stopped();
+        }
+        if self.ordered.is_some() {
+            return event("session", &how);
+        }
+        self.order(&PaneOrder::Ended);
+        self.ended = Some(Ended { how, exit, lived, until: Instant::now() + LAST_LOOK });
+        if self.pane.is_none() {
+            self.conclude();
+        }
+    }
+
+    /// What Claude wrote last is on the screen: what comes now.
+    pub(super) fn conclude(&mut self) {
+        let Some(Ended { how, exit, lived, .. }) = self.ended.take() else { return };
+        match self.plan.on_exit {
+            OnExit::Restart => self.back_off_claude(&how, lived),
+            OnExit::Shell => {
+                self.take_down_screen();
+                event("session", &format!("{how}; the pane is a shell now (session.on_exit)"));
+                self.order(&PaneOrder::Shell);
+                self.pane = None;
+                if let Some(notices) = &self.plan.notices {
+                    notices.finished(&format!("the session is over: {how}"));
+                }
+            }
+            OnExit::Stop => {
+                event("session", &format!("{how}; the box ends (session.on_exit)"));
+                if let Some(notices) = &self.plan.notices {
+                    notices.last(&how, LAST_NOTICE);
+                }
+                let status = exit.map_or(1, |exit| u8::try_from(exit.status() & 0xff).unwrap_or(1));
+                self.spawner.stop(Ending { status, reason: how });
+            }
+        }
+    }
+
+    fn back_off_claude(&mut self, how: &str, lived: Duration) {
+        self.take_down_screen();
+        let pause = self.limit_pause().unwrap_or_else(|| self.claude_backoff.after(lived));
+        event("session", &format!("{how}; again in {} s", pause.as_secs()));
+        let text = format!(
+            "innkeeper: {how}. It starts again in {} s; the shell below is yours meanwhile.",
+            pause.as_secs()
+        );
+        self.order(&PaneOrder::Say { text });
+        self.board.session(|session| {
+            session.state = SessionState::Backoff;
+            session.restarts += 1;
+            how.clone_into(&mut session.detail);
+        });
+        self.claude_due = Some(Instant::now() + pause);
+    }
+
+    /// The last screen, for `status`: asked of the agent's tmux as the agent, bounded in time and size, and inert.
+    fn take_down_screen(&self) {
+        if self.server.is_none() || self.pane.is_none() {
+            return;
+        }
+        let socket = socket(self.plan.identity.uid);
+        let target = format!("{NAME}:{NAME}.0");
+        let launch = Launch::program(tmux(), self.plan.identity.clone())
+            .args(["-N", "-S", &socket, "capture-pane", "-p", "-t", &target])
+            .env(self.plan.env.clone())
+            .of_the_session("tmux");
+        match self.spawner.listen(launch, CAPTURE, MAX_SCREEN) {
+            Ok(said) if said.exit.success() => {
+                let output = last_lines(&said.text);
+                self.board.session(|session| session.last_output = output);
+            }
+            // The operator's screen is not worth more.
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
+/// The end of a screen, inert but for its line ends; none if there is nothing on it.
+fn last_lines(screen: &str) -> Option<String> {
+    let lines: Vec<String> = screen.lines().map(|line| inert(line.trim_end())).collect();
+    let text = lines.join("\n");
+    let text = text.trim_matches('\n');
+    let excess = text.chars().count().saturating_sub(MAX_OUTPUT);
+    let text: String = text.chars().skip(excess).collect();
+    (!text.is_empty()).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MAX_OUTPUT, last_lines};
+
+    #[test]
+    fn the_last_screen_is_bounded_and_inert() {
+        assert_eq!(last_lines("\n\n  \n"), None);
+        assert_eq!(last_lines("\na \n\n b\u{1b}[2J\n\n\n").unwrap(), "a\n\n b\\u{1b}[2J");
+        let long = last_lines(&"x\u{1b}y\n".repeat(9000)).unwrap();
+        assert_eq!(long.chars().count(), MAX_OUTPUT);
+        assert!(long.ends_with('y'));
+    }
+}
