@@ -79,12 +79,16 @@ pub fn run(comfort: Comfort) -> String {
 }
 
 /// Set for a Claude that the box itself asks something, such as a name: its hooks are no news of the session, and a
-/// name for that conversation would ask for the next.
+/// name for that conversation would ask for the next. The value is that of [`ASIDE_FILE`], which a repository whose
+/// settings would silence the hooks can't know beforehand.
 pub const ASIDE: &str = "INNKEEPER_ASIDE";
+/// Root's, made anew at each boot.
+pub const ASIDE_FILE: &str = "/run/innkeeper/etc/aside";
 
 #[must_use]
 pub fn is_aside() -> bool {
-    std::env::var_os(ASIDE).is_some()
+    let given = std::env::var(ASIDE).unwrap_or_default();
+    !given.is_empty() && std::fs::read_to_string(ASIDE_FILE).is_ok_and(|value| value == given)
 }
 
 /// What the work says, or nothing where it takes longer: its thread ends with the process.

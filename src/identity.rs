@@ -12,6 +12,7 @@ use std::path::Path;
 use claude::ClaudePlan;
 
 use crate::account::Account;
+use crate::comforts::ASIDE_FILE;
 use crate::comforts::sync::SNAPSHOT;
 use crate::config::{Config, Repository};
 use crate::filesystem::layout::{STATE_ETC, WORKSPACE, runtime_directory};
@@ -33,6 +34,8 @@ pub const EXTRA_CA: &str = "/run/innkeeper/etc/ca-extra.pem";
 pub enum IdentityError {
     #[error("cannot write the generated settings")]
     Write(#[from] crate::filesystem::FilesystemError),
+    #[error("cannot get random octets of the kernel")]
+    Random(#[source] rustix::io::Errno),
     #[error("cannot read the certificates in {path}")]
     Certificates { path: String, source: std::io::Error },
     #[error("{path} holds no PEM certificate")]
@@ -72,6 +75,10 @@ pub fn apply(plan: &Plan) -> Result<(), IdentityError> {
         write_root_file(Path::new(INSTRUCTIONS), instructions.as_bytes(), 0o444)?;
     }
     write_remotes(&plan.remotes)?;
+    let mut octets = [0; 16];
+    rustix::rand::getrandom(&mut octets, rustix::rand::GetRandomFlags::empty())
+        .map_err(IdentityError::Random)?;
+    write_root_file(Path::new(ASIDE_FILE), crate::report::hex(&octets).as_bytes(), 0o444)?;
     if let Some(extra) = &plan.extra_ca {
         let system = std::fs::read_to_string(SYSTEM_CA)
             .map_err(|source| IdentityError::Certificates { path: SYSTEM_CA.to_owned(), source })?;

@@ -2,8 +2,8 @@
 
 use super::host;
 use super::places::agent_identity;
-use crate::comforts::ASIDE;
-use crate::config::{Comfort, Config, Model, Requests};
+use crate::comforts::{ASIDE, ASIDE_FILE};
+use crate::config::{Comfort, Config, Mode, Model, Requests};
 use crate::control::protocol::ClaudeStart;
 use crate::identity::claude::{ClaudePlan, comfort};
 use crate::innkeeper::Innkeeper;
@@ -31,7 +31,8 @@ pub(super) fn plan(config: &Config) -> ClaudePlan {
         let path = shell_word(&patterns.display().to_string());
         hooks.push(comfort("PostToolUse", "Edit|Write|MultiEdit", &format!("format --patterns {path}"), 15));
     }
-    if claude.has(Comfort::SessionNames) {
+    // A headless run has nobody who looks for a name.
+    if claude.has(Comfort::SessionNames) && config.session.mode == Mode::Tmux {
         for event in ["Stop", "UserPromptSubmit", "SessionStart"] {
             hooks.push(comfort(event, "", "name", 5));
         }
@@ -55,11 +56,12 @@ pub(super) fn plan(config: &Config) -> ClaudePlan {
 
 /// A Claude that answers one question of the box's own, by the cheapest model: without tools, without the telemetry and
 /// the prompt of the session's, in a directory that is no project.
-pub(crate) fn aside(innkeeper: &Innkeeper, question: String) -> (Identity, ClaudeStart) {
+pub(crate) fn aside(innkeeper: &Innkeeper, question: String) -> std::io::Result<(Identity, ClaudeStart)> {
+    let mark = std::fs::read_to_string(ASIDE_FILE)?;
     let plan = innkeeper.with_config(|config| host::session_plan(innkeeper, config, None));
     let mut env = plan.start.env;
     env.retain(|(name, _)| !name.starts_with("OTEL_") && !name.contains("TELEMETRY"));
-    env.push((ASIDE.to_owned(), "1".to_owned()));
+    env.push((ASIDE.to_owned(), mark));
     let args = ["-p", "--model", "haiku", "--max-turns", "1", "--tools", "", "--no-session-persistence"];
     let start = ClaudeStart {
         program: CLAUDE.to_owned(),
@@ -71,7 +73,7 @@ pub(crate) fn aside(innkeeper: &Innkeeper, question: String) -> (Identity, Claud
         oauth_token: plan.start.oauth_token,
         files: plan.start.files,
     };
-    (agent_identity(innkeeper, "/"), start)
+    Ok((agent_identity(innkeeper, "/"), start))
 }
 
 /// Claude gives a hook's command to a shell.

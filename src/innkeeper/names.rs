@@ -120,7 +120,7 @@ fn question(text: &str) -> String {
 }
 
 fn ask(innkeeper: &Innkeeper, question: String) -> Option<String> {
-    let (identity, start) = aside(innkeeper, question);
+    let (identity, start) = aside(innkeeper, question).ok()?;
     let (reader, stdout) = std::io::pipe().ok()?;
     let stderr = std::fs::OpenOptions::new().write(true).open("/dev/null").ok()?;
     let streams = Streams::Pipes { stdout: stdout.into(), stderr: stderr.into() };

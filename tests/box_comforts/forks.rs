@@ -46,7 +46,7 @@ fn a_fork_follows_its_upstream_only_where_that_is_switched_on() {
     let own = head("octo/widgets");
     let syncs = || options().env("INNKEEPER_CLAUDE_SYNC_FORK", "on");
     let asked = || {
-        let log = rig.world.log("http");
+        let log = rig.world.log("api");
         log.iter()
             .filter(|line| line["target"].as_str().is_some_and(|at| at.ends_with("/merge-upstream")))
             .count()
