@@ -71,6 +71,7 @@ pub(super) fn mounts(innkeeper: &Arc<Innkeeper>, steps: &Steps) -> Result<Vec<Mo
             Ok(Verified::new(places.clone(), found.detail))
         },
     )?;
+    innkeeper.use_volume(&places);
     open_control(innkeeper)?;
     Ok(places)
 }

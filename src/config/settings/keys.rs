@@ -162,7 +162,7 @@ pub const SETTINGS: &[Setting] = &[
     ),
     row("session.until", Kind::Line, "", "when the session ends: a moment, or the next time that it is so late")
         .example("07:00+01:00"),
-    row("session.max_time", Kind::Duration { min: 1, max: 366 * 24 * 3600 }, "", "how long the session lasts")
+    row("session.max_time", Kind::Duration { min: 1, max: 365 * 24 * 3600 }, "", "how long the session lasts")
         .example("8h"),
     row("session.max_cost", Kind::Line, "", "US dollars that the session may cost, by its own account")
         .example("5.00"),
@@ -262,6 +262,13 @@ pub const SETTINGS: &[Setting] = &[
     row("tls.ca_certs", Kind::Path, "", "PEM file of certificates that every tool trusts beside its own")
         .example("/etc/innkeeper/corp-ca.pem")
         .also(&["NODE_EXTRA_CA_CERTS"]),
+    row(
+        "persist.interval",
+        Kind::Duration { min: 0, max: DAY },
+        "10m",
+        "time between two saves of the work to the volume at /persist; 0s saves at the end and when asked alone",
+    ),
+    row("persist.size", Kind::Size, "2G", "octets that the saves on the volume may take"),
     row(
         "log.format",
         Kind::Choice(&[word("text"), word("json")]),
