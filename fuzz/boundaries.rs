@@ -197,11 +197,10 @@ pub(crate) fn control_request(data: &[u8]) {
             Request::Reload | Request::Rules | Request::Allow { .. } | Request::Revoke { .. } => true,
             Request::Grant { .. } | Request::Refuse { .. } | Request::Lint | Request::Suggest => true,
             Request::Ask { .. } | Request::Wish { .. } | Request::Requests => false,
-            Request::Refusals { .. } | Request::Name { .. } => false,
             Request::Seat { .. } | Request::Work { .. } => true,
             Request::Session { .. } | Request::Save | Request::Start { .. } => true,
             Request::Log { .. } | Request::Status | Request::Progress | Request::Check { .. } => false,
-            Request::Refusals { .. } => false,
+            Request::Refusals { .. } | Request::Name { .. } => false,
             Request::Credential { .. } | Request::Pane | Request::Hook { .. } | Request::Gauge { .. } => {
                 false
             }
