@@ -219,7 +219,9 @@ fn settings_that_the_agent_rewrites_do_not_lead_the_token_elsewhere() {
     let seen = messages(&rig.world).len();
     guest.exec_root("pkill -KILL -x claude");
     // Until then the screen is that of the Claude that ended.
-    assert!(guest.await_line("again in 1 s").is_some() && guest.await_line("Claude Code is running").is_some());
+    assert!(
+        guest.await_line("again in 1 s").is_some() && guest.await_line("Claude Code is running").is_some()
+    );
     await_screen(&guest, "bypass permissions on");
     guest.type_into_pane("0", "go on");
     await_message(&guest, &rig.world, "a request after the restart", |message| {
