@@ -53,7 +53,7 @@ def end(pid):
 def small(world, image, init, number):
     name = f"{world.tag}-{init}{number}"
     world.containers.append(name)
-    run("docker", "run", "--detach", "--name", name, "--network", "none", "--no-healthcheck", "--ulimit", "nproc=-1",
+    run("docker", "run", "--detach", "--name", name, "--network", "none", "--no-healthcheck",
         "--entrypoint", init, image, "--", "perl", "-e", PROGRAM)
     return name, int(run("docker", "inspect", "--format", "{{.State.Pid}}", name))
 

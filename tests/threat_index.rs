@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-/// What must hold of the network and of the operator's seat, by the ids of the catalogue.
+/// What must hold of the network, the operator's seat and the session, by the ids of the catalogue.
 const MUST_HOLD: &[&str] = &[
     "T01", "T02", "T03", "T04", "T06", "T07", "T08", "T10", "T13", "T15", "T17", "T20", "T22", "T23", "T24",
-    "T25", "T26", "T27", "T28", "T29", "T32", "T33", "T34", "T35", "T36", "T38", "T45", "T46", "T74", "T77",
-    "T78", "T84", "T87", "T88", "T89", "T91", "T94", "T97", "T100", "T200", "T201", "T202", "T203", "T204",
-    "F01", "F03", "F04", "F05", "F07", "F08", "F09", "F11", "F12", "F17", "F19", "F20", "F24", "F26", "F27",
-    "F29", "F31",
+    "T25", "T26", "T27", "T28", "T29", "T32", "T33", "T34", "T35", "T36", "T38", "T45", "T46", "T66", "T68",
+    "T69", "T74", "T76", "T77", "T78", "T79", "T80", "T84", "T85", "T87", "T88", "T89", "T91", "T94", "T95",
+    "T97", "T100", "T200", "T201", "T202", "T203", "T204", "T206", "F01", "F03", "F04", "F05", "F07", "F08",
+    "F09", "F11", "F12", "F13", "F14", "F15", "F17", "F19", "F20", "F22", "F24", "F26", "F27", "F29", "F30",
+    "F31",
 ];
 
 fn read(path: &str) -> String {

@@ -55,6 +55,7 @@ impl Host {
         });
         let (uid, spawner, events) =
             (self.plan.identity.uid, self.spawner.clone(), self.session.events.clone());
+        let here = spawner.clone();
         let ending = thread("ending", move || {
             let patience = Instant::now() + GRACE;
             while claude.as_ref().is_some_and(|claude| claude.exists()) && Instant::now() < patience {
@@ -62,9 +63,10 @@ impl Host {
             }
             drop(events.send(Event::AllEnded(end_all(uid, &spawner))));
         });
-        if let Err(error) = ending {
-            event("session", &format!("nobody can end the agent's processes now: {error}"));
-            self.all_ended(Err(0));
+        if ending.is_err() {
+            // The agent has used the processes up: without grace, and on this very thread.
+            let ended = end_all(uid, &here);
+            self.all_ended(ended);
         }
     }
 

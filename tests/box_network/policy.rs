@@ -553,6 +553,45 @@ fn t83_killed_workers_open_nothing_and_come_back() {
     guest.await_status("a refusal", |status| status["denials"].to_string().contains(&evil));
 }
 
+/// Kills the worker of this name as soon as it is there, again and again, until it is told to stop; says how often.
+const KILLER: &str = r#"n=0; while [ ! -e /tmp/enough ] && [ $n -lt 100 ]; do
+  pid=$(pgrep -o -x innkeeper-"$1") && kill -KILL "$pid" && n=$((n + 1)) && echo $n >/tmp/kills-"$1"; sleep 0.05; done"#;
+
+#[test]
+fn f22_workers_that_die_in_a_loop_are_started_ever_more_slowly_and_open_nothing() {
+    let Some(rig) = Rig::new() else { return };
+    let evil = host("evil");
+    gets_through(&rig, &["tcp", &evil, "80", GET]);
+    let guest = rig.boot(&BoxOptions::new().allow("ok.test:80"));
+    let mark = rig.world.sync();
+    for name in ["dns", "watch"] {
+        guest.exec_program(
+            "0",
+            &["bash", "-c", &format!("setsid bash -c '{KILLER}' killer {name} >/dev/null 2>&1 &")],
+        );
+    }
+    let restarts = |name: &str| {
+        let status = guest.status();
+        let one = status["workers"].as_array().unwrap().iter().find(|worker| worker["name"] == name).cloned();
+        one.unwrap()["restarts"].as_u64().unwrap()
+    };
+    until("many deaths", std::time::Duration::from_secs(120), || {
+        restarts("dns") >= 6 && restarts("watch") >= 6
+    });
+    // PID 1 answers, nothing is open, and what was open before stays so.
+    refused_fast(&guest, &["tcp", &evil, "80", GET]);
+    refused_fast(&guest, &["udp", &evil, "9999", "leak"]);
+    assert!(guest.client(AGENT, &["tcp", &host("ok"), "80", GET]).ok(), "what is open stays");
+    assert!(!resolves(&guest, "evil.test"));
+    // Ever more slowly: as often as it was killed, and not hundreds of times in so short a time.
+    let logs = guest.logs();
+    assert!(restarts("dns") < 60 && restarts("watch") < 60, "{logs}");
+    assert!(logs.lines().count() < 500, "the log is flooded");
+    guest.exec_root("touch /tmp/enough").expect("enough");
+    until("names again", std::time::Duration::from_secs(120), || resolves(&guest, "ok.test"));
+    nothing_to(&rig, mark, &evil);
+}
+
 #[test]
 fn f03_a_worker_that_died_while_the_upstream_is_down_still_knows_the_good_addresses() {
     let Some(rig) = Rig::new() else { return };
