@@ -20,6 +20,7 @@ use crate::task;
 mod hidden;
 mod manual;
 mod policy;
+mod save;
 mod seat;
 mod session;
 
@@ -82,6 +83,9 @@ enum Command {
     Log(LogArgs),
     /// What the agent did while nobody looked: sessions, commits, refusals, octets
     Report(ReportArgs),
+    /// Save the work to the volume at /persist now: repositories and Claude's conversations
+    #[command(after_help = save::HELP)]
+    Save(save::Save),
     /// Every setting: key, default, variable
     #[command(after_help = "Example:\n  innkeeper settings | grep -A3 network")]
     Settings,
@@ -176,6 +180,7 @@ fn dispatch(command: Command) -> u8 {
         Command::Session(command) => session::run(&command),
         Command::Manual(wanted) => manual::run(&wanted, Cli::command()),
         Command::Doctor(args) => crate::doctor::run(&args),
+        Command::Save(save) => save::run(&save),
         Command::Settings => print(&crate::config::settings::help()),
         Command::Rules => policy::ask(&Request::Rules, false),
         Command::Run(options) => engine::run(&options),

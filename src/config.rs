@@ -106,6 +106,7 @@ pub struct Config {
     /// None: nothing is sent.
     pub telemetry: Option<Telemetry>,
     pub tls: Tls,
+    pub persist: Persist,
     pub log: Log,
     pub notices: Notices,
     pub boot: Boot,
@@ -310,6 +311,14 @@ pub enum Comfort {
 pub struct Tls {
     /// A PEM file with at least one certificate.
     pub ca_certs: Option<PathBuf>,
+}
+
+/// What is saved on the volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Persist {
+    /// Zero: no timer.
+    pub interval: Duration,
+    pub size: ByteSize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

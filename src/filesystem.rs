@@ -124,6 +124,34 @@ fn keep(place: &Mount, entry: &MountEntry) -> Result<(), FilesystemError> {
     own(place)
 }
 
+/// Whether a volume is mounted there that the agent may have: its own already, or empty. What is in it is not looked at.
+pub fn volume(path: &Path, agent: Owner) -> Result<bool, String> {
+    let table = MountTable::read().map_err(|error| crate::report::chain(&error))?;
+    let Some(entry) = table.at(path) else { return Ok(false) };
+    if entry.read_only() {
+        return Err(format!("{} is mounted read-only", path.display()));
+    }
+    let looked = open_directory(path).and_then(|directory| directory.metadata());
+    let metadata = looked.map_err(|error| format!("{}: {error}", path.display()))?;
+    let fresh = metadata.uid() == 0 && is_empty(path);
+    if fresh || seal::may_write(&metadata, agent) {
+        return Ok(true);
+    }
+    let (path, owner, uid) = (path.display(), metadata.uid(), agent.uid);
+    Err(format!(
+        "{path} belongs to uid {owner} and is not empty: chown it to {uid}, or mount an empty volume"
+    ))
+}
+
+/// Forbids what a volume of data has no use for. Where the runtime made the mount and we can't remount it, its files are
+/// the agent's as they are everywhere else.
+pub fn forbid_execution(path: &Path) {
+    let table = MountTable::read().ok();
+    let Some(flags) = table.and_then(|table| table.at(path).map(MountEntry::flags)) else { return };
+    let flags = flags | MsFlags::MS_NOEXEC | MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
+    mount(None::<&str>, path, None::<&str>, flags, None::<&str>).ok();
+}
+
 /// Takes setuid files and devices from a mount that somebody else made.
 fn restrict(place: &Mount, entry: &MountEntry) -> Result<(), FilesystemError> {
     if !restricted(entry) {

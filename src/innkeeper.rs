@@ -2,6 +2,8 @@
 
 mod check;
 mod condition;
+mod names;
+mod persist;
 mod policy_changes;
 mod refusals;
 mod requests;
@@ -96,6 +98,10 @@ pub struct Innkeeper {
     requests: Mutex<Book>,
     /// What the lint says of the policy in force.
     lint: Mutex<Vec<String>>,
+    /// What conversations are called.
+    names: Mutex<names::Names>,
+    /// The work is saved by one at a time.
+    saving: persist::Saving,
     /// RFC 3339: since when is recorded what the box does.
     since: String,
 }
@@ -161,6 +167,8 @@ impl Innkeeper {
             changing: Mutex::new(()),
             requests: Mutex::new(Book::new(boottime())),
             lint: Mutex::default(),
+            names: Mutex::default(),
+            saving: persist::Saving::default(),
             since: crate::report::now(),
         };
         innkeeper.show_policy();
@@ -197,6 +205,9 @@ impl Innkeeper {
     }
 
     fn status(&self, asker: Asker) -> Response {
+        if asker == Asker::Operator {
+            self.look_at_risk_again();
+        }
         // Looking again costs a few children; the agent gets the last look and can't make us busy.
         let max_age = (asker == Asker::Operator).then_some(MAX_AGE);
         let mut report = self.board.report(max_age);
@@ -334,8 +345,9 @@ impl Desk for Innkeeper {
             Request::Gauge { gauge } => self.gauge(gauge),
             Request::Start { task } => self.start(task),
             Request::Session { order } => self.order(order),
-            Request::Save => Response::Failed { reason: "not in this version".to_owned() },
+            Request::Save => self.save_now(),
             Request::Refusals { last_ms } => self.refusals(last_ms),
+            Request::Name { conversation, text } => self.name(&conversation, &text),
             // Handled before: they keep their connection.
             Request::Pane | Request::Seat { .. } => {
                 Response::Failed { reason: "no answer to who stays".to_owned() }
@@ -363,6 +375,8 @@ impl Conduct for Innkeeper {
         if let Some(run) = self.headless.get() {
             run.stop(limit.mul_f64(0.75));
         }
+        // The session has ended and its last words are written; who escaped from it may go on meanwhile.
+        self.save_at_the_end(limit.saturating_sub(started.elapsed()));
         // What escaped from the session (daemons, setsid): asked first, ended after.
         let agent = [self.accounts.agent.uid];
         if kill_all(&agent, Signal::SIGTERM) > 0 {

@@ -57,6 +57,8 @@ pub mod namespace;
 #[cfg(target_os = "linux")]
 pub mod notices;
 #[cfg(target_os = "linux")]
+pub mod persist;
+#[cfg(target_os = "linux")]
 pub mod policy;
 #[cfg(target_os = "linux")]
 pub mod prerequisites;

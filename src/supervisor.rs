@@ -470,9 +470,10 @@ impl Supervisor {
     fn obey(&mut self, order: Order, conduct: &Arc<dyn Conduct>) -> Option<Ending> {
         match order {
             Order::Launch { launch, reply } => {
-                // Nothing new once the end has begun: a boot that goes on would start what is being ended.
-                let started =
-                    if self.stop.is_some() { Err(SupervisorError::Stopping) } else { self.launch(*launch) };
+                // Nothing new once the end has begun: a boot that goes on would start what is being ended. The last save
+                // is a part of the end.
+                let late = self.stop.is_some() && !launch.last;
+                let started = if late { Err(SupervisorError::Stopping) } else { self.launch(*launch) };
                 drop(reply.send(started));
                 None
             }

@@ -44,14 +44,17 @@ fn wait(innkeeper: &Innkeeper) {
 /// Clones, then starts the agent.
 pub(crate) fn begin(innkeeper: &Arc<Innkeeper>) {
     let Some(ready) = innkeeper.ready.get() else { return };
+    // Before the clones: what came back is there already.
+    let resume = innkeeper.restore_work(&ready.sealed);
     let cloned =
         repositories(innkeeper, &innkeeper.with_config(|config| config.repositories.clone()), &ready.locked);
     innkeeper.board().step("repositories", StepState::Ok, None, cloned.detail.clone());
     if innkeeper.config.session.mode == Mode::Headless {
-        return work_headless(innkeeper, ready, cloned);
+        return work_headless(innkeeper, ready, cloned, resume);
     }
     let mut plan = innkeeper.with_config(|config| host::session_plan(innkeeper, config, cloned.first));
     plan.notices = notices(innkeeper);
+    plan.start.resume |= resume;
     if let Some(prompt) = &plan.start.prompt {
         event("session", &format!("the prompt has the SHA-256 {}", crate::report::sha256(prompt)));
     }
@@ -64,17 +67,19 @@ pub(crate) fn begin(innkeeper: &Arc<Innkeeper>) {
             innkeeper.board().warn(why);
         }
     }
+    innkeeper.keep_work();
 }
 
 /// Without its repositories a run that nobody watches would do something else than it was told.
-fn work_headless(innkeeper: &Arc<Innkeeper>, ready: &Ready, cloned: Cloned) {
+fn work_headless(innkeeper: &Arc<Innkeeper>, ready: &Ready, cloned: Cloned, resume: bool) {
     if !cloned.all {
         let reason =
             format!("a repository is missing ({}); a headless run does not begin without", cloned.detail);
         return innkeeper.spawner.finish(Ending { status: exit::UNAVAILABLE, reason });
     }
     let plan = innkeeper.with_config(|config| {
-        let session = host::session_plan(innkeeper, config, cloned.first);
+        let mut session = host::session_plan(innkeeper, config, cloned.first);
+        session.start.resume |= resume;
         headless::Plan { identity: session.identity, start: session.start, limits: config.session.limits }
     });
     if let Some(prompt) = &plan.start.prompt {
@@ -82,7 +87,10 @@ fn work_headless(innkeeper: &Arc<Innkeeper>, ready: &Ready, cloned: Cloned) {
     }
     let (spawner, board) = (innkeeper.spawner.clone(), Arc::clone(innkeeper.board()));
     match Headless::start(plan, spawner, board, &ready.locked) {
-        Ok(run) => drop(innkeeper.headless.set(run)),
+        Ok(run) => {
+            drop(innkeeper.headless.set(run));
+            innkeeper.keep_work();
+        }
         Err(error) => {
             let reason = format!("the run's thread can't be started: {error}");
             innkeeper.spawner.finish(Ending { status: exit::INTERNAL, reason });

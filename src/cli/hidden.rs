@@ -7,6 +7,7 @@ use crate::comforts::Comfort;
 use crate::engine;
 use crate::identity::{credential, home};
 use crate::morning::work::Work;
+use crate::persist::{restore, save};
 use crate::readiness;
 use crate::report::exit;
 use crate::supervisor::processes;
@@ -64,6 +65,10 @@ pub(super) enum Hidden {
     Clone(Clone),
     #[command(hide = true)]
     Work(Work),
+    #[command(hide = true)]
+    PersistSave(save::Save),
+    #[command(hide = true)]
+    PersistRestore(restore::Restore),
     /// Git's credential helper
     #[command(hide = true)]
     Credential { operation: String },
@@ -127,6 +132,10 @@ pub(super) fn run(hidden: Hidden) -> u8 {
         }
         Hidden::Work(work) => {
             print(&serde_json::to_string(&crate::morning::work::run(&work)).unwrap_or_default())
+        }
+        Hidden::PersistSave(save) => print(&serde_json::to_string(&save::run(&save)).unwrap_or_default()),
+        Hidden::PersistRestore(restore) => {
+            print(&serde_json::to_string(&restore::run(&restore)).unwrap_or_default())
         }
         Hidden::Clone(clone) => {
             let outcome = clone::run(&clone);

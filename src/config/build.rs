@@ -14,7 +14,7 @@ use super::values::Values;
 use super::variables::{Variables, read_variables};
 use super::{
     Agent, AgentPermissions, Backend, Boot, Config, Filesystem, Identity, Log, LogFormat, Mode, Network,
-    OnExit, Prompt, Requests, Session, Sources, Start, Tls,
+    OnExit, Persist, Prompt, Requests, Session, Sources, Start, Tls,
 };
 
 use crate::session::{Limits, OnLimit, Until};
@@ -38,6 +38,7 @@ pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
     let session = session(&mut values);
     let agent = agent(&mut values);
     let tls = tls(&mut values);
+    let persist = persist(&mut values);
     let log = log(&mut values);
     let boot = Boot { accept: values.words("boot.accept") };
     let identity = identity(&mut values);
@@ -72,6 +73,7 @@ pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
         claude,
         telemetry,
         tls,
+        persist,
         log,
         notices,
         boot,
@@ -361,6 +363,10 @@ fn tls(values: &mut Values) -> Tls {
         }
     }
     Tls { ca_certs }
+}
+
+fn persist(values: &mut Values) -> Persist {
+    Persist { interval: values.duration("persist.interval"), size: values.size("persist.size") }
 }
 
 fn log(values: &mut Values) -> Log {

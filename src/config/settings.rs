@@ -269,6 +269,7 @@ mod tests {
             ),
             ("telemetry", "endpoint attributes log_prompts log_tools"),
             ("tls", "ca_certs"),
+            ("persist", "interval size"),
             ("log", "format file"),
             ("notices", "command webhook on"),
             ("boot", "accept"),

@@ -76,7 +76,13 @@ pub fn send(stream: &mut UnixStream, request: &Request) -> Result<(), ClientErro
 
 /// One question, one answer.
 pub fn ask(request: &Request) -> Result<Response, ClientError> {
+    ask_for(request, ANSWER_LIMIT)
+}
+
+/// The same of a question whose answer takes its time.
+pub fn ask_for(request: &Request, limit: Duration) -> Result<Response, ClientError> {
     let mut stream = connect()?;
+    stream.set_read_timeout(Some(limit)).map_err(ClientError::Exchange)?;
     send(&mut stream, request)?;
     let mut line = String::new();
     BufReader::new(stream).take(MAX_RESPONSE).read_line(&mut line).map_err(ClientError::Exchange)?;

@@ -85,6 +85,12 @@ pub fn plan(agent: Owner, home: &str, sizes: Sizes) -> Vec<Mount> {
     ]
 }
 
+/// A volume of the agent's on which nothing is executed. It is never made: somebody mounted it, or it is not there.
+#[must_use]
+pub fn volume(agent: Owner, path: &str) -> Mount {
+    Mount { path: PathBuf::from(path), size: 0, mode: 0o700, owner: agent, exec: false }
+}
+
 /// XDG_RUNTIME_DIR of the agent: the tmux socket is there.
 #[must_use]
 pub fn runtime_directory(uid: u32) -> String {

@@ -1,7 +1,7 @@
 //! Whether the box's places will be there: foreseen from the mount table where nothing can be mounted, in the words of
 //! the step that would fail.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
@@ -31,7 +31,11 @@ pub fn sizes(config: &Config) -> Sizes {
 /// The places of this box.
 #[must_use]
 pub fn layout(config: &Config, agent: &Account) -> Vec<Mount> {
-    layout::plan(agent.owner(), &agent.home, sizes(config))
+    let mut layout = layout::plan(agent.owner(), &agent.home, sizes(config));
+    if filesystem::volume(Path::new(crate::persist::VOLUME), agent.owner()) == Ok(true) {
+        layout.push(layout::volume(agent.owner(), crate::persist::VOLUME));
+    }
+    layout
 }
 
 /// What gives the right to mount.

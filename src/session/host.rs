@@ -109,6 +109,8 @@ impl Host {
         let deadline = Deadline::new(&plan.limits);
         let oom_kills = plan.resources.oom_kills_now();
         Self {
+            // What was restored is gone on with.
+            course: Course { resume_next: plan.start.resume, ..Course::default() },
             plan,
             spawner,
             board,
@@ -128,7 +130,6 @@ impl Host {
             ended: None,
             master: None,
             size: pty::SIZE,
-            course: Course::default(),
             prompted: None,
             next_prompt: None,
             looked: Instant::now(),

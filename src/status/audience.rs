@@ -29,6 +29,8 @@ pub fn for_agent(mut report: Report, uid: u32) -> Report {
         protection.detail = String::new();
         protection.how = String::new();
     }
+    // When it was saved is the agent's to know; what is wrong with the operator's volume is not.
+    report.persist.trouble = None;
     hide_details(&mut report.boot.steps);
     for secret in &mut report.secrets {
         secret.source = String::new();

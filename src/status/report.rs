@@ -405,6 +405,9 @@ pub struct Persist {
     pub took_ms: f64,
     /// Why the last try failed.
     pub trouble: Option<String>,
+    /// What the last save left out, and why.
+    #[serde(default)]
+    pub left_out: Vec<String>,
     /// What was restored at boot.
     pub restored: Option<String>,
     /// What would be lost with the box now, as far as it was looked at.

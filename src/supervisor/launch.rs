@@ -63,6 +63,8 @@ pub struct Launch {
     pub stderr: Stream,
     /// Whom it runs as; `None` is root, for children that hold the operator's terminal.
     pub identity: Option<Identity>,
+    /// Started also while the box stops.
+    pub last: bool,
     /// What it is called where it is a part of the session: it ends with everything of the agent's.
     pub session: Option<&'static str>,
 }
@@ -80,6 +82,7 @@ impl Launch {
             stdout: Stream::Null,
             stderr: Stream::Null,
             identity,
+            last: false,
             session: None,
         }
     }
@@ -93,6 +96,12 @@ impl Launch {
     #[must_use]
     pub fn args<I: IntoIterator<Item = S>, S: Into<OsString>>(mut self, args: I) -> Self {
         self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    #[must_use]
+    pub fn last(mut self, last: bool) -> Self {
+        self.last = last;
         self
     }
 

@@ -263,6 +263,13 @@ pub const SETTINGS: &[Setting] = &[
         .example("/etc/innkeeper/corp-ca.pem")
         .also(&["NODE_EXTRA_CA_CERTS"]),
     row(
+        "persist.interval",
+        Kind::Duration { min: 0, max: DAY },
+        "10m",
+        "time between two saves of the work to the volume at /persist; 0s saves at the end and when asked alone",
+    ),
+    row("persist.size", Kind::Size, "2G", "octets that the saves on the volume may take"),
+    row(
         "log.format",
         Kind::Choice(&[word("text"), word("json")]),
         "text",

@@ -3,10 +3,11 @@
 use std::time::{Duration, SystemTime};
 
 use super::{Line, Section, Tone};
+use crate::persist::VOLUME;
 use crate::resources::warnings::{octets, percent};
 use crate::status::report::{
-    AccessRequest, Audience, Denial, Phase, PolicyRule, Protection, Report, RepositoryState, RequestState,
-    SessionState, StepState, Worker,
+    AccessRequest, AtRisk, Audience, Denial, Persist, Phase, PolicyRule, Protection, Report, RepositoryState,
+    RequestState, SessionState, StepState, Worker,
 };
 use crate::status::wording::{clock, command, cut, since, span, until, wrap};
 
@@ -28,6 +29,7 @@ pub(super) fn of(report: &Report, width: usize, now: SystemTime) -> Vec<Section>
         page.workers(),
         page.resources(),
         page.repositories(),
+        page.persist(),
         page.grants(),
         page.audit(),
         page.warnings(),
@@ -307,6 +309,44 @@ impl Page<'_> {
         Section { rest: JSON, ..self.plain(rank, 1, entries) }
     }
 
+    /// What outlives the box, or what would be lost with it.
+    fn persist(&self) -> Section {
+        let persist = &self.report.persist;
+        if self.report.phase == Phase::Booting {
+            return Section::default();
+        }
+        let mut entries: Vec<(Tone, String)> = Vec::new();
+        if let Some(trouble) = &persist.trouble {
+            entries.push((Tone::Bad, format!("NOT SAVED: {trouble}")));
+        }
+        match (&persist.path, &persist.saved_at) {
+            (Some(path), Some(at)) => {
+                let size =
+                    if persist.bytes > 0 { format!(", {}", octets(persist.bytes)) } else { String::new() };
+                let took = if persist.took_ms > 0.0 {
+                    format!(" in {:.0} ms", persist.took_ms)
+                } else {
+                    String::new()
+                };
+                let left = match persist.left_out.len() {
+                    0 => String::new(),
+                    number => format!("; {number} left out: {JSON}"),
+                };
+                entries
+                    .push((Tone::Plain, format!("Saved to {path} {} ago{size}{took}{left}", self.ago(at))));
+            }
+            (Some(path), None) => {
+                entries.push((Tone::Plain, format!("Saved to {path}: not yet (innkeeper save)")));
+            }
+            (None, _) => entries.push((Tone::Attention, lost(persist))),
+        }
+        if let Some(restored) = &persist.restored {
+            entries.push((Tone::Plain, format!("Restored: {restored}")));
+        }
+        let rank = if persist.trouble.is_some() { 6 } else { 12 };
+        Section { rest: JSON, ..self.plain(rank, 1, entries) }
+    }
+
     /// What was added to the policy of this box while it lived.
     fn grants(&self) -> Section {
         let is_granted = |rule: &&PolicyRule| rule.origin == OPERATOR || rule.origin.starts_with("request");
@@ -403,6 +443,14 @@ impl Page<'_> {
 const OPERATOR: &str = "operator";
 /// Lines that grants may take.
 const GRANT_LINES: usize = 3;
+
+/// Without a volume.
+fn lost(persist: &Persist) -> String {
+    let risk = |risk: &AtRisk| format!("{} ({} commits, {} files)", risk.path, risk.commits, risk.files);
+    let work: Vec<String> = persist.at_risk.iter().map(risk).collect();
+    let work = if work.is_empty() { String::new() } else { format!("{}; ", work.join("; ")) };
+    format!("Lost with the box, as no volume is at {VOLUME}: {work}the conversation")
+}
 
 /// A refusal with the command that would allow it, which is never cut: in one line, or the command on its own.
 pub(crate) fn denied(denial: &Denial, width: usize, audience: Audience) -> Vec<Line> {

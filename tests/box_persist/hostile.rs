@@ -1,0 +1,1 @@
+//! T206: everything on the volume was written by an agent.
