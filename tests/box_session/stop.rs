@@ -208,16 +208,19 @@ fn state(guest: &RunningBox, state: &str) {
     guest.await_status(state, |status| status["session"]["state"] == state);
 }
 
+/// What it is, how the box is begun, and how it comes there.
+type Moment = (&'static str, BoxOptions, fn(&RunningBox));
+
 #[test]
 fn a_stop_at_any_moment_of_life_ends_at_once() {
     let Some(rig) = Rig::new() else { return };
     let line =
         |line: &str| BoxOptions::new().env("INNKEEPER_SESSION_COMMAND", &format!("/bin/bash\n-c\n{line}"));
     let failing = "exit 3";
-    let moments: [(&str, BoxOptions, fn(&RunningBox)); 5] = [
+    let moments: [Moment; 5] = [
         ("in back-off", line(failing), |guest| state(guest, "backoff")),
         ("as a shell", line(failing).env("INNKEEPER_SESSION_ON_EXIT", "shell"), |guest| {
-            state(guest, "exited")
+            state(guest, "exited");
         }),
         ("parked", BoxOptions::new(), |guest| {
             state(guest, "running");
