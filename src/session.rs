@@ -4,7 +4,7 @@
 //! (tmux PR 717, issue 3881). Every client here is a child that has become the agent first.
 
 pub mod attach;
-mod claude;
+pub(crate) mod claude;
 mod client;
 pub(crate) mod deadline;
 mod escape;

@@ -225,7 +225,7 @@ pub(super) fn session_plan(
         }
     };
     if config.session.mode == Mode::Headless && config.session.command.is_empty() {
-        args.extend(headless::arguments(&config.session.limits));
+        args.extend(headless::arguments());
     }
     args.extend(config.session.args.iter().cloned());
     let start = ClaudeStart {

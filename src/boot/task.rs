@@ -75,12 +75,20 @@ fn work_headless(innkeeper: &Arc<Innkeeper>, ready: &Ready, cloned: Cloned, resu
     if !cloned.all {
         let reason =
             format!("a repository is missing ({}); a headless run does not begin without", cloned.detail);
-        return innkeeper.spawner.finish(Ending { status: exit::UNAVAILABLE, reason });
+        return innkeeper.spawner.stop(Ending { status: exit::UNAVAILABLE, reason });
     }
+    let notices = notices(innkeeper);
     let plan = innkeeper.with_config(|config| {
         let mut session = host::session_plan(innkeeper, config, cloned.first);
         session.start.resume |= resume;
-        headless::Plan { identity: session.identity, start: session.start, limits: config.session.limits }
+        headless::Plan {
+            identity: session.identity,
+            start: session.start,
+            limits: session.limits,
+            is_claude: session.is_claude,
+            notices,
+            resources: session.resources,
+        }
     });
     if let Some(prompt) = &plan.start.prompt {
         event("session", &format!("the prompt has the SHA-256 {}", crate::report::sha256(prompt)));
