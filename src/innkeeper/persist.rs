@@ -126,7 +126,8 @@ impl Innkeeper {
         let started = Instant::now();
         self.board().step(STEP, StepState::Running, None, String::new());
         let workdir = self.with_config(|config| {
-            let first = config.repositories.first().map(|repository| format!("{WORKSPACE}/{}", repository.path));
+            let first =
+                config.repositories.first().map(|repository| format!("{WORKSPACE}/{}", repository.path));
             first.unwrap_or_else(|| WORKSPACE.to_owned())
         });
         let launch = self.child("persist-restore", RESTORE_LIMIT).args(["--workdir".to_owned(), workdir]);

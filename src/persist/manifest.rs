@@ -400,3 +400,6 @@ fn distinct<'a, T: Ord + 'a>(all: impl Iterator<Item = &'a T>) -> Result<(), Unf
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

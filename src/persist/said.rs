@@ -123,7 +123,7 @@ mod tests {
         );
         let heard = Saved::hear(&text).unwrap();
         assert_eq!(heard.left_out.len(), 16);
-        assert_eq!(heard.left_out[0], "\\u{1b}[2J\\n");
+        assert_eq!(heard.left_out[0], "\\u{1b}[2J\\u{a}");
         assert!(!heard.trouble.unwrap().contains('\u{1b}'));
         for path in ["../x", "/etc", "a/../b", ""] {
             let text = format!(
