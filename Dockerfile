@@ -76,6 +76,7 @@ RUN set -eu; \
     ln -s ../lib/node_modules/npm/bin/npx-cli.js npx; \
     mkdir -p /out/etc/claude-code; \
     ln -s /run/innkeeper/etc/claude-settings.json /out/etc/claude-code/managed-settings.json; \
+    ln -s /run/innkeeper/etc/CLAUDE.md /out/etc/claude-code/CLAUDE.md; \
     ln -s /run/innkeeper/etc/gitconfig /out/etc/gitconfig
 
 # ---- en_US.UTF-8, which some terminals and scripts insist on ------------------------------------------------------

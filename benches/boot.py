@@ -35,10 +35,10 @@ if (!(my $parent = fork)) {
   my $go = <STDIN>;
   POSIX::_exit(0);
 } else { waitpid $parent, 0; my $wait = <STDIN>; }
-""" % ORPHANS
+"""
 
 
-def innkeeper(world, image, number, probed=False):
+def innkeeper(world, image, number, probed=False, command="/bin/sleep\ninfinity", options=()):
     """One boot; returns its figures, the running box and the container that holds its network."""
     network, pid = world.namespace()
     quiet = rig.settle()
@@ -47,7 +47,7 @@ def innkeeper(world, image, number, probed=False):
             "--network", f"container:{network}", *CAPABILITIES,
             "--env", f"CLAUDE_CODE_OAUTH_TOKEN={TOKEN}", "--env", "INNKEEPER_NETWORK_PROFILES=",
             "--env", "INNKEEPER_NETWORK_ALLOW=" + ";".join(rig.names()),
-            "--env", "INNKEEPER_SESSION_COMMAND=/bin/sleep\ninfinity", *PLAIN, image])
+            "--env", f"INNKEEPER_SESSION_COMMAND={command}", *options, *PLAIN, image])
         box.until(lambda line: "ready after" in line)
         refused = closed(probe) if probed else None
     status = json.loads(run("docker", "exec", box.name, "innkeeper", "status", "--json"))
@@ -159,8 +159,8 @@ def processor(pid):
         return int(file.read().split()[0]) / 1e6
 
 
-def orphans(name, pid):
-    """Milliseconds from the moment that PID 1 has 10,000 dead children more until it has none: of the clock, and of
+def orphans(name, pid, many=ORPHANS):
+    """Milliseconds from the moment that PID 1 has so many dead children more until it has none: of the clock, and of
     PID 1's processor time."""
     with open(tasks(pid), encoding="ascii") as counter:
         def count():
@@ -168,12 +168,12 @@ def orphans(name, pid):
             return int(counter.read())
 
         rest = count() + 1
-        maker = subprocess.Popen(["docker", "exec", "--interactive", name, "perl", "-e", MAKE_ORPHANS],
+        maker = subprocess.Popen(["docker", "exec", "--interactive", name, "perl", "-e", MAKE_ORPHANS % many],
                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         if maker.stdout.readline() != "zombies\n":
             raise BenchError(f"{name}: no orphans were made")
         full = count()
-        if full < ORPHANS:
+        if full < many:
             raise BenchError(f"{name}: only {full} tasks")
         used = processor(pid)
         maker.stdin.write("go\n")

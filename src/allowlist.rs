@@ -209,6 +209,8 @@ pub enum Origin {
     Setting { name: Arc<str> },
     /// The host of a repository that the box clones.
     Repository { url: Arc<str> },
+    /// Where telemetry goes: the setting that says so.
+    Telemetry { name: Arc<str> },
     /// The operator, in the living box.
     Operator,
     /// The operator too, who granted what the agent had asked for.
@@ -222,6 +224,7 @@ impl fmt::Display for Origin {
             Self::Profile { name, line } => write!(f, "network/profiles/{name}.conf:{line}"),
             Self::Setting { name } => f.write_str(name),
             Self::Repository { url } => write!(f, "repository {url}"),
+            Self::Telemetry { name } => write!(f, "telemetry {name}"),
             Self::Operator => f.write_str("operator"),
             Self::Request { id } => write!(f, "request {id}, operator"),
         }

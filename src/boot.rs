@@ -4,6 +4,7 @@
 //! session) comes after. Every step looks at its outcome, and the proofs that later steps ask for can't be had
 //! otherwise. What the host can't give stops the boot, unless the operator gave up that protection by its name.
 
+mod comforts;
 mod host;
 mod network;
 mod places;
@@ -106,6 +107,8 @@ fn config(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failure> {
             for warning in config.warnings.iter().map(String::as_str).chain(ACCEPTED) {
                 innkeeper.board().warn(warning);
             }
+            let telemetry = config.telemetry.as_ref().map(crate::telemetry::Telemetry::summary);
+            innkeeper.board().update(|report| report.telemetry = telemetry);
             show_secrets(innkeeper);
             let rules = innkeeper.allowlist().rules().len();
             Ok(Verified::new((), format!("{rules} rules, {} secrets", config.secrets.iter().count())))

@@ -14,8 +14,10 @@ use crate::control::protocol::Task;
 use crate::dns::name_server::NameServer;
 use crate::notices::webhook::Webhook;
 use crate::secrets::{Holder, SecretName, Secrets};
+use crate::telemetry::Telemetry;
 
 mod build;
+mod claude;
 mod credentials;
 pub mod environment;
 mod files;
@@ -26,6 +28,7 @@ pub mod provider;
 mod raw;
 pub mod repository;
 pub mod settings;
+mod telemetry;
 pub mod units;
 mod values;
 mod variables;
@@ -99,6 +102,9 @@ pub struct Config {
     pub repositories: Vec<Repository>,
     pub session: Session,
     pub agent: AgentPermissions,
+    pub claude: Claude,
+    /// None: nothing is sent.
+    pub telemetry: Option<Telemetry>,
     pub tls: Tls,
     pub persist: Persist,
     pub log: Log,
@@ -269,6 +275,35 @@ pub struct AgentPermissions {
     /// New user namespaces.
     pub userns: bool,
     pub ptrace: bool,
+}
+
+/// What Claude Code is given beside its task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claude {
+    pub on: Vec<Comfort>,
+    /// The file of patterns, without any fault.
+    pub formatters: Option<PathBuf>,
+    /// The text of the operator's CLAUDE.md.
+    pub instructions: Option<String>,
+    pub skills: Option<PathBuf>,
+    pub plugins: Option<PathBuf>,
+}
+
+impl Claude {
+    #[must_use]
+    pub fn has(&self, comfort: Comfort) -> bool {
+        self.on.contains(&comfort)
+    }
+}
+
+/// What can be switched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Comfort {
+    StatusLine,
+    Notes,
+    Hints,
+    SessionNames,
+    SyncFork,
 }
 
 /// Trust beside every tool's own.

@@ -11,7 +11,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::Signal;
 
@@ -23,6 +23,7 @@ use crate::session::launcher::{self, Streams};
 use crate::session::{Limits, OnLimit};
 use crate::status::Board;
 use crate::status::report::{Session, SessionState};
+use crate::supervisor::backoff::Backoff;
 use crate::supervisor::everybody;
 use crate::supervisor::run_as::Identity;
 use crate::supervisor::{Child, Ending, Exit, Launch, Spawner, Stream, thread};
@@ -57,12 +58,11 @@ pub const GO_ON: &str = "You were interrupted. Go on with your task where you st
 /// After a limit's end, as its clock and ours may differ.
 const AFTER_LIMIT: Duration = Duration::from_secs(5);
 /// Pauses where nobody said when the limit ends.
-const UNKNOWN_LIMIT: [Duration; 4] = [
-    Duration::from_secs(300),
-    Duration::from_secs(900),
-    Duration::from_secs(1800),
-    Duration::from_secs(3600),
-];
+const UNKNOWN_LIMIT: Backoff =
+    Backoff::new(Duration::from_secs(300), Duration::from_secs(3600), Duration::from_secs(1800));
+/// The least pauses: a limit whose end is said to be over, again and again, is no reason to ask all the time.
+const KNOWN_LIMIT: Backoff =
+    Backoff::new(Duration::from_secs(5), Duration::from_secs(900), Duration::from_secs(1800));
 /// A reader of the box's output that is slower than this at the end loses the rest.
 const LAST_WORDS: Duration = Duration::from_secs(60);
 /// A result is a line now and then; who tells more is none of ours.
@@ -114,6 +114,7 @@ struct Run {
 /// What one life of Claude came to.
 struct Life {
     exit: Exit,
+    lasted: Duration,
     result: Option<RunResult>,
     /// A limit that it told of, and until when that holds.
     limit: Option<Option<u64>>,
@@ -121,7 +122,7 @@ struct Life {
 
 impl Run {
     fn run(mut self) {
-        let mut pauses = UNKNOWN_LIMIT.iter().copied();
+        let (mut unknown, mut known) = (UNKNOWN_LIMIT, KNOWN_LIMIT);
         let ending = loop {
             let life = match self.live() {
                 Ok(life) => life,
@@ -139,8 +140,11 @@ impl Run {
                     break Some(Ending { status: exit::LATER, reason: reason.to_owned() });
                 }
                 Outcome::Limited => {
-                    let fallback = pauses.next().unwrap_or(Duration::from_secs(3600));
-                    if !self.wait_for_limit(life.limit.flatten(), fallback) {
+                    let pause = match life.limit.flatten() {
+                        Some(until) => left_until(until).max(known.after(life.lasted)),
+                        None => unknown.after(life.lasted),
+                    };
+                    if !self.wait_for_limit(pause) {
                         break None;
                     }
                     self.plan.start.resume = true;
@@ -172,7 +176,9 @@ impl Run {
         let mut claude = launcher::start(&self.spawner, &self.plan.identity, &self.plan.start, streams)
             .map_err(|error| failed(chain(&error)))?;
         self.begins(&claude);
+        let began = Instant::now();
         let exit = claude.wait();
+        let lasted = began.elapsed();
         self.headless.state().claude = None;
         // Who escaped from the run may hold its output open: the run is over, and so are they.
         if let Err(left) = everybody::end_all(self.plan.identity.uid, &self.spawner) {
@@ -182,7 +188,7 @@ impl Run {
             event("session", "nobody takes the rest of the run's output; it is lost");
             copier.signal(Signal::SIGKILL);
         }
-        let mut life = Life { exit, result: None, limit: None };
+        let mut life = Life { exit, lasted, result: None, limit: None };
         while let Ok(fact) = facts.recv_timeout(Duration::from_secs(1)) {
             match fact {
                 Fact::Result(result) => life.result = Some(result),
@@ -229,12 +235,8 @@ impl Run {
     }
 
     /// Waits until the limit is over; false when the box stops meanwhile.
-    fn wait_for_limit(&self, until: Option<u64>, fallback: Duration) -> bool {
+    fn wait_for_limit(&self, pause: Duration) -> bool {
         let now = SystemTime::now();
-        let end = until.and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
-        // What is said is hearsay: a limit lasts a week at most.
-        let pause = end.and_then(|end| end.duration_since(now).ok()).unwrap_or(fallback);
-        let pause = pause.min(Duration::from_secs(8 * 86_400)) + AFTER_LIMIT;
         let shown = crate::report::time(now + pause);
         event("session", &format!("a usage limit was reached; the run goes on at {shown}"));
         self.board.session(|session| {
@@ -264,6 +266,13 @@ impl Run {
             }
         }
     }
+}
+
+/// How long a limit still lasts: a week at most, since what is said is hearsay.
+fn left_until(seconds: u64) -> Duration {
+    let end = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
+    let left = end.and_then(|end| end.duration_since(SystemTime::now()).ok()).unwrap_or_default();
+    left.min(Duration::from_secs(8 * 86_400)) + AFTER_LIMIT
 }
 
 /// Ends the box with the status that says: the same box again goes on where this one ended.

@@ -3,12 +3,16 @@
 //! Root writes only below /run/innkeeper/etc, which the image's links point to; everything in the home is written by
 //! a child that runs as the agent.
 
+pub mod claude;
 pub mod credential;
 pub mod home;
 
 use std::path::Path;
 
+use claude::ClaudePlan;
+
 use crate::account::Account;
+use crate::comforts::sync::SNAPSHOT;
 use crate::filesystem::layout::{STATE_ETC, runtime_directory};
 use crate::filesystem::{private_directory, write_root_file};
 
@@ -17,6 +21,10 @@ pub(crate) const SYSTEM_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Generated settings.
 pub const GITCONFIG: &str = "/run/innkeeper/etc/gitconfig";
 pub const CLAUDE_SETTINGS: &str = "/run/innkeeper/etc/claude-settings.json";
+/// Where the operator's CLAUDE.md is put; the image's link leads Claude Code there (seen: /etc/claude-code/CLAUDE.md is
+/// in every conversation, before the agent's own).
+pub const INSTRUCTIONS: &str = "/run/innkeeper/etc/CLAUDE.md";
+const INSTRUCTIONS_LINK: &str = "/etc/claude-code/CLAUDE.md";
 pub const CA_BUNDLE: &str = "/run/innkeeper/etc/ca-bundle.pem";
 pub const EXTRA_CA: &str = "/run/innkeeper/etc/ca-extra.pem";
 
@@ -39,8 +47,9 @@ pub struct Plan {
     pub extra_ca: Option<String>,
     /// Hosts whose git credential PID 1 holds.
     pub credential_hosts: Vec<String>,
-    /// Where Claude Code reaches its model, where that is an address of its own.
-    pub model_url: Option<String>,
+    pub claude: ClaudePlan,
+    /// Remotes as the operator configured them: directory and address.
+    pub remotes: Vec<(String, String)>,
 }
 
 /// Reads the operator's certificates, at boot and as root: the file is the image's or a mount, never the agent's.
@@ -57,7 +66,11 @@ pub fn certificates(path: &str) -> Result<String, IdentityError> {
 pub fn apply(plan: &Plan) -> Result<(), IdentityError> {
     private_directory(Path::new(STATE_ETC), 0o755)?;
     write_root_file(Path::new(GITCONFIG), gitconfig(plan).as_bytes(), 0o644)?;
-    write_root_file(Path::new(CLAUDE_SETTINGS), claude_settings(plan).as_bytes(), 0o644)?;
+    write_root_file(Path::new(CLAUDE_SETTINGS), claude::settings(&plan.claude).as_bytes(), 0o644)?;
+    if let Some(instructions) = &plan.claude.instructions {
+        write_root_file(Path::new(INSTRUCTIONS), instructions.as_bytes(), 0o444)?;
+    }
+    write_root_file(Path::new(SNAPSHOT), remotes(plan).as_bytes(), 0o444)?;
     if let Some(extra) = &plan.extra_ca {
         let system = std::fs::read_to_string(SYSTEM_CA)
             .map_err(|source| IdentityError::Certificates { path: SYSTEM_CA.to_owned(), source })?;
@@ -67,11 +80,20 @@ pub fn apply(plan: &Plan) -> Result<(), IdentityError> {
     Ok(())
 }
 
-/// Looks that git will read what was written.
+fn remotes(plan: &Plan) -> String {
+    plan.remotes.iter().map(|(directory, url)| format!("{directory}\t{url}\n")).collect()
+}
+
+/// Looks that git and Claude will read what was written.
 pub fn verify(plan: &Plan) -> Result<String, String> {
     let written = std::fs::read_to_string(GITCONFIG).map_err(|error| format!("{GITCONFIG}: {error}"))?;
     if written != gitconfig(plan) {
         return Err(format!("{GITCONFIG} is not what was written"));
+    }
+    if let Some(instructions) = &plan.claude.instructions
+        && std::fs::read_to_string(INSTRUCTIONS_LINK).unwrap_or_default() != *instructions
+    {
+        return Err(format!("{INSTRUCTIONS_LINK} does not lead to {INSTRUCTIONS}: the image lacks the link"));
     }
     let system = std::fs::read_to_string("/etc/gitconfig").unwrap_or_default();
     if system == written {
@@ -80,47 +102,6 @@ pub fn verify(plan: &Plan) -> Result<String, String> {
         Err(format!("/etc/gitconfig does not lead to {GITCONFIG}: the image lacks the link"))
     }
 }
-
-/// Claude Code's managed settings, which win over the user's and the repository's. Without them a repository's
-/// `.claude/settings.json` could send the token elsewhere: `ANTHROPIC_BASE_URL` and proxies there are obeyed (seen).
-fn claude_settings(plan: &Plan) -> String {
-    let mut env = serde_json::Map::new();
-    for proxy in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"] {
-        env.insert(proxy.to_owned(), "".into());
-    }
-    env.insert("DISABLE_AUTOUPDATER".to_owned(), "1".into());
-    if let Some(url) = &plan.model_url {
-        env.insert("ANTHROPIC_BASE_URL".to_owned(), url.as_str().into());
-    }
-    let settings = serde_json::json!({
-        "skipDangerousModePermissionPrompt": true,
-        "permissions": { "disableAutoMode": "disable" },
-        "env": env,
-        "hooks": hooks(),
-    });
-    format!("{settings:#}\n")
-}
-
-/// By these PID 1 learns whether Claude works or waits for a person. Those around tools are for the two that ask one.
-fn hooks() -> serde_json::Value {
-    let asks = "AskUserQuestion|ExitPlanMode";
-    let events = [
-        ("SessionStart", ""),
-        ("UserPromptSubmit", ""),
-        ("PreToolUse", asks),
-        ("PostToolUse", asks),
-        ("Notification", ""),
-        ("Stop", ""),
-        ("StopFailure", ""),
-    ];
-    let hook = serde_json::json!([{ "type": "command", "command": HOOK, "timeout": 5 }]);
-    let hooks = events.map(|(event, matcher)| {
-        (event.to_owned(), serde_json::json!([{ "matcher": matcher, "hooks": hook }]))
-    });
-    serde_json::Value::Object(hooks.into_iter().collect())
-}
-
-const HOOK: &str = "/usr/local/bin/innkeeper hook";
 
 /// The system's gitconfig. Values are quoted, so that a name can't end its line and begin another key.
 fn gitconfig(plan: &Plan) -> String {
@@ -243,7 +224,8 @@ mod tests {
             email: "a@b.example".into(),
             extra_ca: None,
             credential_hosts: vec!["github.com".into()],
-            model_url: Some("https://api.anthropic.com".into()),
+            claude: super::claude::ClaudePlan::default(),
+            remotes: Vec::new(),
         }
     }
 

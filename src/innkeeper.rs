@@ -4,6 +4,7 @@ mod check;
 mod condition;
 mod persist;
 mod policy_changes;
+mod refusals;
 mod requests;
 mod session;
 mod task;
@@ -341,6 +342,7 @@ impl Desk for Innkeeper {
             Request::Start { task } => self.start(task),
             Request::Session { order } => self.order(order),
             Request::Save => self.save_now(),
+            Request::Refusals { last_ms } => self.refusals(last_ms),
             // Handled before: they keep their connection.
             Request::Pane | Request::Seat { .. } => {
                 Response::Failed { reason: "no answer to who stays".to_owned() }

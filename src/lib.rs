@@ -24,6 +24,8 @@ pub mod cli;
 #[cfg(target_os = "linux")]
 pub mod clock;
 #[cfg(target_os = "linux")]
+pub mod comforts;
+#[cfg(target_os = "linux")]
 pub mod config;
 #[cfg(target_os = "linux")]
 pub mod control;
@@ -87,6 +89,8 @@ pub mod status;
 pub mod supervisor;
 #[cfg(target_os = "linux")]
 pub mod task;
+#[cfg(target_os = "linux")]
+pub mod telemetry;
 #[cfg(target_os = "linux")]
 pub mod time_share;
 #[cfg(target_os = "linux")]

@@ -74,6 +74,8 @@ pub struct Plan {
     pub env: Vec<(String, String)>,
     pub workdir: String,
     pub start: ClaudeStart,
+    /// Whether it is Claude, and no other program that the operator wants (`session.command`).
+    pub is_claude: bool,
     pub on_exit: OnExit,
     pub limits: Limits,
     /// Tells the operator of the end, where the box ends with it.

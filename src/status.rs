@@ -127,6 +127,7 @@ impl Board {
             traffic_note: None,
             audit: report::Audit::default(),
             persist: report::Persist::default(),
+            telemetry: None,
             audience: report::Audience::Operator,
         };
         Self {

@@ -12,6 +12,8 @@
     reason = "a test ends by panicking; clippy.toml exempts test functions but not what they share"
 )]
 
+#[path = "box_claude/life.rs"]
+mod life;
 #[path = "support/rig.rs"]
 mod rig;
 #[path = "box_claude/token.rs"]

@@ -17,8 +17,14 @@ mod attach;
 mod attacks;
 #[path = "box_session/control.rs"]
 mod control;
+#[path = "box_session/deadline.rs"]
+mod deadline;
 #[path = "box_session/life.rs"]
 mod life;
+#[path = "box_session/limits.rs"]
+mod limits;
+#[path = "box_session/orders.rs"]
+mod orders;
 #[path = "support/rig.rs"]
 mod rig;
 #[path = "box_session/status.rs"]

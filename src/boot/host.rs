@@ -217,7 +217,12 @@ pub(super) fn session_plan(
     }
     let (program, mut args) = match config.session.command.split_first() {
         Some((program, args)) => (program.clone(), args.to_vec()),
-        None => (CLAUDE.to_owned(), vec!["--dangerously-skip-permissions".to_owned()]),
+        None => {
+            env.extend(super::comforts::telemetry_variables(innkeeper));
+            let mut args = vec!["--dangerously-skip-permissions".to_owned()];
+            args.extend(super::comforts::plugin_arguments(innkeeper));
+            (CLAUDE.to_owned(), args)
+        }
     };
     if config.session.mode == Mode::Headless && config.session.command.is_empty() {
         args.extend(headless::arguments(&config.session.limits));
@@ -243,6 +248,7 @@ pub(super) fn session_plan(
         env: agent_environment(innkeeper),
         workdir,
         start,
+        is_claude: config.session.command.is_empty(),
         on_exit,
         limits: config.session.limits,
         notices: None,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::host;
 use super::step::{Failure, Steps, Trouble, Verified};
 use super::{HOME, IDENTITY, MOUNTS, SEAL};
-use crate::config::{Model, Start};
+use crate::config::Start;
 use crate::control;
 use crate::filesystem::layout::{self, Mount};
 use crate::filesystem::seal::Writable;
@@ -32,6 +32,9 @@ pub(super) fn home_arguments(innkeeper: &Innkeeper) -> Vec<String> {
     let mut trust = vec![layout::WORKSPACE.to_owned()];
     let paths = innkeeper.config.repositories.iter().map(|repository| &repository.path);
     trust.extend(paths.map(|path| format!("{}/{path}", layout::WORKSPACE)));
+    if let Some(skills) = &innkeeper.config.claude.skills {
+        args.extend(["--skills".to_owned(), skills.display().to_string()]);
+    }
     args.extend(trust.into_iter().flat_map(|directory| ["--trust".to_owned(), directory]));
     args
 }
@@ -177,12 +180,11 @@ pub(super) fn identity(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failu
         let with_token = config.secrets.get("GH_TOKEN").is_some() || config.session.start == Start::Wait;
         let hosts = CREDENTIAL_HOSTS.iter().filter(|_| with_token).map(|host| (*host).to_owned()).collect();
         let (name, email) = (config.identity.name.clone(), config.identity.email.clone());
-        let model_url = match &config.model {
-            Model::Anthropic => Some("https://api.anthropic.com".to_owned()),
-            Model::Gateway { url } => Some(url.as_str().to_owned()),
-            Model::Bedrock { .. } | Model::Vertex { .. } => None,
-        };
-        Ok(identity::Plan { name, email, extra_ca, credential_hosts: hosts, model_url })
+        let remotes = config.repositories.iter().map(|repository| {
+            (format!("{}/{}", layout::WORKSPACE, repository.path), repository.source.to_string())
+        });
+        let (claude, remotes) = (super::comforts::plan(config), remotes.collect());
+        Ok(identity::Plan { name, email, extra_ca, credential_hosts: hosts, claude, remotes })
     };
     steps.run(
         IDENTITY,
@@ -190,7 +192,8 @@ pub(super) fn identity(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failu
         |plan| identity::apply(plan).map_err(|error| Trouble::internal(&error)),
         |plan| {
             let found = identity::verify(plan);
-            let next = "the image must link /etc/gitconfig to /run/innkeeper/etc/gitconfig";
+            let next =
+                "the image must have the links of the Dockerfile below /etc that lead to /run/innkeeper/etc";
             found.map(|detail| Verified::new((), detail)).map_err(|found| Trouble::unfit(found, next))
         },
     )

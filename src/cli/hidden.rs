@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use super::{call_ourselves, done, failed, print};
+use crate::comforts::Comfort;
 use crate::engine;
 use crate::identity::{credential, home};
 use crate::morning::work::Work;
@@ -54,6 +55,12 @@ pub(super) enum Hidden {
     },
     #[command(hide = true)]
     Home(home::Home),
+    /// What Claude Code runs by its managed settings
+    #[command(hide = true)]
+    Comfort {
+        #[command(subcommand)]
+        comfort: Comfort,
+    },
     #[command(hide = true)]
     Clone(Clone),
     #[command(hide = true)]
@@ -109,9 +116,15 @@ pub(super) fn run(hidden: Hidden) -> u8 {
             Err(error) => failed("stream", &error),
         },
         Hidden::Claude { identity } => {
+            call_ourselves(c"launcher");
             // PID 1 has been told why; standard error is Claude's.
             drop(crate::session::launcher::run(&identity));
             exit::INTERNAL
+        }
+        Hidden::Comfort { comfort } => {
+            // Claude takes another exit status for an order, and so would a broken pipe.
+            print(&crate::comforts::run(comfort));
+            exit::OK
         }
         Hidden::Home(home) => {
             let problems = home::run(&home);

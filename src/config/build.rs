@@ -42,7 +42,8 @@ pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
     let log = log(&mut values);
     let boot = Boot { accept: values.words("boot.accept") };
     let identity = identity(&mut values);
-    let network = network(sources, &mut values, &repositories, &model, &mut warnings);
+    let claude = super::claude::claude(&mut values, &mut warnings);
+    let mut network = network(sources, &mut values, &repositories, &model, &mut warnings);
     let waits = session.start == Start::Wait && sources.task.is_none();
     if session.mode == Mode::Headless && session.prompt.is_none() && session.command.is_empty() && !waits {
         let next = "for example CLAUDE_PROMPT='Fix the failing test'";
@@ -52,6 +53,7 @@ pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
     }
     let Credentials { mut secrets, required, mut seen, missing } =
         credentials::find(sources, &mut values, model.provider(), waits, &mut warnings);
+    let telemetry = super::telemetry::telemetry(&mut values, &secrets, &mut network, &mut warnings);
     let notices = super::notices::notices(&mut values, &mut secrets, &mut seen, &network.rules);
 
     let problems = Problems(values.problems).redacted(&seen);
@@ -68,6 +70,8 @@ pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
         repositories,
         session,
         agent,
+        claude,
+        telemetry,
         tls,
         persist,
         log,

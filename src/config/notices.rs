@@ -17,7 +17,7 @@ use crate::notices::webhook::Webhook;
 use crate::secrets::{Credential, Holder, Secret, SecretName, SecretSource, Secrets};
 
 /// What the agent can write: a program there would be the agent's.
-const AGENTS: [&str; 6] = ["/workspace", "/tmp", "/var/tmp", "/home", "/dev/shm", "/run"];
+pub(super) const AGENTS: [&str; 6] = ["/workspace", "/tmp", "/var/tmp", "/home", "/dev/shm", "/run"];
 
 pub(super) fn notices(
     values: &mut Values,

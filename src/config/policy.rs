@@ -3,14 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::Sources;
 use super::files::{CONFIG_LIMIT, read_text};
 use super::problems::{Cause, Problem, shown};
-use super::provider::Model;
+use super::provider::{GatewayUrl, Model};
 use super::raw::Place;
 use super::repository::Repository;
 use super::settings::nearest;
 use super::values::Values;
+use super::{Network, Sources};
 use crate::allowlist::{
     Allowlist, Ceiling, Denied, DomainName, DomainPattern, Origin, Rule, RuleError, RuleOptions, RuleProblem,
     Verdict, parse_rules,
@@ -252,6 +252,7 @@ impl Gathering<'_> {
                 Origin::File { .. } | Origin::Setting { .. } | Origin::Operator | Origin::Request { .. } => {
                     (rule.origin.to_string(), "remove the rule, or have the ceiling raised")
                 }
+                Origin::Telemetry { .. } => (rule.origin.to_string(), "unset it, or have the ceiling raised"),
                 Origin::Repository { .. } => {
                     (rule.origin.to_string(), "remove the repository, or have the ceiling raised")
                 }
@@ -268,6 +269,32 @@ impl Gathering<'_> {
             let message = format!("{names}{more}: beyond the ceiling of {ceiling_path}");
             self.values.problems.push(Problem::new(what, message, next).with_cause(Cause::Ceiling));
         }
+    }
+}
+
+/// Allows the host of telemetry, within the ceiling; whether there is telemetry is known after the policy was read.
+pub(super) fn allow_telemetry(
+    values: &mut Values,
+    network: &mut Network,
+    url: &GatewayUrl,
+    name: Arc<str>,
+    warnings: &mut Vec<String>,
+) {
+    let options = RuleOptions { telemetry: true, ..RuleOptions::default() };
+    let pattern = DomainPattern::Exact(url.host.clone());
+    let origin = Origin::Telemetry { name };
+    let rule = Rule { deny: false, pattern, ports: vec![url.port], options, origin, why: None };
+    if !network.ceiling.permits(&rule) {
+        let message = format!("\"{rule}\": beyond the ceiling");
+        let next = "unset it: there is no telemetry then; or have the ceiling raised";
+        values.problems.push(Problem::new(rule.origin.to_string(), message, next).with_cause(Cause::Ceiling));
+    }
+    network.rules.push(rule);
+    let listed = Allowlist::new(network.rules.clone());
+    if let Verdict::Denied(Denied::DenyRule(rule)) = listed.verdict(&url.host) {
+        let host = &url.host;
+        warnings
+            .push(format!("{host} is denied by the rule {rule} ({}): no telemetry gets there", rule.origin));
     }
 }
 

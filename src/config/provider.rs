@@ -77,6 +77,10 @@ const fn spec(name: &'static str, shape: Shape, help: &'static str, obtain: &'st
 /// The secret that `notices.webhook` is.
 pub const WEBHOOK: &str = "NOTICES_WEBHOOK";
 
+/// The secrets of telemetry.
+pub const GRAFANA_TOKEN: &str = "GRAFANA_API_TOKEN";
+pub const OTLP_HEADERS: &str = "OTEL_EXPORTER_OTLP_HEADERS";
+
 /// The credentials that Innkeeper knows by name.
 pub const SECRETS: &[SecretSpec] = &[
     spec(
@@ -134,6 +138,19 @@ pub const SECRETS: &[SecretSpec] = &[
             "create a webhook at the service that is to show them",
         )
     },
+    // Claude's process needs them; its children do not get them (telemetry.rs).
+    spec(
+        GRAFANA_TOKEN,
+        Shape::Line,
+        "telemetry to Grafana Cloud",
+        "create a token with the scope of OTLP in Grafana Cloud",
+    ),
+    spec(
+        OTLP_HEADERS,
+        Shape::Headers,
+        "telemetry: NAME=VALUE of headers, separated by commas",
+        "ask whoever runs the collector",
+    ),
 ];
 
 /// The table of credentials for `docs/configuration.md`.

@@ -318,7 +318,7 @@ mod tests {
             ),
             (
                 "[zzzzzzzzzz]",
-                "i.toml:1: unknown section \"zzzzzzzzzz\"\n   next: the sections are model, secrets, network, filesystem, repository, session, agent, tls, log, notices, boot, identity",
+                "i.toml:1: unknown section \"zzzzzzzzzz\"\n   next: the sections are model, secrets, network, filesystem, repository, session, agent, claude, telemetry, tls, log, notices, boot, identity",
             ),
             (
                 "[log]\nformat = {}",

@@ -263,6 +263,11 @@ mod tests {
                 "start mode agent args command prompt on_exit on_limit stop_timeout until max_time max_cost",
             ),
             ("agent", "allow"),
+            (
+                "claude",
+                "status_line notes hints session_names formatters instructions skills plugins sync_fork",
+            ),
+            ("telemetry", "endpoint attributes log_prompts log_tools"),
             ("tls", "ca_certs"),
             ("persist", "interval size"),
             ("log", "format file"),

@@ -2,6 +2,7 @@
 
 use super::environment::Environment;
 use super::problems::{Problem, shown};
+use super::provider::SECRETS;
 use super::raw::{Given, Place, RawSettings, RawValue};
 use super::settings::{SETTINGS, Setting, TomlType, nearest};
 
@@ -86,15 +87,23 @@ impl Variables {
         }
     }
 
+    /// Variables of OpenTelemetry that would be taken for effective and are not.
     fn telemetry(&mut self, environment: &Environment) {
         let names = environment.iter().filter_map(|(name, _)| name.to_str());
+        let known = |name: &str| {
+            let name = name.strip_suffix("_FILE").unwrap_or(name);
+            SETTINGS.iter().any(|setting| setting.aliases.contains(&name))
+                || SECRETS.iter().any(|spec| spec.name == name)
+        };
         let mut ignored: Vec<String> = names
             .filter(|name| name.starts_with("GRAFANA_") || name.starts_with("OTEL_"))
+            .filter(|name| !known(name))
             .map(shown)
             .collect();
         ignored.sort();
         if !ignored.is_empty() {
-            self.warnings.push(format!("telemetry is not in this version: {} not used", ignored.join(", ")));
+            let ignored = ignored.join(", ");
+            self.warnings.push(format!("{ignored} not used: the box decides the rest of its telemetry"));
         }
     }
 }
@@ -177,13 +186,14 @@ mod tests {
             ("GIT_USER_EMAIL", "a@example.org"),
             ("GRAFANA_API_TOKEN", "canary"),
             ("OTEL_LOG_TOOL_DETAILS", "1"),
+            ("OTEL_TRACES_SAMPLER", "always_off"),
         ]);
         assert_eq!(one(&found, "session.prompt").0, "line one\nline two");
         assert_eq!(one(&found, "identity.name").0, "A B");
         assert_eq!(found.problems, []);
         assert_eq!(
             found.warnings,
-            ["telemetry is not in this version: GRAFANA_API_TOKEN, OTEL_LOG_TOOL_DETAILS not used"]
+            ["OTEL_TRACES_SAMPLER not used: the box decides the rest of its telemetry"]
         );
     }
 

@@ -7,7 +7,7 @@ use crate::morning::work::RepositoryWork;
 use crate::policy::check::Checked;
 use crate::policy::lint::Finding;
 use crate::policy::suggest::Suggestion;
-use crate::status::report::{AccessRequest, Phase, Report, Session, Step};
+use crate::status::report::{AccessRequest, Denial, Phase, Report, Session, Step};
 
 /// Where PID 1 listens. The directory is root's, so nobody else can put a socket there.
 pub const SOCKET: &str = "/run/innkeeper/control.sock";
@@ -76,6 +76,8 @@ pub enum Request {
     Hook { turn: Turn, text: String },
     /// Claude Code's status line tells how far it is: hearsay.
     Gauge { gauge: Gauge },
+    /// What was refused to the agent in the last so many milliseconds.
+    Refusals { last_ms: u64 },
     /// Begin the session anew, or stop it. Everything of the agent's ends first.
     Session { order: SessionOrder },
     /// Save the work to the volume now.
@@ -239,6 +241,9 @@ pub enum Response {
         username: String,
         password: String,
     },
+    Refusals {
+        denials: Vec<Denial>,
+    },
     /// It was taken note of.
     Heard,
     /// It was done; what there is to say of it, a line each.
@@ -348,6 +353,7 @@ impl Asker {
                 | Request::Credential { .. }
                 | Request::Hook { .. }
                 | Request::Gauge { .. }
+                | Request::Refusals { .. }
                 | Request::Pane,
             ) => true,
             (

@@ -16,6 +16,9 @@ pub struct Home {
     pub home: PathBuf,
     #[arg(long, default_value = SKELETON)]
     pub skeleton: PathBuf,
+    /// Skills of the operator's, for `.claude/skills`.
+    #[arg(long)]
+    pub skills: Option<PathBuf>,
     /// Directories in which Claude Code is to work without asking whether it may.
     #[arg(long)]
     pub trust: Vec<String>,
@@ -52,6 +55,9 @@ pub fn run(home: &Home) -> Vec<String> {
         let path = home.home.join(directory);
         note(fs::create_dir_all(&path).map_err(at(&path)));
     }
+    if let Some(skills) = &home.skills {
+        give_skills(skills, &home.home.join(".claude/skills"), &mut note);
+    }
     let shim = home.home.join(".local/bin/claude");
     note(match symlink("/usr/local/bin/claude", &shim) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(at(&shim)(error)),
@@ -60,6 +66,32 @@ pub fn run(home: &Home) -> Vec<String> {
     let state = home.home.join(".claude.json");
     note(claude_state(&state, &home.trust).or_else(|error| set_aside(&state, &home.trust, error)));
     problems
+}
+
+/// Each skill whole or not at all: one of that name that is there already is another one, and stays.
+fn give_skills(from: &Path, to: &Path, note: &mut impl FnMut(Result<(), HomeError>)) {
+    let entries = match fs::read_dir(from) {
+        Ok(entries) => entries,
+        Err(error) => return note(Err(at(from)(error))),
+    };
+    // A home that was kept may have anything there; through a link it would be written elsewhere.
+    if let Err(error) = fs::create_dir_all(to) {
+        return note(Err(at(to)(error)));
+    }
+    if fs::symlink_metadata(to).is_ok_and(|found| !found.is_dir()) {
+        return note(Err(HomeError::Kind { path: to.to_owned() }));
+    }
+    for entry in entries.flatten() {
+        let target = to.join(entry.file_name());
+        let is_skill = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if !is_skill || fs::symlink_metadata(&target).is_ok() {
+            continue;
+        }
+        match fs::create_dir(&target) {
+            Ok(()) => copy(&entry.path(), &target, note),
+            Err(error) => note(Err(at(&target)(error))),
+        }
+    }
 }
 
 fn copy(from: &Path, to: &Path, note: &mut impl FnMut(Result<(), HomeError>)) {
@@ -178,7 +210,7 @@ mod tests {
         fs::write(home.join(".bashrc"), "mine").unwrap();
         fs::write(home.join(".claude.json"), r#"{"theme":"light","userID":"x"}"#).unwrap();
         let trust = vec!["/workspace/repo".to_owned()];
-        assert!(run(&Home { home: home.clone(), skeleton, trust }).is_empty());
+        assert!(run(&Home { home: home.clone(), skeleton, skills: None, trust }).is_empty());
         assert_eq!(fs::read_to_string(home.join(".bashrc")).unwrap(), "mine");
         assert!(home.join(".claude/settings.json").exists());
         let state: Value = serde_json::from_slice(&fs::read(home.join(".claude.json")).unwrap()).unwrap();
@@ -195,7 +227,8 @@ mod tests {
             fs::create_dir_all(directory).unwrap();
         }
         fs::write(&target, "precious").unwrap();
-        let furnish = || run(&Home { home: home.clone(), skeleton: skeleton.clone(), trust: Vec::new() });
+        let furnish =
+            || run(&Home { home: home.clone(), skeleton: skeleton.clone(), skills: None, trust: Vec::new() });
         let state = home.join(".claude.json");
         let fresh = || fs::read_to_string(&state).unwrap().contains("hasCompletedOnboarding");
         std::os::unix::fs::symlink(&target, &state).unwrap();
@@ -213,5 +246,38 @@ mod tests {
         assert_eq!(furnish().len(), 1, "a file in a directory's place is named");
         assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
         fs::remove_dir_all(base).unwrap();
+    }
+
+    #[test]
+    fn skills_are_given_once_and_never_through_a_link() {
+        let top = std::env::temp_dir().join(format!("innkeeper-skills-{}", std::process::id()));
+        let (skills, home) = (top.join("skills"), top.join("home"));
+        fs::create_dir_all(skills.join("review/more")).unwrap();
+        fs::create_dir_all(skills.join("mine")).unwrap();
+        fs::create_dir_all(home.join(".claude/skills/mine")).unwrap();
+        fs::write(skills.join("review/SKILL.md"), "review").unwrap();
+        fs::write(skills.join("review/more/a.md"), "a").unwrap();
+        fs::write(skills.join("mine/SKILL.md"), "the operator's").unwrap();
+        fs::write(home.join(".claude/skills/mine/SKILL.md"), "the agent's").unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", skills.join("review/link")).unwrap();
+        let mut problems = Vec::new();
+        super::give_skills(&skills, &home.join(".claude/skills"), &mut |result| {
+            problems.extend(result.err())
+        });
+        let read = |path: &str| fs::read_to_string(home.join(".claude/skills").join(path)).ok();
+        assert_eq!(read("review/SKILL.md").as_deref(), Some("review"));
+        assert_eq!(read("review/more/a.md").as_deref(), Some("a"));
+        assert_eq!(read("mine/SKILL.md").as_deref(), Some("the agent's"), "never overwritten");
+        assert_eq!(read("review/link"), None, "a link is not followed");
+        assert!(problems.is_empty(), "{problems:?}");
+        // A kept home whose skills lead elsewhere.
+        fs::remove_dir_all(home.join(".claude/skills")).unwrap();
+        fs::create_dir(top.join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink(top.join("elsewhere"), home.join(".claude/skills")).unwrap();
+        super::give_skills(&skills, &home.join(".claude/skills"), &mut |result| {
+            problems.extend(result.err())
+        });
+        assert_eq!((problems.len(), top.join("elsewhere/review").exists()), (1, false));
+        fs::remove_dir_all(top).unwrap();
     }
 }

@@ -13,6 +13,8 @@ pub enum Shape {
     Json,
     /// One line of text.
     Line,
+    /// NAME=VALUE of headers, in which a space may stand.
+    Headers,
 }
 
 /// Why a value can't be the credential. No message repeats any of it.
@@ -74,6 +76,14 @@ impl Shape {
             let json: Result<serde_json::Map<String, serde_json::Value>, _> = serde_json::from_str(value);
             return json.map(|_| None).map_err(|_| ShapeError::NotJson);
         }
+        if self == Self::Headers {
+            // A space is of the value's own ("Basic …") but for those around it; every other rule is that of a line.
+            if value.trim_matches(' ').len() < value.len() {
+                return Err(ShapeError::Whitespace);
+            }
+            check_line(&value.replace(' ', "_"))?;
+            return Ok((value.len() < 8).then_some(Oddity::Short));
+        }
         check_line(value)?;
         match self {
             Self::ClaudeOauth if value.starts_with("sk-ant-api") => Err(ShapeError::KeyForToken),
@@ -81,7 +91,7 @@ impl Shape {
             Self::AnthropicKey if value.starts_with("sk-ant-oat") => Err(ShapeError::TokenForKey),
             Self::AnthropicKey => check_prefix(value, "sk-ant-api"),
             Self::Github => Ok((!is_github(value)).then_some(Oddity::Github)),
-            Self::Line | Self::Json => Ok((value.len() < 8).then_some(Oddity::Short)),
+            Self::Line | Self::Json | Self::Headers => Ok((value.len() < 8).then_some(Oddity::Short)),
         }
     }
 
@@ -94,6 +104,7 @@ impl Shape {
             Self::Github => "a token of GitHub, such as github_pat_… or ghp_…",
             Self::Json => "a JSON document",
             Self::Line => "one line of text",
+            Self::Headers => "NAME=VALUE, several separated by commas, in one line",
         }
     }
 }

@@ -15,6 +15,8 @@ use crate::supervisor::{Child, Ending, Exit, Launch, Remote, thread};
 
 /// A life shorter than this never got to work: its prompt is given again, and nothing is continued.
 const STILLBORN: Duration = Duration::from_secs(5);
+/// What a Claude that was ended in the middle of a turn is told in its next life: nobody may be there to say it.
+const INTERRUPTED: &str = "You were interrupted. Go on with the task where you left off.";
 /// The pane shows what Claude wrote last in this time, or it is not waited for.
 const LAST_LOOK: Duration = Duration::from_millis(400);
 /// The screen is taken down in this time, or not at all.
@@ -83,11 +85,13 @@ impl Host {
         let (master, slave) = pty::open(self.plan.identity.uid, self.size).map_err(failed)?;
         let start = self.next_start();
         self.prompted = start.prompt.is_some().then(Instant::now);
-        self.resumed = start.resume;
+        self.course.resumed = start.resume;
         self.oom_kills = self.plan.resources.oom_kills_now();
         let child = launcher::start(&self.spawner, &self.plan.identity, &start, Streams::Terminal(slave))
             .map_err(|error| bounded(&inert(&crate::report::chain(&error)), 400))?;
-        self.next_prompt = None;
+        if start.prompt.is_some() {
+            self.next_prompt = None;
+        }
         self.master = Some(master);
         self.show(false);
         self.watch_claude(child)
@@ -95,9 +99,11 @@ impl Host {
 
     /// What this life is told: its first task until that has been worked on, and then the conversation's rest.
     fn next_start(&self) -> ClaudeStart {
-        let first = if self.worked { None } else { self.plan.start.prompt.clone() };
-        let prompt = self.next_prompt.clone().or(first);
-        let mut start = ClaudeStart { resume: self.resume_next, prompt, ..self.plan.start.clone() };
+        let first = if self.course.worked { None } else { self.plan.start.prompt.clone() };
+        // Another program knows neither a conversation nor how to go on with one.
+        let resume = self.course.resume_next && self.plan.is_claude;
+        let prompt = self.next_prompt.clone().filter(|_| resume || !self.plan.is_claude).or(first);
+        let mut start = ClaudeStart { resume, prompt, ..self.plan.start.clone() };
         if let Some(server) = &self.server {
             // As tmux itself sets them; the pane is the first of the first session.
             let place = format!("{},{},0", socket(self.plan.identity.uid), server.pid());
@@ -138,9 +144,14 @@ impl Host {
         let Some(claude) = self.claude.take() else { return };
         let lived = claude.started.elapsed();
         let lasted = lived >= STILLBORN;
-        self.worked |= lasted;
+        self.course.worked |= lasted;
         // "No conversation found to continue" ends at once: the next life begins a new one.
-        self.resume_next = lasted || (self.resume_next && !self.resumed);
+        self.course.resume_next = lasted || (self.course.resume_next && !self.course.resumed);
+        // In the middle of a turn, and not because somebody left it: it is told to go on.
+        let working = self.board.update(|report| report.session.state) == SessionState::Running;
+        if self.plan.is_claude && lasted && working && !exit.success() && self.next_prompt.is_none() {
+            self.next_prompt = Some(INTERRUPTED.to_owned());
+        }
         let why = self.why(exit, &claude);
         self.claude_ended(format!("Claude Code ended ({exit}){why}"), Some(exit), lived);
     }

@@ -55,6 +55,17 @@ pub(super) struct Stopping {
     kill_at: Instant,
 }
 
+/// How far Claude's lives have come.
+#[derive(Debug, Default)]
+pub(super) struct Course {
+    /// A life has lasted: its prompt has been worked on.
+    pub(super) worked: bool,
+    /// The next life continues the conversation.
+    pub(super) resume_next: bool,
+    /// The present one was to.
+    pub(super) resumed: bool,
+}
+
 pub(super) struct Host {
     pub(super) plan: Plan,
     pub(super) spawner: Spawner,
@@ -78,13 +89,9 @@ pub(super) struct Host {
     /// The master of Claude's terminal, and how large the last one was.
     pub(super) master: Option<OwnedFd>,
     pub(super) size: Winsize,
-    /// Whether a life of Claude has lasted: its prompt has been worked on.
-    pub(super) worked: bool,
+    pub(super) course: Course,
     /// When this life of Claude was given its prompt, until its first turn: it is not idle then.
     pub(super) prompted: Option<Instant>,
-    /// Whether the next life continues the conversation, and whether the present one was to.
-    pub(super) resume_next: bool,
-    pub(super) resumed: bool,
     /// What the next life is told instead of the first prompt.
     pub(super) next_prompt: Option<String>,
     looked: Instant,
@@ -93,8 +100,6 @@ pub(super) struct Host {
     pub(super) changes: Changes,
     pub(super) deadline: Deadline,
     pub(super) limit: Limit,
-    /// Claude is told to end because a limit is over.
-    pub(super) limit_restart: bool,
     /// Kills by the kernel that the box had counted at the last look.
     pub(super) oom_kills: u64,
 }
@@ -103,9 +108,9 @@ impl Host {
     pub(super) fn new(plan: Plan, spawner: Spawner, board: Arc<Board>, session: Session) -> Self {
         let deadline = Deadline::new(&plan.limits);
         let oom_kills = plan.resources.oom_kills_now();
+        // What was restored is gone on with.
+        let course = Course { resume_next: plan.start.resume, ..Course::default() };
         Self {
-            // What was restored is gone on with.
-            resume_next: plan.start.resume,
             plan,
             spawner,
             board,
@@ -125,9 +130,8 @@ impl Host {
             ended: None,
             master: None,
             size: pty::SIZE,
-            worked: false,
+            course,
             prompted: None,
-            resumed: false,
             next_prompt: None,
             looked: Instant::now(),
             stopping: None,
@@ -135,7 +139,6 @@ impl Host {
             changes: Changes::new(Instant::now()),
             deadline,
             limit: Limit::default(),
-            limit_restart: false,
             oom_kills,
         }
     }

@@ -22,8 +22,8 @@ pub enum OnLimit {
 
 /// What a Claude that was stopped by a limit is told when that is over.
 const GO_ON: &str = "The usage limit is over. Go on with the task where you left off.";
-/// After the limit's end Claude goes on by itself; it is given so long to do so.
-const OWN_ACCORD: Duration = Duration::from_secs(90);
+/// After the limit's end Claude goes on by itself, a minute or so later (seen); it is given so long to do so.
+const OWN_ACCORD: Duration = Duration::from_secs(300);
 /// Where nobody says when the limit ends, it is tried again after so long.
 const UNKNOWN: Backoff =
     Backoff::new(Duration::from_secs(300), Duration::from_secs(3600), Duration::from_secs(3600));
@@ -44,6 +44,8 @@ pub(super) struct Limit {
     /// When it is tried again where Claude does not do so itself.
     again: Option<Again>,
     pauses: Backoff,
+    /// Claude was told to end because the limit should be over.
+    restarts: bool,
 }
 
 /// A moment on the wall's clock, or after a while.
@@ -55,7 +57,7 @@ enum Again {
 
 impl Default for Limit {
     fn default() -> Self {
-        Self { told: None, reached: None, again: None, pauses: UNKNOWN }
+        Self { told: None, reached: None, again: None, pauses: UNKNOWN, restarts: false }
     }
 }
 
@@ -85,7 +87,8 @@ impl Host {
         let first = self.limit.reached.is_none();
         self.limit.reached.get_or_insert_with(Instant::now);
         self.limit.again = Some(match told {
-            Some(told) => Again::At(told + OWN_ACCORD),
+            Some(told) if self.plan.is_claude => Again::At(told + OWN_ACCORD),
+            Some(told) => Again::At(told),
             None => Again::After(Instant::now() + self.limit.pauses.after(Duration::ZERO)),
         });
         let detail = match told {
@@ -120,13 +123,13 @@ impl Host {
             "the usage limit should be over, and Claude Code does not go on by itself: it is started anew",
         );
         self.next_prompt = Some(GO_ON.to_owned());
-        self.limit_restart = true;
+        self.limit.restarts = true;
         claude.end();
     }
 
     /// How long a Claude that has ended is not begun again because of a limit.
     pub(super) fn limit_pause(&mut self) -> Option<Duration> {
-        if std::mem::take(&mut self.limit_restart) {
+        if std::mem::take(&mut self.limit.restarts) {
             return Some(Duration::ZERO);
         }
         self.limit.reached?;

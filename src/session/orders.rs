@@ -106,8 +106,9 @@ impl Host {
             self.server_id += 1;
             self.board.worker("tmux", |worker| worker.pid = None);
         }
+        // One whose end was not told.
         if self.claude.take().is_some() {
-            self.resume_next = true;
+            self.course.resume_next = true;
         }
         self.board.session(|session| session.claude_pid = None);
     }

@@ -20,6 +20,7 @@ pub fn for_agent(mut report: Report, uid: u32) -> Report {
     report.warnings.clear();
     report.audit = Audit::default();
     report.dns.upstreams.clear();
+    report.telemetry = None;
     for failing in &mut report.dns.failing {
         // A cause names the upstream that gave it.
         failing.cause = String::new();
@@ -149,6 +150,7 @@ pub(crate) mod tests {
             detail: "hidden-detail".into(),
         }];
         report.boot.steps = steps();
+        report.telemetry = Some("hidden-telemetry".into());
         report.operators = vec![Operator {
             id: 1,
             since: "2026-11-21T08:00:00.000Z".into(),
@@ -246,7 +248,7 @@ pub(crate) mod tests {
     #[test]
     fn every_field_is_decided() {
         let known = "schema version phase box boot protections policy dns firewall gate denials workers session secrets \
-                     repositories warnings requests operators resources traffic traffic_note audit audience";
+                     repositories warnings requests operators resources traffic traffic_note audit audience persist telemetry";
         let serde_json::Value::Object(fields) = serde_json::to_value(full()).unwrap() else { panic!() };
         let mut found: Vec<&str> = fields.keys().map(String::as_str).collect();
         let mut known: Vec<&str> = known.split_whitespace().collect();

@@ -39,6 +39,9 @@ pub struct Report {
     pub audit: Audit,
     #[serde(default)]
     pub persist: Persist,
+    /// Where Claude Code's telemetry goes, and whether content is in it; none: there is none.
+    #[serde(default)]
+    pub telemetry: Option<String>,
     /// Whom this was told: the agent does not get everything.
     #[serde(default)]
     pub audience: Audience,

@@ -70,7 +70,11 @@ pub fn run(clone: &Clone) -> Outcome {
     }
     // An empty directory at the target is replaced by the rename; anything else was refused above.
     match std::fs::rename(&staging, &clone.into) {
-        Ok(()) => Outcome::new(0, format!("cloned {}", head(&clone.into))),
+        Ok(()) => {
+            let fork = clone.url.as_ref().and_then(|url| crate::comforts::fork::detect(&clone.into, url));
+            let fork = fork.map_or_else(String::new, |fork| format!(", {fork}"));
+            Outcome::new(0, format!("cloned {}{fork}", head(&clone.into)))
+        }
         Err(error) => Outcome::new(1, format!("cannot put the clone in place: {error}")),
     }
 }

@@ -218,6 +218,10 @@ fn settings_that_the_agent_rewrites_do_not_lead_the_token_elsewhere() {
     // And after a restart with those files in place.
     let seen = messages(&rig.world).len();
     guest.exec_root("pkill -KILL -x claude");
+    // Until then the screen is that of the Claude that ended.
+    assert!(
+        guest.await_line("again in 1 s").is_some() && guest.await_line("Claude Code is running").is_some()
+    );
     await_screen(&guest, "bypass permissions on");
     guest.type_into_pane("0", "go on");
     await_message(&guest, &rig.world, "a request after the restart", |message| {
@@ -226,4 +230,181 @@ fn settings_that_the_agent_rewrites_do_not_lead_the_token_elsewhere() {
     assert!(messages(&rig.world).len() > seen);
     assert!(strayed(&rig.world).is_empty(), "{:#?}", strayed(&rig.world));
     assert!(!guest.exec_root("cat /tmp/heard").out.contains("/v1/"));
+}
+
+/// Looks at every process from its first moment on, in every way that the kernel knows, and says where the token was seen.
+/// What is the agent's own is readable: that shows that the looks are real.
+const WATCHER: &str = r#"
+import ctypes, os, re, sys, time
+needle = b"sk-ant-oat01-" + b"canaryOAuth"
+libc = ctypes.CDLL(None, use_errno=True)
+class Vec(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("len", ctypes.c_size_t)]
+mine, seen, readable, looks, met = os.getpid(), set(), set(), 0, set()
+def note(how, pid, data):
+    if needle in data: seen.add(f"{how} of {pid}")
+def look(pid):
+    try:
+        comm = open(f"/proc/{pid}/comm").read().strip()
+    except OSError:
+        return
+    met.add(comm)
+    for name in ("environ", "auxv", "cmdline"):
+        try: note(name, comm, open(f"/proc/{pid}/{name}", "rb").read())
+        except OSError: pass
+    try:
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            if "pipe" in os.readlink(f"/proc/{pid}/fd/{fd}"):
+                f = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK)
+                try: note("pipe", comm, os.read(f, 65536))
+                finally: os.close(f)
+    except OSError: pass
+    try:
+        pidfd = os.pidfd_open(pid)
+        for fd in range(3, 12):
+            got = libc.syscall(438, pidfd, fd, 0)
+            if got >= 0:
+                readable.add(f"pidfd_getfd of {comm}")
+                os.set_blocking(got, False)
+                try: note("pidfd_getfd", comm, os.read(got, 65536))
+                except OSError: pass
+                os.close(got)
+        os.close(pidfd)
+    except OSError: pass
+    if libc.ptrace(16, pid, 0, 0) == 0:
+        readable.add(f"ptrace of {comm}")
+        os.waitpid(pid, 0x40000000); libc.ptrace(17, pid, 0, 0)
+    try:
+        with open(f"/proc/{pid}/mem", "rb", 0) as mem:
+            readable.add(f"mem of {comm}")
+            for line in open(f"/proc/{pid}/maps"):
+                found = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw.*", line)
+                if not found: continue
+                start, end = (int(x, 16) for x in found.groups())
+                if end - start > 64 << 20: continue
+                try:
+                    mem.seek(start); data = mem.read(end - start)
+                    note("mem", comm, data)
+                    part = ctypes.create_string_buffer(4096)
+                    got = libc.process_vm_readv(pid, ctypes.byref(Vec(ctypes.addressof(part), 4096)), 1,
+                                                ctypes.byref(Vec(start, 4096)), 1, 0)
+                    if got > 0: readable.add(f"process_vm_readv of {comm}")
+                except (OSError, OverflowError, ValueError): pass
+    except OSError: pass
+done, old = {mine}, time.monotonic()
+open("/tmp/watching", "w").write("x")
+while not os.path.exists("/tmp/enough"):
+    looks += 1
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        if pid == mine or pid == os.getppid(): continue
+        # Old ones now and then, what is new again and again: the launcher lives for milliseconds.
+        if pid in done and (pid + looks) % 50: continue
+        look(pid)
+        if time.monotonic() - old > 3:
+            done |= set(map(int, filter(str.isdigit, os.listdir("/proc")))); old = time.monotonic()
+print("MET", sorted(met)); print("READABLE", sorted(readable)); print("LOOKS", looks); print("SEEN", sorted(seen))
+"#;
+
+/// Says that it is the pane, from a window of the agent's own tmux, and keeps everything that it is told and given.
+const POSER: &str = r#"
+import array, json, os, signal, socket, time
+needle = b"sk-ant-oat01-" + b"canaryOAuth"
+signal.signal(signal.SIGHUP, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN)
+told, given = b"", []
+def pose():
+    global told
+    s = socket.socket(socket.AF_UNIX); s.connect("/run/innkeeper/control.sock")
+    s.settimeout(3)
+    s.sendall(b'{"op":"pane"}\n')
+    while True:
+        try:
+            data, anc, _, _ = s.recvmsg(65536, socket.CMSG_SPACE(64))
+        except (TimeoutError, ConnectionError):
+            return
+        if not data: return
+        told += data
+        for _, kind, payload in anc:
+            numbers = array.array("i"); numbers.frombytes(payload[:len(payload) // 4 * 4]); given.extend(numbers)
+        if b'"join"' in data: s.sendall(b'{"news":"joined","rows":30,"columns":100}\n')
+open("/tmp/posing", "w").write("x")
+end = time.time() + 30
+while b"show" not in told and time.time() < end:
+    try: pose()
+    except OSError: pass
+read = b""
+for fd in given:
+    os.set_blocking(fd, False)
+    try: read += os.read(fd, 1 << 20)
+    except OSError: pass
+if told:
+    open("/tmp/posed.new", "w").write(json.dumps({"told": told.decode(errors="replace"), "seen": needle in told + read,
+        "fds": [os.readlink(f"/proc/self/fd/{fd}") for fd in given]}))
+    os.rename("/tmp/posed.new", "/tmp/posed")
+"#;
+
+#[test]
+fn t66_whoever_runs_as_the_agent_learns_the_token_neither_by_looking_nor_by_posing_as_the_pane() {
+    let Some(rig) = Rig::new() else { return };
+    rig.world.script(&json!([done(), done()]));
+    // By file: `docker exec` gives to its children what `-e` gave to the box.
+    let secret = rig.file("oauth-token", OAUTH_TOKEN);
+    let guest = rig.boot(
+        &task()
+            .without_env("CLAUDE_CODE_OAUTH_TOKEN")
+            .volume(&format!("{}:/run/secrets/CLAUDE_CODE_OAUTH_TOKEN:ro", secret.display())),
+    );
+    await_screen(&guest, "All done.");
+    guest.write_as_agent("/tmp/watcher.py", WATCHER);
+    guest.write_as_agent("/tmp/poser.py", POSER);
+    guest.as_session(
+        "setsid nohup python3 /tmp/watcher.py >/tmp/watcher.log 2>&1 & ENV=mine setsid sleep 1000 &",
+    );
+    await_log("a watcher", || guest.exec_root("test -e /tmp/watching").ok());
+    // Four times it is launched under the watcher's eyes.
+    for life in 1..=4 {
+        let pid = guest.await_status("running", |status| status["session"]["claude_pid"].is_i64());
+        let pid = pid["session"]["claude_pid"].as_i64().unwrap();
+        guest.exec_agent(&format!("kill -KILL {pid}")).expect("kill");
+        guest.await_status("another life", |status| {
+            status["session"]["restarts"].as_u64() >= Some(life)
+                && status["session"]["claude_pid"].as_i64().is_some_and(|now| now != pid)
+        });
+    }
+    guest.exec_agent("touch /tmp/enough").expect("enough");
+    await_log("the watcher's word", || guest.exec_root("grep -q SEEN /tmp/watcher.log").ok());
+    let word = guest.exec_root("cat /tmp/watcher.log").out;
+    assert!(word.contains("SEEN []"), "the token was seen: {word}");
+    assert!(
+        word.contains("'mem of sleep'") || word.contains("'mem of bash'"),
+        "the looks are not real: {word}"
+    );
+    assert!(word.contains("'launcher'"), "the watcher has met no launcher: {word}");
+    for name in ["claude'", "launcher'"] {
+        assert!(!word.contains(&format!(" of {name}")), "{word}");
+    }
+
+    // A child of the real server that is there when the real pane goes.
+    for _ in 0..10 {
+        guest.exec_agent("rm -f /tmp/posing").expect("rm");
+        until_tmux(&guest);
+        guest.tmux(&["new-window", "-d", "exec python3 /tmp/poser.py"]);
+        await_log("a poser", || guest.exec_root("test -e /tmp/posing").ok());
+        guest.exec_agent("pkill -KILL -f 'innkeeper pane$'").expect("kill");
+        guest.exec_root("sleep 6");
+        if guest.exec_root("test -s /tmp/posed").ok() {
+            break;
+        }
+    }
+    let posed = guest.exec_root("cat /tmp/posed").expect("nobody could pose as the pane");
+    let posed: Value = serde_json::from_str(&posed).unwrap();
+    assert!(posed["told"].as_str().unwrap().contains("show"), "it was not taken for the pane: {posed}");
+    let given = posed["fds"].as_array().unwrap();
+    assert!(given.len() == 1 && given[0].as_str().unwrap().ends_with("ptmx"), "{posed}");
+    assert_eq!(posed["seen"], false, "{posed}");
+}
+
+#[track_caller]
+fn until_tmux(guest: &RunningBox) {
+    await_log("a session", || guest.tmux(&["has-session", "-t", "claude"]).ok());
+    await_log("its pane", || guest.exec_agent("pgrep -f 'innkeeper pane$'").ok());
 }

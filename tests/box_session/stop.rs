@@ -161,3 +161,96 @@ fn dockers_own_init_needs_no_further_word() {
     let guest = rig.boot(&BoxOptions::new().docker(&["--init"]));
     assert_eq!(guest.stop(), 143);
 }
+
+/// Whether a packet of whoever uses the box's network arrives in the world.
+#[track_caller]
+fn gets_out(rig: &Rig) -> bool {
+    let mark = rig.world.sync();
+    rig.inside("timeout 1 bash -c 'exec 3<>/dev/tcp/45.33.32.66/443'; timeout 1 bash -c 'exec 3<>/dev/tcp/9.9.9.53/53'");
+    rig.world.sync();
+    rig.world.packets_since(mark).iter().any(|packet| packet["flags"].is_string())
+}
+
+#[test]
+fn a_stop_at_any_step_of_the_boot_ends_well_and_leaves_the_rules_closed() {
+    for line in [
+        "boot: config ok",
+        "boot: lockdown ok",
+        "boot: mounts ok",
+        "boot: home ok",
+        "boot: dns ok",
+        "boot: firewall ok",
+        "boot: identity ok",
+        "boot: seal ok",
+        "boot: readiness ok",
+        "boot: ready after",
+        "Claude Code is running",
+    ] {
+        let Some(rig) = Rig::new() else { return };
+        assert!(gets_out(&rig), "the network is closed before there is a box");
+        let guest = rig.start(&BoxOptions::new());
+        assert!(guest.await_line(line).is_some(), "{line}: {}", guest.logs());
+        guest.signal("TERM");
+        assert_eq!(guest.exit_code(), 143, "{line}: {}", guest.logs());
+        let logs = guest.logs();
+        assert!(
+            logs.contains("stopped by SIGTERM") && !logs.contains("not everything had ended"),
+            "{line}: {logs}"
+        );
+        if !line.contains("config") {
+            assert!(!gets_out(&rig), "{line}: open after the end");
+        }
+    }
+}
+
+fn state(guest: &RunningBox, state: &str) {
+    guest.await_status(state, |status| status["session"]["state"] == state);
+}
+
+#[test]
+fn a_stop_at_any_moment_of_life_ends_at_once() {
+    let Some(rig) = Rig::new() else { return };
+    let line =
+        |line: &str| BoxOptions::new().env("INNKEEPER_SESSION_COMMAND", &format!("/bin/bash\n-c\n{line}"));
+    let failing = "exit 3";
+    let moments: [(&str, BoxOptions, fn(&RunningBox)); 5] = [
+        ("in back-off", line(failing), |guest| state(guest, "backoff")),
+        ("as a shell", line(failing).env("INNKEEPER_SESSION_ON_EXIT", "shell"), |guest| {
+            state(guest, "exited")
+        }),
+        ("parked", BoxOptions::new(), |guest| {
+            state(guest, "running");
+            guest.innkeeper(&["session", "stop"]).expect("stop");
+            state(guest, "parked");
+        }),
+        ("limited", BoxOptions::new(), |guest| {
+            state(guest, "running");
+            let input = r#"{"hook_event_name":"StopFailure","error":"rate_limit"}"#;
+            guest.exec_agent(&format!("echo '{input}' | innkeeper hook")).expect("hook");
+            state(guest, "limited");
+        }),
+        ("without tmux", BoxOptions::new(), |guest| {
+            state(guest, "running");
+            guest.tmux(&["kill-server"]);
+            assert!(guest.await_line("the tmux server ended").is_some());
+        }),
+    ];
+    for (moment, options, come) in moments {
+        let guest = rig.boot(&options.env("INNKEEPER_SESSION_STOP_TIMEOUT", "60s"));
+        come(&guest);
+        // Docker's own patience is ten seconds: whoever waits for the time-out is killed with 137.
+        assert_eq!(guest.stop(), 143, "{moment}: {}", guest.logs());
+        assert!(!guest.logs().contains("not everything had ended"), "{moment}: {}", guest.logs());
+    }
+}
+
+#[test]
+fn a_session_that_was_stopped_with_sigstop_is_told_to_end_all_the_same() {
+    let Some(rig) = Rig::new() else { return };
+    let volume = rig.volume();
+    let guest = rig.boot(&session(POLITE, &volume));
+    up(&guest, "up");
+    guest.exec_agent("pkill -STOP -f '^/bin/bash -c trap'; pkill -STOP -x tmux; true").expect("stop");
+    assert_eq!(guest.stop(), 143);
+    assert_eq!(read(&volume, "order"), "claude-told\nclaude-ended\n");
+}

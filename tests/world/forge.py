@@ -165,7 +165,21 @@ class Forge:
             name = "/".join(parts[1:])
             if os.path.exists(self._bare(name)) and (right or name not in PRIVATE):
                 return 200, repository(name, right)
+        if parts[0] == "repos" and parts[3:] == ["merge-upstream"] and request.method == "POST":
+            return self._merge_upstream("/".join(parts[1:3]), json.loads(request.body or b"{}"), right)
         return 404, {"message": "Not Found", "documentation_url": "https://docs.github.com/rest", "status": "404"}
+
+    def _merge_upstream(self, name, asked, right):
+        """A fork's branch is moved to its parent's, forward only, as GitHub does it."""
+        if name not in FORKS or not right:
+            return 404, {"message": "Not Found", "status": "404"}
+        branch = asked.get("branch", "main")
+        done = subprocess.run(["git", "-C", self._bare(name), "fetch", "-q", self._bare(FORKS[name]),
+                               f"refs/heads/{branch}:refs/heads/{branch}"], capture_output=True, check=False)
+        if done.returncode:
+            return 409, {"message": "There are merge conflicts", "status": "409"}
+        return 200, {"message": "Successfully fetched and fast-forwarded", "merge_type": "fast-forward",
+                     "base_branch": f"{FORKS[name].split('/')[0]}:{branch}"}
 
 
 def repository(name, writable):

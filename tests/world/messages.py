@@ -73,6 +73,7 @@ class Messages:
                 "stream": bool(body.get("stream")), "max_tokens": body.get("max_tokens"),
                 "messages": len(messages), "prompt": first_prompt(messages)[:4096],
                 "last_text": last_text(messages)[:8192], "tool_results": tool_results(messages),
+                "told": told(messages),
                 "metadata": body.get("metadata")}
         if status is not None:
             headers = [(k, v) for k, v in turn["error"].get("headers", {}).items()]
@@ -146,6 +147,12 @@ def first_prompt(messages):
 def last_text(messages):
     texts = [b.get("text", "") for b in blocks(messages[-1]) if b.get("type") == "text"] if messages else []
     return "\n".join(texts)
+
+
+def told(messages):
+    """Everything that the client itself put before the model: memory files, notes, what hooks added."""
+    return [b.get("text", "")[:16384] for m in messages if m.get("role") in ("user", "system")
+            for b in blocks(m) if b.get("type") == "text"]
 
 
 def tool_results(messages):

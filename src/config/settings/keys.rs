@@ -6,6 +6,9 @@ const DAY: u64 = 86_400;
 
 const PROVIDERS: &[Word] = &[word("anthropic"), word("bedrock"), word("vertex"), word("gateway")];
 const BACKENDS: &[Word] = &[word("auto"), word("nftables"), word("iptables")];
+const SWITCH: &[Word] = &[word("on"), word("off")];
+/// As the variables of OpenTelemetry are given, and as everything else here.
+const CONTENT: &[Word] = &[word("off"), word("on"), word("0"), word("1")];
 const SWITCHES: &[Word] = &[word("userns"), word("ptrace")];
 
 /// The protections that `boot.accept` can give up, by the names that `status` shows.
@@ -159,7 +162,7 @@ pub const SETTINGS: &[Setting] = &[
     ),
     row("session.until", Kind::Line, "", "when the session ends: a moment, or the next time that it is so late")
         .example("07:00+01:00"),
-    row("session.max_time", Kind::Duration { min: 1, max: 366 * 24 * 3600 }, "", "how long the session lasts")
+    row("session.max_time", Kind::Duration { min: 1, max: 365 * 24 * 3600 }, "", "how long the session lasts")
         .example("8h"),
     row("session.max_cost", Kind::Line, "", "US dollars that the session may cost, by its own account")
         .example("5.00"),
@@ -170,6 +173,92 @@ pub const SETTINGS: &[Setting] = &[
         "kernel features that the agent is given back, at a price that status shows",
     )
     .example("userns"),
+    row("claude.status_line", Kind::Choice(SWITCH), "on", "a line below the prompt: model, context, name, cost"),
+    row(
+        "claude.notes",
+        Kind::Choice(SWITCH),
+        "on",
+        "whether Claude is told at its start what the box allows, what is writable and how to ask for more",
+    ),
+    row(
+        "claude.hints",
+        Kind::Choice(SWITCH),
+        "on",
+        "whether Claude is told that a command was refused by policy, and how to ask for the name",
+    ),
+    row(
+        "claude.session_names",
+        Kind::Choice(SWITCH),
+        "off",
+        "whether Haiku names each conversation after its first turn: one small call",
+    ),
+    row(
+        "claude.formatters",
+        Kind::Path,
+        "/opt/innkeeper/formatters.conf",
+        "what formats a file that Claude wrote, by pattern; nothing where there is no such file",
+    ),
+    row("claude.instructions", Kind::Path, "", "a CLAUDE.md of the operator's, which the agent can't change")
+        .example("/opt/innkeeper/CLAUDE.md"),
+    row(
+        "claude.skills",
+        Kind::Path,
+        "/opt/innkeeper/skills",
+        "directory of skills, copied into the agent's home where it has none of that name",
+    ),
+    row(
+        "claude.plugins",
+        Kind::Path,
+        "/opt/innkeeper/plugins",
+        "directory of plugins, each of which Claude is given",
+    ),
+    row(
+        "claude.sync_fork",
+        Kind::Choice(SWITCH),
+        "off",
+        "whether a fork follows its upstream at the start of a session: never forced",
+    ),
+    row(
+        "telemetry.endpoint",
+        Kind::Url,
+        "",
+        "address to which Claude Code sends OpenTelemetry; its host is allowed; headers by OTEL_EXPORTER_OTLP_HEADERS",
+    )
+    .example("https://otlp.example.org")
+    .also(&["OTEL_EXPORTER_OTLP_ENDPOINT"]),
+    row(
+        "telemetry.grafana_endpoint",
+        Kind::Url,
+        "",
+        "the same for Grafana Cloud, with telemetry.grafana_instance and the secret GRAFANA_API_TOKEN",
+    )
+    .example("https://otlp-gateway.example.org/otlp")
+    .also(&["GRAFANA_OTLP_ENDPOINT"]),
+    row("telemetry.grafana_instance", Kind::Line, "", "the instance id of Grafana Cloud")
+        .example("123456")
+        .also(&["GRAFANA_INSTANCE_ID"]),
+    row(
+        "telemetry.attributes",
+        Kind::Line,
+        "",
+        "further resource attributes, KEY=VALUE separated by commas; they win over the box's own",
+    )
+    .example("team=night,env=prod")
+    .also(&["OTEL_RESOURCE_ATTRIBUTES"]),
+    row(
+        "telemetry.log_prompts",
+        Kind::Choice(CONTENT),
+        "off",
+        "whether what Claude is told is in the telemetry",
+    )
+    .also(&["OTEL_LOG_USER_PROMPTS"]),
+    row(
+        "telemetry.log_tools",
+        Kind::Choice(CONTENT),
+        "off",
+        "whether commands, paths and other arguments of tools are in the telemetry",
+    )
+    .also(&["OTEL_LOG_TOOL_DETAILS"]),
     row("tls.ca_certs", Kind::Path, "", "PEM file of certificates that every tool trusts beside its own")
         .example("/etc/innkeeper/corp-ca.pem")
         .also(&["NODE_EXTRA_CA_CERTS"]),

@@ -287,6 +287,7 @@ impl Stage<'_> {
         }
         self.directory("/etc/claude-code", 0o755)?;
         self.link("/etc/claude-code/managed-settings.json", "/run/innkeeper/etc/claude-settings.json")?;
+        self.link("/etc/claude-code/CLAUDE.md", "/run/innkeeper/etc/CLAUDE.md")?;
         self.link("/etc/gitconfig", "/run/innkeeper/etc/gitconfig")?;
         self.link("/etc/mtab", "/proc/self/mounts")
     }

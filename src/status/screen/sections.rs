@@ -225,6 +225,8 @@ impl Page<'_> {
             entries.push((Tone::Attention, text));
         }
         entries.extend(self.traffic());
+        let telemetry = report.telemetry.as_ref().map(|to| format!("Telemetry: {to}"));
+        entries.extend(telemetry.map(|text| (Tone::Plain, text)));
         self.plain(7, 1, entries)
     }
 

@@ -1,0 +1,108 @@
+//! What makes Claude Code comfortable in the box: status line, notes, hints, formatters, forks.
+//!
+//! Commands that Claude runs, as the agent, by the managed settings (identity/claude.rs). Each of them ends well, says
+//! nothing but what it is for, and keeps within its time, whatever it is given: Claude would wait for it, and take its
+//! words for more than they are. None of them decides anything: what they tell PID 1 is hearsay.
+
+pub mod bar;
+mod child;
+pub mod fork;
+pub mod format;
+pub mod hint;
+mod input;
+pub mod names;
+pub mod note;
+pub mod patterns;
+pub mod status_line;
+pub mod sync;
+
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// What Claude runs.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum Comfort {
+    StatusLine,
+    Note {
+        /// The box takes requests for names.
+        #[arg(long)]
+        requests: bool,
+    },
+    Hint,
+    Format {
+        #[arg(long)]
+        patterns: PathBuf,
+    },
+    SyncFork {
+        /// Does it, where else it only begins it.
+        #[arg(long)]
+        now: bool,
+    },
+}
+
+/// Runs one, for as long as it may take, and returns what it has to say.
+#[must_use]
+pub fn run(comfort: Comfort) -> String {
+    let limit = match comfort {
+        Comfort::StatusLine => status_line::LIMIT,
+        Comfort::Note { .. } => note::LIMIT,
+        Comfort::Hint => hint::LIMIT,
+        Comfort::Format { .. } => format::LIMIT,
+        Comfort::SyncFork { now: false } => sync::BEGIN_LIMIT,
+        Comfort::SyncFork { now: true } => sync::LIMIT,
+    };
+    within(limit, move || match comfort {
+        Comfort::StatusLine => status_line::run(),
+        Comfort::Note { requests } => note::run(requests),
+        Comfort::Hint => hint::run(),
+        Comfort::Format { patterns } => {
+            format::run(&patterns);
+            String::new()
+        }
+        Comfort::SyncFork { now } => {
+            if now {
+                sync::run();
+            } else {
+                sync::begin();
+            }
+            String::new()
+        }
+    })
+}
+
+/// What the work says, or nothing where it takes longer: its thread ends with the process.
+fn within(limit: Duration, work: impl FnOnce() -> String + Send + 'static) -> String {
+    let (sender, done) = mpsc::channel();
+    let thread = std::thread::Builder::new().name("comfort".into());
+    match thread.spawn(move || sender.send(work())) {
+        Ok(_) => done.recv_timeout(limit).unwrap_or_default(),
+        Err(_) => String::new(),
+    }
+}
+
+/// A hook's answer by which the model learns something (https://code.claude.com/docs/en/hooks).
+fn context(event: &str, text: &str) -> String {
+    serde_json::json!({
+        "hookSpecificOutput": { "hookEventName": event, "additionalContext": text }
+    })
+    .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::within;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn what_takes_longer_says_nothing() {
+        let started = Instant::now();
+        let slow = || {
+            std::thread::park_timeout(Duration::from_secs(60));
+            "late".to_owned()
+        };
+        assert_eq!(within(Duration::from_millis(20), slow), "");
+        assert!(started.elapsed() < Duration::from_secs(30));
+        assert_eq!(within(Duration::from_secs(60), || "said".to_owned()), "said");
+    }
+}
