@@ -200,7 +200,7 @@ pub(crate) fn control_request(data: &[u8]) {
             Request::Seat { .. } | Request::Work { .. } => true,
             Request::Session { .. } | Request::Save | Request::Start { .. } => true,
             Request::Log { .. } | Request::Status | Request::Progress | Request::Check { .. } => false,
-            Request::Refusals { .. } => false,
+            Request::Refusals { .. } | Request::Name { .. } => false,
             Request::Credential { .. } | Request::Pane | Request::Hook { .. } | Request::Gauge { .. } => {
                 false
             }

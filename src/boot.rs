@@ -4,7 +4,7 @@
 //! session) comes after. Every step looks at its outcome, and the proofs that later steps ask for can't be had
 //! otherwise. What the host can't give stops the boot, unless the operator gave up that protection by its name.
 
-mod comforts;
+pub(crate) mod comforts;
 mod host;
 mod network;
 mod places;

@@ -11,6 +11,7 @@ pub mod format;
 pub mod hint;
 mod input;
 pub mod names;
+mod naming;
 pub mod note;
 pub mod patterns;
 pub mod status_line;
@@ -30,6 +31,7 @@ pub enum Comfort {
         requests: bool,
     },
     Hint,
+    Name,
     Format {
         #[arg(long)]
         patterns: PathBuf,
@@ -44,10 +46,14 @@ pub enum Comfort {
 /// Runs one, for as long as it may take, and returns what it has to say.
 #[must_use]
 pub fn run(comfort: Comfort) -> String {
+    if is_aside() {
+        return String::new();
+    }
     let limit = match comfort {
         Comfort::StatusLine => status_line::LIMIT,
         Comfort::Note { .. } => note::LIMIT,
         Comfort::Hint => hint::LIMIT,
+        Comfort::Name => naming::LIMIT,
         Comfort::Format { .. } => format::LIMIT,
         Comfort::SyncFork { now: false } => sync::BEGIN_LIMIT,
         Comfort::SyncFork { now: true } => sync::LIMIT,
@@ -56,6 +62,7 @@ pub fn run(comfort: Comfort) -> String {
         Comfort::StatusLine => status_line::run(),
         Comfort::Note { requests } => note::run(requests),
         Comfort::Hint => hint::run(),
+        Comfort::Name => naming::run(),
         Comfort::Format { patterns } => {
             format::run(&patterns);
             String::new()
@@ -69,6 +76,19 @@ pub fn run(comfort: Comfort) -> String {
             String::new()
         }
     })
+}
+
+/// Set for a Claude that the box itself asks something, such as a name: its hooks are no news of the session, and a
+/// name for that conversation would ask for the next. The value is that of [`ASIDE_FILE`], which a repository whose
+/// settings would silence the hooks can't know beforehand.
+pub const ASIDE: &str = "INNKEEPER_ASIDE";
+/// Root's, made anew at each boot.
+pub const ASIDE_FILE: &str = "/run/innkeeper/etc/aside";
+
+#[must_use]
+pub fn is_aside() -> bool {
+    let given = std::env::var(ASIDE).unwrap_or_default();
+    !given.is_empty() && std::fs::read_to_string(ASIDE_FILE).is_ok_and(|value| value == given)
 }
 
 /// What the work says, or nothing where it takes longer: its thread ends with the process.

@@ -12,8 +12,10 @@ use std::path::Path;
 use claude::ClaudePlan;
 
 use crate::account::Account;
+use crate::comforts::ASIDE_FILE;
 use crate::comforts::sync::SNAPSHOT;
-use crate::filesystem::layout::{STATE_ETC, runtime_directory};
+use crate::config::{Config, Repository};
+use crate::filesystem::layout::{STATE_ETC, WORKSPACE, runtime_directory};
 use crate::filesystem::{private_directory, write_root_file};
 
 /// The system's bundle in the image.
@@ -32,6 +34,8 @@ pub const EXTRA_CA: &str = "/run/innkeeper/etc/ca-extra.pem";
 pub enum IdentityError {
     #[error("cannot write the generated settings")]
     Write(#[from] crate::filesystem::FilesystemError),
+    #[error("cannot get random octets of the kernel")]
+    Random(#[source] rustix::io::Errno),
     #[error("cannot read the certificates in {path}")]
     Certificates { path: String, source: std::io::Error },
     #[error("{path} holds no PEM certificate")]
@@ -70,7 +74,11 @@ pub fn apply(plan: &Plan) -> Result<(), IdentityError> {
     if let Some(instructions) = &plan.claude.instructions {
         write_root_file(Path::new(INSTRUCTIONS), instructions.as_bytes(), 0o444)?;
     }
-    write_root_file(Path::new(SNAPSHOT), remotes(plan).as_bytes(), 0o444)?;
+    write_remotes(&plan.remotes)?;
+    let mut octets = [0; 16];
+    rustix::rand::getrandom(&mut octets, rustix::rand::GetRandomFlags::empty())
+        .map_err(IdentityError::Random)?;
+    write_root_file(Path::new(ASIDE_FILE), crate::report::hex(&octets).as_bytes(), 0o444)?;
     if let Some(extra) = &plan.extra_ca {
         let system = std::fs::read_to_string(SYSTEM_CA)
             .map_err(|source| IdentityError::Certificates { path: SYSTEM_CA.to_owned(), source })?;
@@ -80,8 +88,20 @@ pub fn apply(plan: &Plan) -> Result<(), IdentityError> {
     Ok(())
 }
 
-fn remotes(plan: &Plan) -> String {
-    plan.remotes.iter().map(|(directory, url)| format!("{directory}\t{url}\n")).collect()
+/// Remotes as the operator configured them, which is never what a repository says of them.
+#[must_use]
+pub fn remotes(config: &Config) -> Vec<(String, String)> {
+    let remote = |repository: &Repository| {
+        let url = repository.url()?.to_string();
+        Some((format!("{WORKSPACE}/{}", repository.path), url))
+    };
+    config.repositories.iter().filter_map(remote).collect()
+}
+
+/// The list that is synced by; written again when the operator brings a repository.
+pub fn write_remotes(remotes: &[(String, String)]) -> Result<(), IdentityError> {
+    let text: String = remotes.iter().map(|(directory, url)| format!("{directory}\t{url}\n")).collect();
+    Ok(write_root_file(Path::new(SNAPSHOT), text.as_bytes(), 0o444)?)
 }
 
 /// Looks that git and Claude will read what was written.

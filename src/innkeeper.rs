@@ -2,6 +2,7 @@
 
 mod check;
 mod condition;
+mod names;
 mod persist;
 mod policy_changes;
 mod refusals;
@@ -97,6 +98,8 @@ pub struct Innkeeper {
     requests: Mutex<Book>,
     /// What the lint says of the policy in force.
     lint: Mutex<Vec<String>>,
+    /// What conversations are called.
+    names: Mutex<names::Names>,
     /// The work is saved by one at a time.
     saving: persist::Saving,
     /// RFC 3339: since when is recorded what the box does.
@@ -164,6 +167,7 @@ impl Innkeeper {
             changing: Mutex::new(()),
             requests: Mutex::new(Book::new(boottime())),
             lint: Mutex::default(),
+            names: Mutex::default(),
             saving: persist::Saving::default(),
             since: crate::report::now(),
         };
@@ -343,6 +347,7 @@ impl Desk for Innkeeper {
             Request::Session { order } => self.order(order),
             Request::Save => self.save_now(),
             Request::Refusals { last_ms } => self.refusals(last_ms),
+            Request::Name { conversation, text } => self.name(&conversation, &text),
             // Handled before: they keep their connection.
             Request::Pane | Request::Seat { .. } => {
                 Response::Failed { reason: "no answer to who stays".to_owned() }
@@ -364,6 +369,7 @@ impl Desk for Innkeeper {
 impl Conduct for Innkeeper {
     fn stop(&self, limit: Duration) {
         let started = Instant::now();
+        self.note_work();
         if let Some(session) = self.session.get() {
             session.stop(limit.mul_f64(0.75));
         }

@@ -1,8 +1,14 @@
 //! What the configuration makes of Claude's comforts and telemetry: its managed settings, arguments and variables.
 
-use crate::config::{Comfort, Config, Model, Requests};
+use super::host;
+use super::places::agent_identity;
+use crate::comforts::{ASIDE, ASIDE_FILE};
+use crate::config::{Comfort, Config, Mode, Model, Requests};
+use crate::control::protocol::ClaudeStart;
 use crate::identity::claude::{ClaudePlan, comfort};
 use crate::innkeeper::Innkeeper;
+use crate::prerequisites::programs::CLAUDE;
+use crate::supervisor::run_as::Identity;
 use crate::telemetry;
 
 /// Plugins are few; a directory of more is none of plugins.
@@ -25,6 +31,12 @@ pub(super) fn plan(config: &Config) -> ClaudePlan {
         let path = shell_word(&patterns.display().to_string());
         hooks.push(comfort("PostToolUse", "Edit|Write|MultiEdit", &format!("format --patterns {path}"), 15));
     }
+    // A headless run has nobody who looks for a name.
+    if claude.has(Comfort::SessionNames) && config.session.mode == Mode::Tmux {
+        for event in ["Stop", "UserPromptSubmit", "SessionStart"] {
+            hooks.push(comfort(event, "", "name", 5));
+        }
+    }
     if claude.has(Comfort::SyncFork) {
         hooks.push(comfort("SessionStart", "", "sync-fork", 5));
     }
@@ -40,6 +52,28 @@ pub(super) fn plan(config: &Config) -> ClaudePlan {
         hooks,
         instructions: claude.instructions.clone(),
     }
+}
+
+/// A Claude that answers one question of the box's own, by the cheapest model: without tools, without the telemetry and
+/// the prompt of the session's, in a directory that is no project.
+pub(crate) fn aside(innkeeper: &Innkeeper, question: String) -> std::io::Result<(Identity, ClaudeStart)> {
+    let mark = std::fs::read_to_string(ASIDE_FILE)?;
+    let plan = innkeeper.with_config(|config| host::session_plan(innkeeper, config, None));
+    let mut env = plan.start.env;
+    env.retain(|(name, _)| !name.starts_with("OTEL_") && !name.contains("TELEMETRY"));
+    env.push((ASIDE.to_owned(), mark));
+    let args = ["-p", "--model", "haiku", "--max-turns", "1", "--tools", "", "--no-session-persistence"];
+    let start = ClaudeStart {
+        program: CLAUDE.to_owned(),
+        args: args.map(str::to_owned).to_vec(),
+        env,
+        cwd: "/".to_owned(),
+        prompt: Some(question),
+        resume: false,
+        oauth_token: plan.start.oauth_token,
+        files: plan.start.files,
+    };
+    Ok((agent_identity(innkeeper, "/"), start))
 }
 
 /// Claude gives a hook's command to a shell.
@@ -75,8 +109,7 @@ pub(super) fn plugin_arguments(innkeeper: &Innkeeper) -> Vec<String> {
 }
 
 /// What Claude's process gets for its telemetry, the credential included.
-pub(super) fn telemetry_variables(innkeeper: &Innkeeper) -> Vec<(String, String)> {
-    let config = &innkeeper.config;
+pub(super) fn telemetry_variables(innkeeper: &Innkeeper, config: &Config) -> Vec<(String, String)> {
     let Some(telemetry) = &config.telemetry else { return Vec::new() };
     let mut own: Vec<(String, String)> = innkeeper.board().update(|report| {
         let named = [("box.id", report.box_.id.clone()), ("box.name", report.box_.name.clone())];

@@ -218,7 +218,7 @@ pub(super) fn session_plan(
     let (program, mut args) = match config.session.command.split_first() {
         Some((program, args)) => (program.clone(), args.to_vec()),
         None => {
-            env.extend(super::comforts::telemetry_variables(innkeeper));
+            env.extend(super::comforts::telemetry_variables(innkeeper, config));
             let mut args = vec!["--dangerously-skip-permissions".to_owned()];
             args.extend(super::comforts::plugin_arguments(innkeeper));
             (CLAUDE.to_owned(), args)
@@ -248,6 +248,7 @@ pub(super) fn session_plan(
         env: agent_environment(innkeeper),
         workdir,
         start,
+        goes_on: session::GoesOn::default(),
         is_claude: config.session.command.is_empty(),
         on_exit,
         limits: config.session.limits,

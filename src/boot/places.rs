@@ -180,10 +180,7 @@ pub(super) fn identity(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failu
         let with_token = config.secrets.get("GH_TOKEN").is_some() || config.session.start == Start::Wait;
         let hosts = CREDENTIAL_HOSTS.iter().filter(|_| with_token).map(|host| (*host).to_owned()).collect();
         let (name, email) = (config.identity.name.clone(), config.identity.email.clone());
-        let remotes = config.repositories.iter().map(|repository| {
-            (format!("{}/{}", layout::WORKSPACE, repository.path), repository.source.to_string())
-        });
-        let (claude, remotes) = (super::comforts::plan(config), remotes.collect());
+        let (claude, remotes) = (super::comforts::plan(config), identity::remotes(config));
         Ok(identity::Plan { name, email, extra_ca, credential_hosts: hosts, claude, remotes })
     };
     steps.run(

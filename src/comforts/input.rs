@@ -24,6 +24,9 @@ pub(super) fn parse(input: impl Read) -> Option<Value> {
 #[serde(default)]
 pub(super) struct Hook {
     pub(super) hook_event_name: String,
+    pub(super) session_id: String,
+    pub(super) transcript_path: String,
+    pub(super) last_assistant_message: String,
     pub(super) source: String,
     pub(super) tool_name: String,
     pub(super) tool_input: Value,

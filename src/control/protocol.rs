@@ -76,6 +76,8 @@ pub enum Request {
     Hook { turn: Turn, text: String },
     /// Claude Code's status line tells how far it is: hearsay.
     Gauge { gauge: Gauge },
+    /// What this conversation is called; from `text`, if there is any, it is given a name.
+    Name { conversation: String, text: String },
     /// What was refused to the agent in the last so many milliseconds.
     Refusals { last_ms: u64 },
     /// Begin the session anew, or stop it. Everything of the agent's ends first.
@@ -244,6 +246,9 @@ pub enum Response {
     Refusals {
         denials: Vec<Denial>,
     },
+    Named {
+        name: Option<String>,
+    },
     /// It was taken note of.
     Heard,
     /// It was done; what there is to say of it, a line each.
@@ -354,6 +359,7 @@ impl Asker {
                 | Request::Hook { .. }
                 | Request::Gauge { .. }
                 | Request::Refusals { .. }
+                | Request::Name { .. }
                 | Request::Pane,
             ) => true,
             (

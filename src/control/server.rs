@@ -4,8 +4,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::protocol::{Asker, MAX_OPERATOR_REQUEST, MAX_REQUEST, Place, Request, Response};
@@ -60,17 +60,52 @@ fn accept(listener: &UnixListener, agent: u32, desk: &Arc<dyn Desk>) {
             put_off(stream, "too many connections; try again");
             continue;
         };
-        let desk = Arc::clone(desk);
+        let visit = Visit { stream, asker, pid: peer.pid.as_raw_nonzero().get(), slot };
+        let waiting = Arc::new(Mutex::new(Some(visit)));
+        let (comes, at) = (Arc::clone(&waiting), Arc::clone(desk));
         let serve = move || {
-            let stays = converse(stream, asker, peer.pid.as_raw_nonzero().get(), desk.as_ref());
-            // Who stays has a bound of his own: he takes no place of those who ask.
-            drop(slot);
-            if let Some((stream, place, read_only)) = stays {
-                desk.seat(stream, place, read_only);
+            if let Some(visit) = take(&comes) {
+                visit.serve(at.as_ref());
             }
         };
-        if let Err(error) = std::thread::Builder::new().name("request".into()).spawn(serve) {
-            crate::report::event("control", &format!("cannot serve a request: {error}"));
+        if std::thread::Builder::new().name("request".into()).spawn(serve).is_err()
+            && let Some(visit) = take(&waiting)
+        {
+            // The agent has used the processes up: the operator must be heard all the same, one after the other.
+            visit.serve_alone(desk.as_ref());
+        }
+    }
+}
+
+fn take(visit: &Mutex<Option<Visit>>) -> Option<Visit> {
+    visit.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+/// Somebody who has connected.
+struct Visit {
+    stream: UnixStream,
+    asker: Asker,
+    pid: i32,
+    slot: Slot,
+}
+
+impl Visit {
+    fn serve(self, desk: &dyn Desk) {
+        let stays = converse(self.stream, self.asker, self.pid, desk);
+        // Who stays has a bound of his own: he takes no place of those who ask.
+        drop(self.slot);
+        if let Some((stream, place, read_only)) = stays {
+            desk.seat(stream, place, read_only);
+        }
+    }
+
+    /// On the thread that everybody waits for: an operator's question, and nobody's stay.
+    fn serve_alone(self, desk: &dyn Desk) {
+        if self.asker != Asker::Operator {
+            return put_off(self.stream, "the box has no process left; try again");
+        }
+        if let Some((stream, ..)) = converse(self.stream, self.asker, self.pid, desk) {
+            put_off(stream, "the box has no process left; end some: innkeeper session restart");
         }
     }
 }

@@ -262,7 +262,7 @@ mod tests {
         std::os::unix::fs::symlink("/etc/passwd", skills.join("review/link")).unwrap();
         let mut problems = Vec::new();
         super::give_skills(&skills, &home.join(".claude/skills"), &mut |result| {
-            problems.extend(result.err())
+            problems.extend(result.err());
         });
         let read = |path: &str| fs::read_to_string(home.join(".claude/skills").join(path)).ok();
         assert_eq!(read("review/SKILL.md").as_deref(), Some("review"));
@@ -275,7 +275,7 @@ mod tests {
         fs::create_dir(top.join("elsewhere")).unwrap();
         std::os::unix::fs::symlink(top.join("elsewhere"), home.join(".claude/skills")).unwrap();
         super::give_skills(&skills, &home.join(".claude/skills"), &mut |result| {
-            problems.extend(result.err())
+            problems.extend(result.err());
         });
         assert_eq!((problems.len(), top.join("elsewhere/review").exists()), (1, false));
         fs::remove_dir_all(top).unwrap();

@@ -14,7 +14,8 @@ use crate::config::{self, Config, Problems, Repository, Sources, Start};
 use crate::control::protocol::{Response, Task};
 use crate::filesystem::Sealed;
 use crate::firewall::EgressLocked;
-use crate::report::{event, exit};
+use crate::identity;
+use crate::report::{chain, event, exit};
 use crate::supervisor::thread;
 
 /// Repositories that a box takes after its boot.
@@ -76,6 +77,9 @@ impl Innkeeper {
         let new: Vec<Repository> = config.repositories.iter().filter(is_new).cloned().collect();
         let said = said(&config, &new, begins);
         *lock(&self.late) = Late { task: Some(all), config: Some(Arc::new(config)) };
+        if let Err(error) = self.with_config(|config| identity::write_remotes(&identity::remotes(config))) {
+            event("task", &format!("forks are not synced: {}", chain(&error)));
+        }
         boot::show_secrets(self);
         event("task", &format!("by the operator: {}", said.join("; ")));
         let running = thread("task", move || {

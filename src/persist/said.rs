@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::manifest::Digest;
 use super::path::RelPath;
 use crate::report::harmless;
 
@@ -58,6 +59,11 @@ pub struct Restored {
     pub conversation: u64,
     /// Whether there is one to go on with.
     pub resume: bool,
+    /// Whether Claude was at work, and the SHA-256 of its prompt.
+    #[serde(default)]
+    pub working: bool,
+    #[serde(default)]
+    pub prompt: Option<Digest>,
     /// What did not come back, and why.
     pub left_out: Vec<String>,
     pub trouble: Option<String>,

@@ -33,6 +33,9 @@ struct Input {
 
 /// Tells what standard input says.
 pub fn run() {
+    if crate::comforts::is_aside() {
+        return;
+    }
     let mut bytes = Vec::new();
     let read = std::io::stdin().lock().take(MAX_INPUT).read_to_end(&mut bytes);
     if read.is_ok()

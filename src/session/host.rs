@@ -108,9 +108,14 @@ impl Host {
     pub(super) fn new(plan: Plan, spawner: Spawner, board: Arc<Board>, session: Session) -> Self {
         let deadline = Deadline::new(&plan.limits);
         let oom_kills = plan.resources.oom_kills_now();
-        // What was restored is gone on with.
-        let course = Course { resume_next: plan.start.resume, ..Course::default() };
         Self {
+            // What was restored is gone on with.
+            course: Course {
+                resume_next: plan.start.resume,
+                worked: plan.goes_on.worked,
+                ..Course::default()
+            },
+            next_prompt: plan.goes_on.interrupted.then(|| super::claude::INTERRUPTED.to_owned()),
             plan,
             spawner,
             board,
@@ -130,9 +135,7 @@ impl Host {
             ended: None,
             master: None,
             size: pty::SIZE,
-            course,
             prompted: None,
-            next_prompt: None,
             looked: Instant::now(),
             stopping: None,
             ordered: None,

@@ -83,7 +83,7 @@ fn with_all_of_it_given_telemetry_arrives_with_its_header_and_without_content() 
     for signal in ["metrics", "logs", "traces"] {
         let target = format!("/otlp/v1/{signal}");
         await_so(&target, || {
-            sent(&rig.world, "otlp.test").iter().filter(|line| line["target"] == target.as_str()).count() > 1
+            sent(&rig.world, "otlp.test").iter().any(|line| line["target"] == target.as_str())
         });
     }
     let sent_there = sent(&rig.world, "otlp.test");

@@ -145,6 +145,49 @@ fn the_status_line_is_on_the_screen() {
     assert!(line.contains(" %") || line.matches('░').count() == 20, "{line}");
 }
 
+/// Small questions to the model beside Claude's own work.
+fn asides(rig: &Rig) -> Vec<serde_json::Value> {
+    let log = rig.world.log("api");
+    log.into_iter().filter(|line| line["service"] == "anthropic" && line["main"] == false).collect()
+}
+
+#[test]
+fn a_conversation_gets_its_name_once_and_only_where_that_is_switched_on() {
+    let Some(rig) = Rig::new() else { return };
+    let turns = json!([done(), { "text": "Second." }, { "text": "Third." }]);
+    rig.world.script(
+        &json!({ "conversations": [{ "match": "", "turns": turns }], "side": "Fix The Login!\n\u{1b}[2J" }),
+    );
+    let waits = |guest: &RunningBox| {
+        guest.await_status("the end of the turn", |status| status["session"]["state"] == "waiting");
+    };
+    let guest = rig.boot(&task());
+    await_turn(&guest, &rig.world, 0);
+    waits(&guest);
+    let before = asides(&rig).len();
+    guest.stop();
+    let guest = rig.boot(&task().env("INNKEEPER_CLAUDE_SESSION_NAMES", "on"));
+    waits(&guest);
+    assert!(guest.await_line("the conversation is called fix-the-login").is_some());
+    guest.type_into_pane("0", "go on");
+    await_so("the name on the screen", || screen(&guest).contains("· fix-the-login"));
+    guest.type_into_pane("0", "and on");
+    await_turn(&guest, &rig.world, 2);
+    waits(&guest);
+    let asked = asides(&rig).split_off(before);
+    assert_eq!(asked.len(), 1, "{asked:#?}");
+    assert!(asked[0]["model"].as_str().unwrap().contains("haiku"), "{}", asked[0]["model"]);
+    assert!(
+        asked[0]["prompt"].as_str().unwrap().contains("do the work of the test"),
+        "{}",
+        asked[0]["prompt"]
+    );
+    let status = guest.status();
+    assert_eq!(status["session"]["name"], "fix-the-login");
+    assert_eq!(status["session"]["restarts"], 0);
+    assert_eq!(before, 0, "off unless it is switched on");
+}
+
 /// What may be thrown at a hook.
 const HOSTILE: &str = r#"
 cd /tmp
@@ -155,7 +198,7 @@ printf '{"hook_event_name":"PostToolUse","tool_name":"Write","tool_input":{"file
 printf '{"hook_event_name":"PostToolUseFailure","tool_name":"Bash","duration_ms":18446744073709551615}' >i
 printf '{"model":{"display_name":"\\u001b[2J\\u202e"},"context_window":{"used_percentage":-7}}' >j
 python3 -c 'print("{\"a\":"*200000, end="")' >k
-for what in status-line note hint "format --patterns /opt/innkeeper/formatters.conf" "format --patterns /nonexistent" sync-fork; do
+for what in status-line note hint name "format --patterns /opt/innkeeper/formatters.conf" "format --patterns /nonexistent" sync-fork; do
   for file in a b c d e f g h i j k; do
     timeout 20 innkeeper comfort $what <$file >out 2>err; code=$?
     [ $code = 0 ] && [ ! -s err ] && [ $(stat -c %s out) -lt 8192 ] && ! grep -q $'\x1b]' out || echo "BAD $what $file $code $(head -c 200 err)"

@@ -67,7 +67,7 @@ class Messages:
         main = "Bash" in tools
         at = sum(1 for message in messages if message.get("role") == "assistant")
         turns = self._turns(messages)
-        turn = (turns[at] if at < len(turns) else {"text": "The script is at its end."}) if main else side_call(body)
+        turn = (turns[at] if at < len(turns) else {"text": "The script is at its end."}) if main else self._side(body)
         status = self._fault(turn, at)
         seen = {"model": body.get("model"), "main": main, "tools": len(tools), "turn": at if main else None,
                 "stream": bool(body.get("stream")), "max_tokens": body.get("max_tokens"),
@@ -110,6 +110,17 @@ class Messages:
             if re.search(each.get("match", ""), prompt):
                 return each["turns"]
         return DEFAULT_SCRIPT
+
+    def _side(self, body):
+        """What is asked without tools: `side` of the script, else something of the right form."""
+        try:
+            with open(self._path, encoding="utf-8") as file:
+                script = json.load(file)
+        except (OSError, ValueError):
+            script = []
+        if isinstance(script, dict) and "side" in script:
+            return {"text": script["side"]}
+        return side_call(body)
 
     def _fault(self, turn, at):
         """The status of a scripted error, which happens `times` times (1) at its turn and then gives way."""

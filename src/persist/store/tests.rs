@@ -20,6 +20,8 @@ fn manifest(claude: Object, saved_at: u64) -> Manifest {
         repositories: Vec::new(),
         conversation: Vec::new(),
         claude: Some(claude),
+        working: false,
+        prompt: None,
     }
 }
 

@@ -336,7 +336,7 @@ impl Page<'_> {
                     .push((Tone::Plain, format!("Saved to {path} {} ago{size}{took}{left}", self.ago(at))));
             }
             (Some(path), None) => {
-                entries.push((Tone::Plain, format!("Saved to {path}: not yet (innkeeper save)")))
+                entries.push((Tone::Plain, format!("Saved to {path}: not yet (innkeeper save)")));
             }
             (None, _) => entries.push((Tone::Attention, lost(persist))),
         }
