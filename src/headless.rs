@@ -39,6 +39,8 @@ use stream::{Fact, MAX_FACT, RunResult};
 pub struct Plan {
     pub identity: Identity,
     pub start: ClaudeStart,
+    /// The task itself, where `start` says to go on with it.
+    pub first: Option<String>,
     pub limits: Limits,
     /// Whether it is Claude that works, and no program in its place.
     pub is_claude: bool,
@@ -168,7 +170,6 @@ impl Run {
     /// Life after life, as long as limits interrupt; none when somebody stops the box.
     fn lives(&mut self) -> Option<Ending> {
         let (mut unknown, mut known) = (UNKNOWN_LIMIT, KNOWN_LIMIT);
-        let first = self.plan.start.prompt.clone();
         loop {
             let life = match self.live() {
                 Ok(life) => life,
@@ -182,7 +183,7 @@ impl Run {
             if self.plan.start.resume && life.result.is_none() && life.is_stillborn() {
                 // "No conversation found to continue": the limit came before there was one.
                 self.plan.start.resume = false;
-                self.plan.start.prompt.clone_from(&first);
+                self.plan.start.prompt.clone_from(&self.plan.first);
                 continue;
             }
             match judge(life.exit, life.result.as_ref(), life.limit.is_some()) {

@@ -248,6 +248,7 @@ pub(super) fn session_plan(
         env: agent_environment(innkeeper),
         workdir,
         start,
+        goes_on: session::GoesOn::default(),
         is_claude: config.session.command.is_empty(),
         on_exit,
         limits: config.session.limits,
