@@ -33,7 +33,7 @@ const KEPT: usize = 3;
 const MOST_ENTRIES: usize = 400_000;
 /// Fewer new objects than these are synchronized one by one.
 const FEW: usize = 32;
-/// A number beyond it was not given by us, and leaves none for the next.
+/// A number from here on was not given by us: it is no save.
 const MOST_SAVES: u64 = 1_000_000_000_000;
 const CHUNK: usize = 128 << 10;
 
@@ -243,7 +243,7 @@ impl Store {
     /// Makes the manifest the one that counts, then removes what no kept one names. Cut off at any point, what is there
     /// is the former save or this one.
     pub fn commit(&mut self, manifest: &Manifest) -> Result<(), PersistError> {
-        let next = self.saves()?.first().map_or(0, |save| save.number).saturating_add(1);
+        let next = self.next()?;
         let bytes = serde_json::to_vec(manifest).unwrap_or_default();
         if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MOST_BYTES {
             return Err(PersistError::Unfit("too many files for a manifest"));
@@ -257,8 +257,32 @@ impl Store {
         let name = format!("{next:012}-{}.json", hex(&Sha256::digest(&bytes)));
         self.work.rename("manifest", &self.saves, &name).map_err(failed())?;
         self.saves.sync().map_err(failed())?;
+        // One that would not be found is none: what it replaces stays.
+        if self.saves()?.first().is_none_or(|newest| newest.name != name) {
+            return Err(PersistError::Unfit("saves on the volume that hide this one"));
+        }
         self.tidy(KEPT);
         Ok(())
+    }
+
+    /// The number after the highest. One that leaves none was given by somebody else: the saves are numbered anew then, from
+    /// the oldest on, so that the newest is the highest at every moment.
+    fn next(&self) -> Result<u64, PersistError> {
+        let mut saves = self.saves()?;
+        let next = saves.first().map_or(0, |save| save.number).saturating_add(1);
+        if next < MOST_SAVES {
+            return Ok(next);
+        }
+        saves.reverse();
+        let mut number = 0;
+        for save in &saves {
+            let Some((_, rest)) = save.name.split_once('-') else { continue };
+            number += 1;
+            self.saves
+                .rename(&save.name, &self.saves, &format!("{number:012}-{rest}"))
+                .map_err(at("number a save anew", &save.name))?;
+        }
+        Ok(number + 1)
     }
 
     /// The objects are on the disk before a manifest names them.

@@ -156,6 +156,40 @@ fn t206_a_manifest_counts_by_its_name_and_content() {
     fs::remove_dir_all(volume).unwrap();
 }
 
+/// A save that somebody planted with the highest number there is: readable or not, the next one counts.
+#[test]
+fn t206_a_planted_number_does_not_hide_the_saves_after_it() {
+    let volume = volume("planted");
+    let saves = volume.join("innkeeper/saves");
+    for (number, planted) in [(1, "{}"), (2, "readable"), (3, "beyond")] {
+        let mut store = Store::open(&volume, 1 << 20).unwrap();
+        let first = store.put(format!("first {number}").as_bytes()).unwrap();
+        store.commit(&manifest(first.clone(), number * 10)).unwrap();
+        let newest = store.saves().unwrap().remove(0);
+        let (_, rest) = newest.name.split_once('-').unwrap();
+        match planted {
+            "readable" => {
+                fs::copy(saves.join(&newest.name), saves.join(format!("999999999999-{rest}"))).map(drop)
+            }
+            "beyond" => fs::write(saves.join(format!("1000000000000-{rest}")), "{}"),
+            text => fs::write(saves.join(format!("999999999999-{}.json", "0".repeat(64))), text),
+        }
+        .unwrap();
+        for more in 1..3 {
+            let object = store.put(format!("{planted} {more}").as_bytes()).unwrap();
+            store.commit(&manifest(object.clone(), number * 10 + more)).unwrap();
+            let newest = store.saves().unwrap().remove(0);
+            assert_eq!(store.read(&newest).unwrap().saved_at, number * 10 + more, "{planted}");
+            assert!(newest.number < 100, "{planted}: {newest:?}");
+            store.get(&object).unwrap();
+            if more == 1 {
+                store.get(&first).unwrap();
+            }
+        }
+    }
+    fs::remove_dir_all(volume).unwrap();
+}
+
 #[test]
 fn nothing_grows_beyond_the_limit() {
     let volume = volume("limit");
