@@ -12,8 +12,8 @@ pub(super) const HELP: &str = "Examples:
   docker exec BOX innkeeper save
   docker exec BOX innkeeper save --json | jq .saved_at
 
-Exit status: 0 saved; 1 if no box answers; 75 not now (another save is under way, the volume is full: the save before
-it stays whole); 77 for others than the operator; 78 no volume is mounted at /persist.";
+Exit status: 0 saved; 1 if no box answers; 75 not now (nothing is restored yet, another save is under way, the volume
+is full: the save before it stays whole); 77 for others than the operator; 78 no volume is mounted at /persist.";
 
 /// A large repository takes its time.
 const LIMIT: Duration = Duration::from_secs(6 * 60);

@@ -14,7 +14,7 @@ use crate::filesystem::layout::{Mount, WORKSPACE};
 use crate::filesystem::{self, Sealed};
 use crate::persist::VOLUME;
 use crate::persist::manifest::Digest;
-use crate::persist::said::{Came, MOST, Restored, Saved};
+use crate::persist::said::{Came, MOST, Restored, RestoredRepository, Saved};
 use crate::prerequisites::limits;
 use crate::report::{chain, event, time};
 use crate::resources::warnings::octets;
@@ -50,6 +50,60 @@ pub(super) struct Saving {
     wanted: AtomicBool,
     /// What was last said to have gone wrong: it is not said every ten minutes.
     said: Mutex<Option<String>>,
+    restored: Mutex<Back>,
+}
+
+/// What came back of what was saved. Nothing is saved before that is known: the next box restores the newest save only.
+#[derive(Debug, Default)]
+enum Back {
+    #[default]
+    NotYet,
+    /// Nobody knows what should have come back: nothing may replace it.
+    Unknown(String),
+    Known(Keep),
+}
+
+/// What did not come back; each save has it again.
+#[derive(Debug, Clone, Default)]
+struct Keep {
+    repositories: Vec<RestoredRepository>,
+    conversation: bool,
+}
+
+impl Back {
+    fn of(restored: &Restored) -> Self {
+        match (&restored.trouble, restored.saved_at) {
+            (Some(trouble), None) => Self::Unknown(trouble.clone()),
+            (Some(_) | None, _) => {
+                let failed = restored.repositories.iter().filter(|one| one.came == Came::Failed);
+                let repositories = failed.cloned().collect();
+                Self::Known(Keep { repositories, conversation: restored.lost > 0 })
+            }
+        }
+    }
+
+    fn keep(&self) -> Result<Keep, String> {
+        match self {
+            Self::Known(keep) => Ok(keep.clone()),
+            Self::NotYet => Err("what the volume holds has not been restored yet".to_owned()),
+            Self::Unknown(why) => {
+                Err(format!("what the volume holds was not restored, and is not replaced ({why})"))
+            }
+        }
+    }
+}
+
+impl Keep {
+    fn args(&self) -> Vec<String> {
+        let mut args = Vec::new();
+        for repository in &self.repositories {
+            let spare = repository.spare.as_ref().unwrap_or(&repository.path);
+            args.push(format!("--keep={}", repository.path.as_str()));
+            args.push(format!("--spare={}", spare.as_str()));
+        }
+        args.extend(self.conversation.then(|| "--keep-conversation".to_owned()));
+        args
+    }
 }
 
 /// Held by who saves.
@@ -87,6 +141,8 @@ enum Why {
 enum Unsaved {
     NoVolume,
     Busy,
+    /// What is on the volume would be lost by it.
+    Early(String),
     Trouble(String),
 }
 
@@ -143,6 +199,11 @@ impl Innkeeper {
             }
         };
         let restored = restored.unwrap_or_else(|why| Restored { trouble: Some(why), ..Restored::default() });
+        let back = Back::of(&restored);
+        if let Back::Unknown(_) = back {
+            self.board().update(|report| report.persist.trouble = back.keep().err());
+        }
+        *lock(&self.saving.restored) = back;
         let good = self.show_restored(&restored);
         let detail = self.board().update(|report| report.persist.restored.clone());
         let detail = detail.unwrap_or_else(|| "nothing was saved yet".to_owned());
@@ -250,6 +311,7 @@ impl Innkeeper {
                 Response::Failed { reason }
             }
             Err(Unsaved::Busy) => Response::Later { reason: "another save is under way".to_owned() },
+            Err(Unsaved::Early(reason)) => Response::Later { reason },
             Err(Unsaved::Trouble(why)) => {
                 Response::Later { reason: format!("{why}; the save before it is whole") }
             }
@@ -261,8 +323,11 @@ impl Innkeeper {
         if !self.has_volume() {
             return;
         }
-        if let Err(Unsaved::Busy) = self.save(Why::End, left) {
-            event("persist", "not saved at the end: another save took all the time");
+        match self.save(Why::End, left) {
+            Err(Unsaved::Busy) => event("persist", "not saved at the end: another save took all the time"),
+            Err(Unsaved::Early(reason)) => event("persist", &format!("not saved: {reason}")),
+            // Shown and logged already.
+            Ok(_) | Err(Unsaved::NoVolume | Unsaved::Trouble(_)) => {}
         }
     }
 
@@ -270,6 +335,7 @@ impl Innkeeper {
         if !self.has_volume() {
             return Err(Unsaved::NoVolume);
         }
+        let keep = lock(&self.saving.restored).keep().map_err(Unsaved::Early)?;
         let started = Instant::now();
         let patience = if why == Why::End { limit } else { Duration::ZERO };
         let Some(turn) = self.saving.take(patience) else { return Err(Unsaved::Busy) };
@@ -277,14 +343,14 @@ impl Innkeeper {
         let result = if left < SHORTEST + CHILDS_MARGIN {
             Err("there was no time left for a save".to_owned())
         } else {
-            self.run_save(left, why == Why::End)
+            self.run_save(left, why == Why::End, &keep)
         };
         drop(turn);
         self.show_saved(why, started.elapsed(), &result);
         result.map_err(Unsaved::Trouble)
     }
 
-    fn run_save(&self, limit: Duration, last: bool) -> Result<Saved, String> {
+    fn run_save(&self, limit: Duration, last: bool, keep: &Keep) -> Result<Saved, String> {
         let known = self.board().update(|report| {
             let paths = report.repositories.iter().map(|repository| repository.path.clone());
             paths.filter_map(|path| path.strip_prefix("/workspace/").map(str::to_owned)).collect::<Vec<_>>()
@@ -295,7 +361,13 @@ impl Innkeeper {
         }
         let working = self.saving.working.load(Ordering::Relaxed).then(|| "--working".to_owned());
         let prompt = self.prompt().into_iter().flat_map(|digest| ["--prompt".to_owned(), digest]);
-        let launch = self.child("persist-save", limit).args(known).args(working).args(prompt).last(last);
+        let launch = self
+            .child("persist-save", limit)
+            .args(known)
+            .args(working)
+            .args(prompt)
+            .args(keep.args())
+            .last(last);
         let said = self.spawner.listen(launch, limit, MOST).map_err(|error| chain(&error))?;
         let saved =
             Saved::hear(&said.text).ok_or_else(|| format!("the child said nothing ({})", said.exit))?;
@@ -383,8 +455,25 @@ fn wording(saved: &Saved) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::Saving;
+    use super::{Back, Saving};
+    use crate::persist::said::Restored;
     use std::time::Duration;
+
+    #[test]
+    fn nothing_is_saved_over_what_did_not_come_back() {
+        assert!(Back::default().keep().unwrap_err().contains("not been restored yet"));
+        let trouble =
+            |saved_at| Restored { trouble: Some("killed".to_owned()), saved_at, ..Restored::default() };
+        assert!(Back::of(&trouble(None)).keep().unwrap_err().contains("is not replaced (killed)"));
+        assert!(Back::of(&trouble(Some(1))).keep().is_ok(), "which ones is known");
+        assert!(Back::of(&Restored::default()).keep().unwrap().args().is_empty());
+        let said = r#"{"saved_at":1,"conversation":0,"lost":2,"resume":false,"left_out":[],"repositories":[
+            {"path":"a","came":"failed","detail":"","spare":"a.unrestored"},{"path":"b","came":"restored","detail":""},
+            {"path":"-c","came":"failed","detail":""}]}"#;
+        let kept = Back::of(&Restored::hear(said).unwrap()).keep().unwrap().args();
+        let wanted = ["--keep=a", "--spare=a.unrestored", "--keep=-c", "--spare=-c", "--keep-conversation"];
+        assert_eq!(kept, wanted);
+    }
 
     #[test]
     fn one_save_at_a_time() {

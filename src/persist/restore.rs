@@ -1,6 +1,7 @@
 //! The child that restores, `innkeeper persist-restore`: runs as the agent, before the session, and says in one line how
 //! it went. Whatever is there already stays as it is.
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::beneath::Directory;
 use super::conversation::{self, LARGEST_STATE, STATE};
 use super::manifest::{File, Manifest, Object};
+use super::path::RelPath;
 use super::repository::rebuild::{self, put, rebuild};
 use super::said::{self, Came, Restored, RestoredRepository};
 use super::store::{Save, Store};
@@ -32,6 +34,10 @@ pub struct Restore {
     #[arg(long)]
     pub within: u64,
 }
+
+/// What is added to the name of a repository that did not come back.
+const SPARE: &str = ".unrestored";
+const SPARES: usize = 64;
 
 /// Restores; what went wrong is in the answer.
 #[must_use]
@@ -72,11 +78,11 @@ fn try_to(restore: &Restore, restored: &mut Restored) -> Result<(), PersistError
     let Some(newest) = saves.first() else { return Ok(()) };
     restored.saved_at = Some(newest.manifest.saved_at);
     (restored.working, restored.prompt) = (newest.manifest.working, newest.manifest.prompt.clone());
-    let repositories: Vec<_> = newest.manifest.repositories.iter().map(|known| known.path.clone()).collect();
-    for path in repositories {
-        let mut came = RestoredRepository { path, came: Came::Failed, detail: String::new() };
-        one(&store, restore, &mut saves, &mut came, until);
-        restored.repositories.push(came);
+    restored.repositories = failed(&saves, &newest.manifest);
+    // Until the last of them is back.
+    restored.lost = u64::try_from(newest.manifest.conversation.len()).unwrap_or(u64::MAX);
+    for came in &mut restored.repositories {
+        one(&store, restore, &mut saves, came, until);
     }
     conversations(&store, restore, &mut saves, restored)?;
     for known in saves.iter().filter(|known| !known.good) {
@@ -85,6 +91,26 @@ fn try_to(restore: &Restore, restored: &mut Restored) -> Result<(), PersistError
         store.set_aside(&known.save)?;
     }
     Ok(())
+}
+
+/// Every repository as one that did not come back, which is so until it has.
+fn failed(saves: &[Known], newest: &Manifest) -> Vec<RestoredRepository> {
+    let mut taken: HashSet<RelPath> = saves
+        .iter()
+        .flat_map(|known| &known.manifest.repositories)
+        .map(|repository| repository.path.clone())
+        .collect();
+    let failed = |path: RelPath| {
+        let names = (1..=SPARES).map(|number| match number {
+            1 => format!("{}{SPARE}", path.as_str()),
+            _ => format!("{}{SPARE}-{number}", path.as_str()),
+        });
+        // A name that no save has: what is there under it is there as the spare.
+        let spare = names.filter_map(|name| RelPath::try_from(name).ok()).find(|name| !taken.contains(name));
+        taken.extend(spare.clone());
+        RestoredRepository { path, came: Came::Failed, detail: "it was not tried".to_owned(), spare }
+    };
+    newest.repositories.iter().map(|repository| repository.path.clone()).map(failed).collect()
 }
 
 /// One repository, from the newest save that has it whole.
@@ -104,6 +130,10 @@ fn one(store: &Store, restore: &Restore, saves: &mut [Known], came: &mut Restore
                 (came.came, came.detail) = (Came::Restored, format!("{detail}{from}"));
                 return;
             }
+            Ok(rebuild::Came::Kept) if !is_repository(restore, came) => {
+                came.detail = "something that is no repository is at its place".to_owned();
+                return;
+            }
             Ok(rebuild::Came::Kept) => {
                 (came.came, came.detail) =
                     (Came::Kept, "something is there already; it is kept as it is".to_owned());
@@ -118,6 +148,11 @@ fn one(store: &Store, restore: &Restore, saves: &mut [Known], came: &mut Restore
     }
 }
 
+fn is_repository(restore: &Restore, came: &RestoredRepository) -> bool {
+    let there = Directory::open(&restore.workspace).and_then(|top| top.below(&came.path));
+    there.and_then(|there| there.look(".git")).is_ok_and(|git| git.is_some())
+}
+
 fn conversations(
     store: &Store,
     restore: &Restore,
@@ -126,19 +161,21 @@ fn conversations(
 ) -> Result<(), PersistError> {
     let home = Directory::open(&restore.home).map_err(at("open", &restore.home))?;
     let Some(newest) = saves.first_mut() else { return Ok(()) };
-    let mut kept = 0_u64;
+    let (mut kept, mut lost) = (0_u64, 0_u64);
     for file in &newest.manifest.conversation {
         match bring(store, &home, file) {
             Ok(true) => restored.conversation = restored.conversation.saturating_add(1),
             Ok(false) => kept = kept.saturating_add(1),
             Err(error) => {
                 newest.good &= !error.is_of_the_save();
+                lost = lost.saturating_add(1);
                 restored.left_out.push(format!("{}: {}", file.path.as_str(), chain(&error)));
                 continue;
             }
         }
         restored.resume |= conversation::is_conversation_of(&file.path, &restore.workdir);
     }
+    restored.lost = lost;
     if kept > 0 {
         restored.left_out.push(format!("{kept} files of Claude's that are there already; they are kept"));
     }

@@ -46,6 +46,9 @@ pub struct RestoredRepository {
     pub path: RelPath,
     pub came: Came,
     pub detail: String,
+    /// Failed: how the saves call it as soon as something else is at its place.
+    #[serde(default)]
+    pub spare: Option<RelPath>,
 }
 
 /// How a restore went.
@@ -57,6 +60,9 @@ pub struct Restored {
     pub repositories: Vec<RestoredRepository>,
     /// Files of Claude's conversations.
     pub conversation: u64,
+    /// Those of them that did not come back.
+    #[serde(default)]
+    pub lost: u64,
     /// Whether there is one to go on with.
     pub resume: bool,
     /// Whether Claude was at work, and the SHA-256 of its prompt.

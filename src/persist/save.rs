@@ -1,6 +1,6 @@
 //! The child that saves, `innkeeper persist-save`: runs as the agent and says in one line how it went.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -27,6 +27,15 @@ pub struct Save {
     /// Further repositories, below the workspace
     #[arg(long)]
     pub repository: Vec<String>,
+    /// Repositories that did not come back: what the saves have of them stays
+    #[arg(long)]
+    pub keep: Vec<String>,
+    /// How each of them is called when something else is at its place
+    #[arg(long)]
+    pub spare: Vec<String>,
+    /// Files of Claude's did not come back: what the last save has of them stays
+    #[arg(long)]
+    pub keep_conversation: bool,
     /// Claude is at work
     #[arg(long)]
     pub working: bool,
@@ -62,8 +71,12 @@ fn try_to(save: &Save, saved: &mut Saved) -> Result<(), PersistError> {
     let mut store = Store::open(&save.volume, save.limit)?;
     let last = store.saves()?.iter().find_map(|known| store.read(known).ok());
     let mut notes = Vec::new();
-    let repositories = repositories(save, &mut store, last.as_ref(), until, &mut notes)?;
-    let (conversation, claude) = conversation_of(&save.home, &mut store, last.as_ref(), &mut notes)?;
+    let mut repositories = repositories(save, &mut store, last.as_ref(), until, &mut notes)?;
+    keep(save, &mut store, &mut repositories, &mut notes)?;
+    let (mut conversation, claude) = conversation_of(&save.home, &mut store, last.as_ref(), &mut notes)?;
+    if save.keep_conversation {
+        keep_conversation(&mut store, last.as_ref(), &mut conversation, &mut notes)?;
+    }
     let saved_at = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
     let prompt = save.prompt.clone().and_then(|digest| Digest::try_from(digest).ok());
     let working = save.working;
@@ -120,6 +133,73 @@ fn repositories(
         }
     }
     Ok(saved)
+}
+
+/// What did not come back stays as it was saved: at its place, or under its spare name if something else is there now.
+fn keep(
+    save: &Save,
+    store: &mut Store,
+    saved: &mut Vec<Repository>,
+    notes: &mut Vec<String>,
+) -> Result<(), PersistError> {
+    if save.keep.is_empty() {
+        return Ok(());
+    }
+    let known: Vec<Manifest> = store.saves()?.iter().filter_map(|save| store.read(save).ok()).collect();
+    // The newest that has it whole.
+    let find = |store: &Store, path: &RelPath| {
+        let all = known.iter().flat_map(|manifest| &manifest.repositories);
+        let whole = |one: &&Repository| one.objects().iter().all(|object| store.has(object));
+        all.filter(|one| one.path == *path).find(whole).cloned()
+    };
+    for (path, spare) in save.keep.iter().zip(&save.spare).take(MOST_REPOSITORIES) {
+        let (Ok(path), Ok(spare)) = (RelPath::try_from(path.clone()), RelPath::try_from(spare.clone()))
+        else {
+            continue;
+        };
+        let found = find(store, &spare).or_else(|| find(store, &path));
+        let Some(mut repository) = found else {
+            notes.push(format!("{}: it did not come back, and no save has it any more", path.as_str()));
+            continue;
+        };
+        if saved.iter().any(|one| one.path == repository.path) {
+            repository.path = spare;
+        }
+        if saved.iter().any(|one| one.path == repository.path) {
+            continue;
+        }
+        for object in repository.objects() {
+            store.reuse(object)?;
+        }
+        let name = repository.path.as_str();
+        notes.push(format!("{}: it did not come back; it stays as it was saved, as {name}", path.as_str()));
+        saved.push(repository);
+    }
+    saved.sort_by(|one, other| one.path.cmp(&other.path));
+    Ok(())
+}
+
+fn keep_conversation(
+    store: &mut Store,
+    last: Option<&Manifest>,
+    saved: &mut Vec<File>,
+    notes: &mut Vec<String>,
+) -> Result<(), PersistError> {
+    let there: HashSet<RelPath> = saved.iter().map(|file| file.path.clone()).collect();
+    let gone = last.iter().flat_map(|last| &last.conversation).filter(|file| !there.contains(&file.path));
+    let before = saved.len();
+    for file in gone {
+        if saved.len() < MOST_FILES && store.has(&file.object) {
+            store.reuse(&file.object)?;
+            saved.push(file.clone());
+        }
+    }
+    if saved.len() > before {
+        let number = saved.len() - before;
+        notes
+            .push(format!("{number} files of Claude's that did not come back; they stay as they were saved"));
+    }
+    Ok(())
 }
 
 /// Those that were named, and what lies directly below the workspace.

@@ -166,3 +166,60 @@ fn what_is_larger_than_the_limit_is_left_out_by_its_name() {
     assert!(said.contains("not saved: repo/large: it would take more than"), "{said}");
     assert_eq!(saves(&guest).len(), 1);
 }
+
+/// H9: what is not restored yet is not replaced: not by the end of a box that never got its task, and not by `innkeeper save`.
+#[test]
+fn a_box_that_waits_for_its_task_saves_nothing_over_the_work() {
+    let Some(rig) = Rig::new() else { return };
+    let volume = rig.volume();
+    let guest = rig.boot(&with(&volume));
+    guest.exec_agent(REPOSITORY).expect("a repository");
+    let before = state(&guest);
+    assert_eq!(guest.stop(), 143);
+
+    let waits = rig.boot(&with(&volume).env("INNKEEPER_SESSION_START", "wait"));
+    waits.await_status("waiting", |status| status["session"]["state"] == "parked");
+    let said = waits.innkeeper(&["save"]);
+    assert_eq!(said.code, Some(75), "{said:?}");
+    assert!(said.err.contains("has not been restored yet"), "{said:?}");
+    assert_eq!(waits.stop(), 143);
+    assert!(waits.logs().contains("persist: not saved: what the volume holds"), "{}", waits.logs());
+
+    let next = rig.boot(&with(&volume));
+    next.await_session();
+    assert_eq!(saves(&next).len(), 1);
+    assert_eq!(state(&next), before, "{}", next.logs());
+}
+
+/// H10: what did not come back stays on the volume, whatever this box saves, and even if it clones to the same place.
+#[test]
+fn what_did_not_come_back_stays_saved() {
+    let Some(rig) = Rig::new() else { return };
+    let volume = rig.volume();
+    let guest = rig.boot(&with(&volume));
+    guest.exec_agent(REPOSITORY).expect("a repository");
+    guest.exec_agent("head -c 9M /dev/urandom >/workspace/repo/large").expect("a large file");
+    let before = state(&guest);
+    assert_eq!(guest.stop(), 143);
+
+    let small = with(&volume).env("INNKEEPER_FILESYSTEM_WORKSPACE_SIZE", "5M");
+    let full = rig.boot(&small.env("REPO_URL", "https://github.com/acme/widgets"));
+    let status = full.await_session();
+    assert_eq!(status["repositories"][0]["state"], "cloned", "{}", full.logs());
+    assert!(full.logs().contains("did not come back"), "{}", full.logs());
+    let kept = "repo: it did not come back; it stays as it was saved, as repo.unrestored";
+    for number in 0..4 {
+        full.exec_agent(&format!("echo {number} >/workspace/repo/work-after")).expect("new work");
+        let said = full.innkeeper(&["save"]).expect("save");
+        assert!(said.contains(kept), "{said}");
+    }
+    let left_out = full.status()["persist"]["left_out"].to_string();
+    assert!(left_out.contains(kept), "{left_out}");
+    assert_eq!(full.stop(), 143);
+
+    let next = rig.boot(&with(&volume));
+    next.await_session();
+    assert_eq!(next.exec_agent("cat /workspace/repo/work-after").expect("new work"), "3\n");
+    next.exec_agent("cd /workspace && rm -r repo && mv repo.unrestored repo").expect("the older work");
+    assert_eq!(state(&next), before, "{}", next.logs());
+}
