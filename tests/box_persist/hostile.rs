@@ -4,13 +4,13 @@
 use super::rig::{BoxOptions, Rig, RunningBox, must};
 use super::{REPOSITORY, saves, state, with};
 
-/// Changes the newest save as an agent would, which knows how saves are made: the manifest's text goes through this
-/// program of Python's, and gets the name that fits.
+/// Changes the oldest save as an agent would, which knows how saves are made: the manifest's text goes through this
+/// program of Python's, gets the name that fits, and is the newest.
 const FORGE: &str = r#"
 import hashlib, json, os, sys
 base = '/persist/innkeeper/'
 names = sorted(os.listdir(base + 'saves'))
-manifest = json.load(open(base + 'saves/' + names[-1]))
+manifest = json.load(open(base + 'saves/' + names[0]))
 def put(data):
     name = hashlib.sha256(data).hexdigest()
     os.makedirs(base + 'objects/' + name[:2], exist_ok=True)
@@ -57,7 +57,8 @@ fn kill(guest: &RunningBox) {
 const OUTSIDE: &str = "sha256sum /home/claude/.bashrc /home/claude/.claude/settings.json /etc/passwd 2>&1; ls -A /tmp | grep -c pwned; \
     ls -lA /home/claude/.claude/hooks 2>&1; find /workspace /home/claude /persist \\( -perm /7000 -o -type b -o -type c \\) 2>/dev/null";
 
-/// Each of them is refused, the older save counts, the bad one is set aside, and nothing outside is changed.
+/// Each of them is refused, the save before them all counts, the bad ones are set aside, and nothing outside is changed. One
+/// boot sees them all: had one been believed, it and those before it would not be aside.
 #[test]
 fn t206_a_forged_save_is_set_aside_and_the_one_before_it_counts() {
     let Some(rig) = Rig::new() else { return };
@@ -66,8 +67,8 @@ fn t206_a_forged_save_is_set_aside_and_the_one_before_it_counts() {
     let untouched = fresh.exec_root(OUTSIDE).out;
     kill(&fresh);
     let volume = rig.volume();
-    let (mut guest, before) = saved(&rig, &volume);
-    for (number, change) in [
+    let (guest, before) = saved(&rig, &volume);
+    let changes = [
         "repository['files'].append(file('../../home/claude/.bashrc'))",
         "repository['files'].append(file('.git/hooks/post-checkout', b'#!/bin/sh\\ntouch /tmp/pwned'))",
         "repository['path'] = '../home/claude/.claude/hooks'",
@@ -88,47 +89,50 @@ fn t206_a_forged_save_is_set_aside_and_the_one_before_it_counts() {
         "o = put(b'a fifo'); os.unlink(path(o)); os.mkfifo(path(o)); repository['files'].append(dict(file('a'), object=o))",
         "o = put(b'right'); open(path(o), 'wb').write(b'wrong'); repository['files'].append(dict(file('a'), object=o))",
         "repository['files'].append(dict(file('a'), object={'sha256': '0' * 64, 'size': 1 << 60}))",
-    ]
-    .into_iter()
-    .enumerate()
-    {
+    ];
+    for change in changes {
         forge(&guest, change);
-        kill(&guest);
-        guest = rig.boot(&with(&volume));
-        guest.await_session();
-        assert_eq!(state(&guest), before, "{change}\n{}", guest.logs());
-        assert_eq!(guest.exec_root(OUTSIDE).out, untouched, "{change}\n{}", guest.logs());
-        let aside = guest.exec_agent("ls /persist/innkeeper/aside/*.json | wc -l").out;
-        assert_eq!(aside.trim(), (number + 1).to_string(), "{change}\n{}", guest.logs());
-        // The next save is a good one.
-        guest.innkeeper(&["save"]).expect("save");
     }
+    kill(&guest);
+    let guest = rig.boot(&with(&volume));
+    guest.await_session();
+    assert_eq!(state(&guest), before, "{}", guest.logs());
+    assert_eq!(guest.exec_root(OUTSIDE).out, untouched, "{}", guest.logs());
+    let listed = guest.exec_agent("cd /persist/innkeeper/aside; ls -d *.json").expect("what is aside");
+    let aside: Vec<usize> = listed.lines().filter_map(|name| name.split('-').next()?.parse().ok()).collect();
+    let forged: Vec<usize> = (2..changes.len() + 2).collect();
+    assert_eq!(aside, forged, "a change that was believed\n{}", guest.logs());
+    // The next save is a good one.
+    guest.exec_agent("echo more >/workspace/repo/more").expect("a change");
+    guest.innkeeper(&["save"]).expect("save");
+    assert_eq!(saves(&guest).len(), 2);
 }
 
 /// What stands in the place of the store's own directories and files.
 #[test]
 fn t206_a_volume_that_is_no_store_does_not_stop_the_boot() {
     let Some(rig) = Rig::new() else { return };
+    let volume = rig.volume();
+    let (mut guest, _) = saved(&rig, &volume);
+    guest.exec_agent("cd /persist && cp -a innkeeper good").expect("a copy");
     for ruin in [
         "rm -rf innkeeper; ln -s /home/claude innkeeper",
         "rm -rf innkeeper; mkfifo innkeeper",
         "rm -rf innkeeper/saves; ln -s /etc innkeeper/saves",
         "rm -rf innkeeper/objects; ln -s /home/claude innkeeper/objects",
         "rm -f innkeeper/lock; mkfifo innkeeper/lock",
-        "cd innkeeper/saves; for f in *; do rm $f; mkfifo $f; done",
-        "cd innkeeper/saves; for f in *; do cp $f ../x; rm $f; ln -s ../x $f; done",
-        "cd innkeeper/saves; for i in $(seq 3000); do : >$(printf '%012d' $i)-$(printf '%064d' $i).json; done",
+        // A FIFO, a link to a good one, and many that are empty.
+        "cd innkeeper/saves; for f in *; do cp $f ../x; rm $f; mkfifo $f; ln -s ../x 000000000009-${f#*-}; done; \
+         for i in $(seq 10 3000); do : >$(printf '%012d' $i)-$(printf '%064d' $i).json; done",
     ] {
-        let volume = rig.volume();
-        let (guest, _) = saved(&rig, &volume);
-        guest.exec_agent(&format!("cd /persist; {ruin}")).expect(ruin);
+        let again = format!("cd /persist; rm -rf innkeeper; cp -a good innkeeper; {ruin}");
+        guest.exec_agent(&again).expect(ruin);
         kill(&guest);
-        let next = rig.boot(&with(&volume).env("REPO_URL", "https://github.com/acme/widgets"));
-        let status = next.await_session();
-        assert_eq!(status["repositories"][0]["state"], "cloned", "{ruin}: {}", next.logs());
-        let home = next.exec_root("ls -A /home/claude | grep -E 'objects|saves|aside|work-' ; find / -xdev -newer /proc/1 -user 1000 -path '/etc/*' 2>/dev/null");
+        guest = rig.boot(&with(&volume).env("REPO_URL", "https://github.com/acme/widgets"));
+        let status = guest.await_session();
+        assert_eq!(status["repositories"][0]["state"], "cloned", "{ruin}: {}", guest.logs());
+        let home = guest.exec_root("ls -A /home/claude | grep -E 'objects|saves|aside|work-' ; find / -xdev -newer /proc/1 -user 1000 -path '/etc/*' 2>/dev/null");
         assert_eq!(home.out, "", "{ruin}");
-        kill(&next);
     }
 }
 
