@@ -53,11 +53,10 @@ fn what_is_written_is_read() {
     assert!(manifest.same_as(&Manifest { saved_at: 2, ..manifest.clone() }));
 }
 
-#[test]
-fn t206_a_hostile_manifest_is_not_believed() {
-    let repository = |field: &str| format!("/repositories/0/{field}");
+/// Fields of a repository that are not what they may be.
+fn hostile_repositories() -> Vec<(&'static str, Value)> {
     let many = |value: Value, count: usize| Value::Array(vec![value; count]);
-    let cases: Vec<(String, Value)> = [
+    vec![
         ("path", json!("../repo")),
         ("path", json!("/workspace/repo")),
         ("path", json!(".git")),
@@ -106,20 +105,26 @@ fn t206_a_hostile_manifest_is_not_believed() {
         ("history/stashes", json!([{ "id": "-x", "message": "" }])),
         ("history/object_format", json!("md5")),
     ]
-    .into_iter()
-    .map(|(field, value)| (repository(field), value))
-    .chain([
-        ("/schema".to_owned(), json!(2)),
-        ("/schema".to_owned(), json!(-1)),
-        ("/saved_at".to_owned(), json!("now")),
-        ("/conversation".to_owned(), json!([file(".claude/settings.json")])),
-        ("/conversation".to_owned(), json!([file(".bashrc")])),
-        ("/conversation".to_owned(), json!([file(".claude/projects/../settings.json")])),
-        ("/conversation".to_owned(), json!([file(".claude/projects/a/x"), file(".claude/projects/a/x")])),
-        ("/repositories".to_owned(), Value::Array(vec![good()["repositories"][0].clone(); 2])),
-        ("/repositories".to_owned(), json!(null)),
-    ])
-    .collect();
+}
+
+#[test]
+fn t206_a_hostile_manifest_is_not_believed() {
+    let repository = |field: &str| format!("/repositories/0/{field}");
+    let cases: Vec<(String, Value)> = hostile_repositories()
+        .into_iter()
+        .map(|(field, value)| (repository(field), value))
+        .chain([
+            ("/schema".to_owned(), json!(2)),
+            ("/schema".to_owned(), json!(-1)),
+            ("/saved_at".to_owned(), json!("now")),
+            ("/conversation".to_owned(), json!([file(".claude/settings.json")])),
+            ("/conversation".to_owned(), json!([file(".bashrc")])),
+            ("/conversation".to_owned(), json!([file(".claude/projects/../settings.json")])),
+            ("/conversation".to_owned(), json!([file(".claude/projects/a/x"), file(".claude/projects/a/x")])),
+            ("/repositories".to_owned(), Value::Array(vec![good()["repositories"][0].clone(); 2])),
+            ("/repositories".to_owned(), json!(null)),
+        ])
+        .collect();
     for (pointer, value) in cases {
         let what = value.to_string().chars().take(100).collect::<String>();
         assert!(parse(&with(&pointer, value)).is_err(), "{pointer}: {what}");
