@@ -162,3 +162,31 @@ fn the_agent_can_neither_stop_nor_speak_for_the_copier_of_its_output() {
         guest.logs()
     );
 }
+
+#[test]
+fn what_a_run_has_worked_is_on_the_volume_when_it_has_ended() {
+    let Some(rig) = Rig::new() else { return };
+    rig.world.script(&json!([
+        { "bash": "echo by-the-run > kept.txt", "description": "work" },
+        { "text": "Done." },
+    ]));
+    let volume = format!("{}:/persist", rig.volume());
+    let guest = rig.start(&headless().volume(&volume));
+    assert_eq!(guest.exit_code(), 0, "{}", guest.logs());
+    // The next box has it before its clone, and is no run.
+    let next =
+        rig.boot(&BoxOptions::new().volume(&volume).env("REPO_URL", "https://github.com/acme/widgets"));
+    next.await_session();
+    assert_eq!(next.exec_agent("cat /workspace/repo/kept.txt").expect("the run's file"), "by-the-run\n");
+}
+
+#[test]
+fn a_run_that_says_much_on_standard_error_lives_and_a_slow_reader_gets_all_of_it() {
+    let Some(rig) = Rig::new() else { return };
+    let line = "head -c 300000 /dev/zero | tr '\\0' x >&2; printf '\\377\\n' >&2; seq 1 400000; echo 'last'";
+    let options = headless().env("INNKEEPER_SESSION_COMMAND", &format!("/bin/sh\n-c\n{line}"));
+    let guest = rig.start(&options);
+    assert_eq!(guest.exit_code(), 0, "{}", guest.logs().chars().take(3000).collect::<String>());
+    let out = guest.stdout();
+    assert!(out.ends_with("\n400000\nlast\n") && out.starts_with("1\n2\n"), "{} octets", out.len());
+}
