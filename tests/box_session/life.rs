@@ -128,19 +128,21 @@ fn f15_without_any_tmux_a_terminal_full_of_output_holds_nobody_up() {
     let line =
         "head -c 1048576 /dev/zero | tr '\\0' x; echo done >/workspace/done; while :; do sleep 1000; done";
     let line = format!("until test -e /workspace/go; do sleep 0.1; done; {line}");
-    let guest = rig.boot(&shell(&line));
+    // The operator's own tmux comes before the distribution's; this one starts only when it may.
+    let script = "#!/bin/sh\ntest -e /workspace/no-tmux && exit 1\nexec /usr/bin/tmux \"$@\"\n";
+    let tmux = rig.file("tmux", script);
+    std::fs::set_permissions(&tmux, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let guest = rig.boot(&shell(&line).volume(&format!("{}:/usr/local/bin/tmux:ro", tmux.display())));
     let claude = claude_pid(&guest);
-    // A tmux of the image that does not start comes before the distribution's.
-    guest
-        .exec_root("printf '#!/bin/sh\\nexit 1\\n' >/usr/local/bin/tmux && chmod 755 /usr/local/bin/tmux")
-        .expect("tmux");
-    guest.exec_root("kill -KILL $(pgrep -o tmux)").expect("kill");
+    guest.exec_agent("touch /workspace/no-tmux").expect("no tmux");
+    let server = tmux_worker(&guest.status()).unwrap()["pid"].as_i64().unwrap();
+    guest.exec_agent(&format!("kill -KILL {server}")).expect("kill");
     assert!(guest.await_line("the tmux server ended at once").is_some(), "{}", guest.logs());
     guest.exec_agent("touch /workspace/go").expect("go");
     until("all is written", || guest.exec_agent("test -s /workspace/done").ok());
     assert_eq!(claude_pid(&guest), claude);
     // The next tmux shows it again.
-    guest.exec_root("rm /usr/local/bin/tmux").expect("rm");
+    guest.exec_agent("rm /workspace/no-tmux").expect("rm");
     attach(&guest, 80, 24).keys("\x02d");
     assert_eq!(claude_pid(&guest), claude);
     assert_eq!(guest.stop(), 143);
