@@ -24,6 +24,7 @@ use crate::resources;
 use crate::session::claude::LAST_NOTICE;
 use crate::session::deadline::Deadline;
 use crate::session::launcher::{self, Streams};
+use crate::session::limits::{LIMIT_OVER, LONGEST};
 use crate::session::{Limits, OnLimit};
 use crate::status::Board;
 use crate::status::report::{Session, SessionState};
@@ -65,8 +66,6 @@ struct State {
     wake: Option<Sender<()>>,
 }
 
-/// What Claude is told where it goes on with its own conversation.
-pub const GO_ON: &str = "You were interrupted. Go on with your task where you stopped.";
 /// After a limit's end, as its clock and ours may differ.
 const AFTER_LIMIT: Duration = Duration::from_secs(5);
 /// Pauses where nobody said when the limit ends.
@@ -205,7 +204,7 @@ impl Run {
                     }
                     if self.plan.is_claude {
                         self.plan.start.resume = true;
-                        self.plan.start.prompt = Some(GO_ON.to_owned());
+                        self.plan.start.prompt = Some(LIMIT_OVER.to_owned());
                     }
                 }
             }
@@ -340,11 +339,11 @@ impl Run {
     }
 }
 
-/// How long a limit still lasts: a week at most, since what is said is hearsay.
+/// How long a limit still lasts: not longer than one does, since what is said is hearsay.
 fn left_until(seconds: u64) -> Duration {
     let end = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
     let left = end.and_then(|end| end.duration_since(SystemTime::now()).ok()).unwrap_or_default();
-    left.min(Duration::from_secs(8 * 86_400)) + AFTER_LIMIT
+    left.min(LONGEST) + AFTER_LIMIT
 }
 
 /// Ends the box with the status that says: the same box again goes on where this one ended.

@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 
 use super::host::{Course, Host};
 use super::launcher::{self, Streams};
+use super::limits::INTERRUPTED;
 use super::{Event, NAME, OnExit, pty, socket, tmux};
 use crate::control::protocol::{ClaudeStart, PaneOrder};
 use crate::report::{bounded, event, inert};
@@ -15,8 +16,6 @@ use crate::supervisor::{Child, Ending, Exit, Launch, Remote, thread};
 
 /// A life shorter than this never got to work: its prompt is given again, and nothing is continued.
 const STILLBORN: Duration = Duration::from_secs(5);
-/// What a Claude that was ended in the middle of a turn is told in its next life: nobody may be there to say it.
-pub(super) const INTERRUPTED: &str = "You were interrupted. Go on with the task where you left off.";
 /// The pane shows what Claude wrote last in this time, or it is not waited for.
 const LAST_LOOK: Duration = Duration::from_millis(400);
 /// The screen is taken down in this time, or not at all.

@@ -121,7 +121,7 @@ impl Host {
                 worked: plan.goes_on.worked,
                 ..Course::default()
             },
-            next_prompt: plan.goes_on.interrupted.then(|| super::claude::INTERRUPTED.to_owned()),
+            next_prompt: plan.goes_on.interrupted.then(|| super::limits::INTERRUPTED.to_owned()),
             plan,
             spawner,
             board,

@@ -21,15 +21,18 @@ pub enum OnLimit {
 }
 
 /// What a Claude that was stopped by a limit is told when that is over.
-const GO_ON: &str = "The usage limit is over. Go on with the task where you left off.";
+pub(crate) const LIMIT_OVER: &str = "The usage limit is over. Go on with the task where you left off.";
+/// What a Claude that was ended in the middle of a turn, or whose box was, is told in its next life: nobody may be there to
+/// say it.
+pub(crate) const INTERRUPTED: &str = "You were interrupted. Go on with the task where you left off.";
 /// After the limit's end Claude goes on by itself, a minute or so later (seen); it is given so long to do so.
 const OWN_ACCORD: Duration = Duration::from_secs(300);
 /// Where nobody says when the limit ends, it is tried again after so long.
 const UNKNOWN: Backoff =
     Backoff::new(Duration::from_secs(300), Duration::from_secs(3600), Duration::from_secs(3600));
-/// The longest limit is a week's; what ends later is no limit of Claude's.
-const LONGEST: Duration = Duration::from_secs(8 * 24 * 3600);
-/// Half a day and a bit in dollars: what costs more is no true account.
+/// The longest limit is a week's; what ends later is no limit of Claude's. A day more, as its clock and ours may differ.
+pub(crate) const LONGEST: Duration = Duration::from_secs(8 * 24 * 3600);
+/// A million dollars: what costs more is no true account.
 const MOST_MICROUSD: u64 = 1_000_000_000_000;
 /// Characters of the conversation's name.
 const NAME: usize = 80;
@@ -122,7 +125,7 @@ impl Host {
             "session",
             "the usage limit should be over, and Claude Code does not go on by itself: it is started anew",
         );
-        self.next_prompt = Some(GO_ON.to_owned());
+        self.next_prompt = Some(LIMIT_OVER.to_owned());
         self.limit.restarts = true;
         claude.end();
     }
@@ -138,7 +141,7 @@ impl Host {
             Again::After(at) => at.saturating_duration_since(Instant::now()),
         };
         self.limit.over();
-        self.next_prompt = Some(GO_ON.to_owned());
+        self.next_prompt = Some(LIMIT_OVER.to_owned());
         Some(pause)
     }
 
