@@ -22,15 +22,15 @@ const AGAIN: Duration = Duration::from_secs(60);
 /// Characters of a name.
 const MAX_NAME: usize = 50;
 
-/// Shows the line that standard input asks for, and tells PID 1.
-pub(super) fn run() -> String {
+/// Shows the line that standard input asks for, unless it is not wanted, and tells PID 1.
+pub(super) fn run(silent: bool) -> String {
     let Some(input) = input::read() else { return String::new() };
     let gauge = gauge(&input);
     if is_news(&gauge) {
         // A box that does not listen is no business of Claude's.
         tell(&gauge).ok();
     }
-    line(&input, &gauge)
+    if silent { String::new() } else { line(&input, &gauge) }
 }
 
 fn text<'a>(input: &'a Value, path: &str) -> Option<&'a str> {
