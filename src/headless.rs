@@ -18,6 +18,7 @@ use nix::sys::signal::Signal;
 
 use crate::control::protocol::ClaudeStart;
 use crate::firewall::EgressLocked;
+use crate::money::Microusd;
 use crate::notices::Notices;
 use crate::report::{chain, event, exit};
 use crate::resources;
@@ -87,7 +88,14 @@ impl Headless {
         let (done, over) = mpsc::channel();
         let headless = Self { state: Arc::default(), over: Arc::new(Mutex::new(Some(over))) };
         watch_deadline(Deadline::new(&plan.limits), &spawner, &board)?;
-        let run = Run { plan, spawner, board, headless: headless.clone(), agent_over: done, spent: 0 };
+        let run = Run {
+            plan,
+            spawner,
+            board,
+            headless: headless.clone(),
+            agent_over: done,
+            spent: Microusd::default(),
+        };
         thread("headless", move || run.run())?;
         Ok(headless)
     }
@@ -122,8 +130,8 @@ struct Run {
     board: Arc<Board>,
     headless: Headless,
     agent_over: Sender<()>,
-    /// What all lives together cost, in millionths of a US dollar.
-    spent: u64,
+    /// What all lives together cost.
+    spent: Microusd,
 }
 
 /// What one life of Claude came to.
@@ -174,7 +182,9 @@ impl Run {
                 Ok(life) => life,
                 Err(ending) => return Some(ending),
             };
-            self.spent = self.spent.saturating_add(life.result.as_ref().map_or(0, |told| told.cost_microusd));
+            self.spent = self.spent.saturating_add(
+                life.result.as_ref().map_or_else(Microusd::default, |told| told.cost_microusd),
+            );
             self.board.session(|session| show_result(session, &life, self.spent));
             if self.headless.state().stopping {
                 return None;
@@ -216,16 +226,13 @@ impl Run {
         let mut start = self.plan.start.clone();
         if let Some(most) = self.plan.limits.max_cost.filter(|_| self.plan.is_claude) {
             let left = most.saturating_sub(self.spent);
-            if left == 0 {
+            if left == Microusd::default() {
                 let reason =
                     "the run has cost what it may (session.max_cost); it can be continued".to_owned();
                 return Err(Ending { status: exit::LATER, reason });
             }
             // Before what the operator added: the last of two counts.
-            start.args.splice(
-                0..0,
-                ["--max-budget-usd".to_owned(), format!("{}.{:06}", left / 1_000_000, left % 1_000_000)],
-            );
+            start.args.splice(0..0, ["--max-budget-usd".to_owned(), left.digits()]);
         }
         Ok(start)
     }
@@ -381,12 +388,12 @@ fn listen(said: OwnedFd, facts: &Sender<Fact>) {
     }
 }
 
-fn show_result(session: &mut Session, life: &Life, spent: u64) {
+fn show_result(session: &mut Session, life: &Life, spent: Microusd) {
     session.claude_pid = None;
     session.last_exit = Some(format!("Claude Code ended ({}){}", life.exit, life.why));
     if let Some(result) = &life.result {
         session.result = Some(crate::session::turns::words(&result.text));
-        session.cost_usd = Some(f64::from(u32::try_from(spent / 100).unwrap_or(u32::MAX)) / 1e4);
+        session.cost_usd = Some(spent.usd());
     }
 }
 

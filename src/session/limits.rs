@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::host::Host;
 use super::turns::words;
 use crate::control::protocol::Gauge;
+use crate::money::Microusd;
 use crate::report::{bounded, event, time};
 use crate::status::report::{Session, SessionState};
 use crate::supervisor::backoff::Backoff;
@@ -33,7 +34,7 @@ const UNKNOWN: Backoff =
 /// The longest limit is a week's; what ends later is no limit of Claude's. A day more, as its clock and ours may differ.
 pub(crate) const LONGEST: Duration = Duration::from_secs(8 * 24 * 3600);
 /// A million dollars: what costs more is no true account.
-const MOST_MICROUSD: u64 = 1_000_000_000_000;
+const MOST: Microusd = Microusd(1_000_000_000_000);
 /// Characters of the conversation's name.
 const NAME: usize = 80;
 
@@ -150,10 +151,10 @@ impl Host {
         if !self.claude_runs() || self.stopping.is_some() {
             return;
         }
-        let cost = gauge.cost_microusd.filter(|cost| *cost <= MOST_MICROUSD);
+        let cost = gauge.cost_microusd.filter(|cost| *cost <= MOST);
         let name = gauge.name.as_deref().map(|name| words(&bounded(name, NAME)).replace('\n', " "));
         let change = |session: &mut Session| {
-            session.cost_usd = cost.map(usd).or(session.cost_usd);
+            session.cost_usd = cost.map(Microusd::usd).or(session.cost_usd);
             session.context_percent =
                 gauge.context_percent.map(|used| used.min(100)).or(session.context_percent);
             session.name = name.filter(|name| !name.is_empty()).or(session.name.take());
@@ -176,10 +177,4 @@ impl Host {
             self.limit_reached();
         }
     }
-}
-
-/// Millionths of a dollar, as a number of dollars.
-fn usd(microusd: u64) -> f64 {
-    // Within what f64 holds exactly: MOST_MICROUSD.
-    Duration::from_micros(microusd).as_secs_f64()
 }
