@@ -39,6 +39,9 @@ fn a_box_that_waits_gets_repository_prompt_and_secrets_and_works() {
     assert!(parked["session"]["detail"].as_str().unwrap().contains("CLAUDE_CODE_OAUTH_TOKEN"));
     assert_eq!(parked["secrets"], json!([]));
     assert!(guest.innkeeper(&["status", "--check", "ready"]).ok());
+    let early = guest.innkeeper(&["session", "restart"]);
+    assert_eq!(early.code, Some(64), "{}", early.both());
+    assert!(early.both().contains("innkeeper start"), "{}", early.both());
 
     // Nothing of it is done if anything is wrong, and everything that is wrong is said.
     let wrong =

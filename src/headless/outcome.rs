@@ -59,7 +59,7 @@ fn status(end: Exit, failed: bool) -> u8 {
 
 fn account(result: &RunResult) -> String {
     let turns = if result.turns == 1 { "1 turn".to_owned() } else { format!("{} turns", result.turns) };
-    format!("{turns}, US$ {}.{:04}", result.cost_microusd / 1_000_000, result.cost_microusd % 1_000_000 / 100)
+    format!("{turns}, {}", result.cost_microusd)
 }
 
 /// Claude's words where no status came back.
@@ -77,7 +77,14 @@ mod tests {
 
     fn told(is_error: bool, subtype: &str, api_status: Option<u16>, text: &str) -> RunResult {
         let (subtype, text) = (subtype.to_owned(), text.to_owned());
-        RunResult { is_error, subtype, text, api_status, turns: 2, cost_microusd: 1_234_567 }
+        RunResult {
+            is_error,
+            subtype,
+            text,
+            api_status,
+            turns: 2,
+            cost_microusd: crate::money::Microusd(1_234_567),
+        }
     }
 
     fn status(end: Exit, result: Option<&RunResult>) -> u8 {
@@ -130,6 +137,6 @@ mod tests {
         else {
             panic!()
         };
-        assert_eq!(ending.reason, "the run ended well (2 turns, US$ 1.2345)");
+        assert_eq!(ending.reason, "the run ended well (2 turns, $1.24)");
     }
 }

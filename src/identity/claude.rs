@@ -54,10 +54,10 @@ pub fn settings(plan: &ClaudePlan) -> String {
         "env": env,
         "hooks": hooks(plan),
     });
-    if plan.status_line
-        && let Value::Object(settings) = &mut settings
-    {
-        let command = format!("{INNKEEPER} comfort status-line");
+    if let Value::Object(settings) = &mut settings {
+        // Off is its line: cost and limits PID 1 learns by no other way.
+        let silent = if plan.status_line { "" } else { " --silent" };
+        let command = format!("{INNKEEPER} comfort status-line{silent}");
         settings
             .insert("statusLine".to_owned(), json!({ "type": "command", "command": command, "padding": 0 }));
     }
@@ -116,6 +116,7 @@ mod tests {
         assert_eq!(text["statusLine"]["command"], "/usr/local/bin/innkeeper comfort status-line");
         assert_eq!(text["env"]["CLAUDE_CODE_ENABLE_TELEMETRY"], "0");
         let bare = settings(&ClaudePlan::default());
-        assert!(!bare.contains("comfort") && bare.contains("innkeeper hook"), "{bare}");
+        assert!(!bare.contains("comfort note") && bare.contains("innkeeper hook"), "{bare}");
+        assert!(bare.contains("innkeeper comfort status-line --silent"), "{bare}");
     }
 }

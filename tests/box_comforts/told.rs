@@ -85,6 +85,10 @@ fn what_is_switched_off_is_not_there() {
     let told = told(&last);
     assert!(!told.contains("You work in a box") && !told.contains("network policy refused"), "{told}");
     assert!(!screen(&guest).contains('░'), "{}", screen(&guest));
+    // The line is off, and not what PID 1 learns by it.
+    guest.await_status("the cost", |status| {
+        status["session"]["cost_usd"].as_f64().is_some_and(|cost| cost > 0.0)
+    });
 }
 
 #[test]
