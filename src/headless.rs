@@ -7,6 +7,7 @@ pub mod outcome;
 pub mod stream;
 pub mod termination;
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -17,7 +18,10 @@ use nix::sys::signal::Signal;
 
 use crate::control::protocol::ClaudeStart;
 use crate::firewall::EgressLocked;
+use crate::notices::Notices;
 use crate::report::{chain, event, exit};
+use crate::resources;
+use crate::session::claude::LAST_NOTICE;
 use crate::session::deadline::Deadline;
 use crate::session::launcher::{self, Streams};
 use crate::session::{Limits, OnLimit};
@@ -35,7 +39,15 @@ use stream::{Fact, MAX_FACT, RunResult};
 pub struct Plan {
     pub identity: Identity,
     pub start: ClaudeStart,
+    /// The task itself, where `start` says to go on with it.
+    pub first: Option<String>,
     pub limits: Limits,
+    /// Whether it is Claude that works, and no program in its place.
+    pub is_claude: bool,
+    /// Tells the operator of the end.
+    pub notices: Option<Notices>,
+    /// Knows what the kernel ended for want of memory.
+    pub resources: resources::Watcher,
 }
 
 /// The run, for who ends it.
@@ -63,6 +75,8 @@ const UNKNOWN_LIMIT: Backoff =
 /// The least pauses: a limit whose end is said to be over, again and again, is no reason to ask all the time.
 const KNOWN_LIMIT: Backoff =
     Backoff::new(Duration::from_secs(5), Duration::from_secs(900), Duration::from_secs(1800));
+/// A life that ends so soon found nothing to go on with.
+const STILLBORN: Duration = Duration::from_secs(15);
 /// A reader of the box's output that is slower than this at the end loses the rest.
 const LAST_WORDS: Duration = Duration::from_secs(60);
 /// A result is a line now and then; who tells more is none of ours.
@@ -74,7 +88,7 @@ impl Headless {
         let (done, over) = mpsc::channel();
         let headless = Self { state: Arc::default(), over: Arc::new(Mutex::new(Some(over))) };
         watch_deadline(Deadline::new(&plan.limits), &spawner, &board)?;
-        let run = Run { plan, spawner, board, headless: headless.clone(), agent_over: done };
+        let run = Run { plan, spawner, board, headless: headless.clone(), agent_over: done, spent: 0 };
         thread("headless", move || run.run())?;
         Ok(headless)
     }
@@ -109,35 +123,77 @@ struct Run {
     board: Arc<Board>,
     headless: Headless,
     agent_over: Sender<()>,
+    /// What all lives together cost, in millionths of a US dollar.
+    spent: u64,
 }
 
 /// What one life of Claude came to.
 struct Life {
     exit: Exit,
+    /// Who ended it, where its end does not say.
+    why: String,
     lasted: Duration,
     result: Option<RunResult>,
     /// A limit that it told of, and until when that holds.
     limit: Option<Option<u64>>,
 }
 
+impl Life {
+    /// Too short to have worked.
+    fn is_stillborn(&self) -> bool {
+        !self.exit.success() && self.limit.is_none() && self.lasted < STILLBORN
+    }
+}
+
 impl Run {
     fn run(mut self) {
+        let ending = self.lives();
+        self.board.session(|session| {
+            session.state = SessionState::Done;
+            session.claude_pid = None;
+            session.until = None;
+        });
+        if let Some(ending) = &ending {
+            event("session", &ending.reason);
+            if let Some(notices) = &self.plan.notices {
+                notices.last(&ending.reason, LAST_NOTICE);
+            }
+        }
+        // Whoever stops the box waits for this, and gives the reason.
+        self.agent_over.send(()).ok();
+        if let Some(ending) = ending {
+            // As a signal would end it: what was worked is saved.
+            self.spawner.stop(ending);
+        }
+    }
+
+    /// Life after life, as long as limits interrupt; none when somebody stops the box.
+    fn lives(&mut self) -> Option<Ending> {
         let (mut unknown, mut known) = (UNKNOWN_LIMIT, KNOWN_LIMIT);
-        let ending = loop {
+        loop {
             let life = match self.live() {
                 Ok(life) => life,
-                Err(ending) => break Some(ending),
+                Err(ending) => return Some(ending),
             };
-            self.board.session(|session| show_result(session, &life));
+            self.spent = self.spent.saturating_add(life.result.as_ref().map_or(0, |told| told.cost_microusd));
+            self.board.session(|session| show_result(session, &life, self.spent));
             if self.headless.state().stopping {
-                break None;
+                return None;
+            }
+            if self.plan.start.resume && life.result.is_none() && life.is_stillborn() {
+                // "No conversation found to continue": the limit came before there was one.
+                self.plan.start.resume = false;
+                self.plan.start.prompt.clone_from(&self.plan.first);
+                continue;
             }
             match judge(life.exit, life.result.as_ref(), life.limit.is_some()) {
-                Outcome::End(ending) => break Some(ending),
+                Outcome::End(ending) => {
+                    return Some(Ending { reason: format!("{}{}", ending.reason, life.why), ..ending });
+                }
                 Outcome::Limited if self.plan.limits.on_limit == OnLimit::Stop => {
                     let reason =
                         "a usage limit was reached (session.on_limit=stop); the run can be continued";
-                    break Some(Ending { status: exit::LATER, reason: reason.to_owned() });
+                    return Some(Ending { status: exit::LATER, reason: reason.to_owned() });
                 }
                 Outcome::Limited => {
                     let pause = match life.limit.flatten() {
@@ -145,24 +201,34 @@ impl Run {
                         None => unknown.after(life.lasted),
                     };
                     if !self.wait_for_limit(pause) {
-                        break None;
+                        return None;
                     }
-                    self.plan.start.resume = true;
-                    self.plan.start.prompt = Some(GO_ON.to_owned());
+                    if self.plan.is_claude {
+                        self.plan.start.resume = true;
+                        self.plan.start.prompt = Some(GO_ON.to_owned());
+                    }
                 }
             }
-        };
-        self.board.session(|session| {
-            session.state = SessionState::Done;
-            session.claude_pid = None;
-            session.until = None;
-        });
-        // Whoever stops the box waits for this, and gives the reason.
-        self.agent_over.send(()).ok();
-        if let Some(ending) = ending {
-            event("session", &ending.reason);
-            self.spawner.finish(ending);
         }
+    }
+
+    /// What is to be started, with what is left of the budget; none left is an end.
+    fn next_start(&self) -> Result<ClaudeStart, Ending> {
+        let mut start = self.plan.start.clone();
+        if let Some(most) = self.plan.limits.max_cost.filter(|_| self.plan.is_claude) {
+            let left = most.saturating_sub(self.spent);
+            if left == 0 {
+                let reason =
+                    "the run has cost what it may (session.max_cost); it can be continued".to_owned();
+                return Err(Ending { status: exit::LATER, reason });
+            }
+            // Before what the operator added: the last of two counts.
+            start.args.splice(
+                0..0,
+                ["--max-budget-usd".to_owned(), format!("{}.{:06}", left / 1_000_000, left % 1_000_000)],
+            );
+        }
+        Ok(start)
     }
 
     /// One life of Claude, to its end and to the end of its output.
@@ -171,24 +237,30 @@ impl Run {
             status: exit::CONFIG,
             reason: format!("Claude Code can't be started: {cause}"),
         };
+        let start = self.next_start()?;
         let (facts, mut copier, streams) = self.output().map_err(|error| failed(error.to_string()))?;
         self.board.session(|session| session.state = SessionState::Starting);
-        let mut claude = launcher::start(&self.spawner, &self.plan.identity, &self.plan.start, streams)
+        let kills = self.plan.resources.oom_kills_now();
+        let mut claude = launcher::start(&self.spawner, &self.plan.identity, &start, streams)
             .map_err(|error| failed(chain(&error)))?;
         self.begins(&claude);
         let began = Instant::now();
         let exit = claude.wait();
         let lasted = began.elapsed();
         self.headless.state().claude = None;
-        // Who escaped from the run may hold its output open: the run is over, and so are they.
-        if let Err(left) = everybody::end_all(self.plan.identity.uid, &self.spawner) {
+        let ours = self.headless.state().stopping.then_some("stops the box");
+        let why = self.plan.resources.who_killed(exit, kills, ours);
+        // Who escaped from the run may hold its output open: the run is over, and so are they. What copies the output
+        // goes on until whoever reads it has all of it.
+        let kept = BTreeSet::from([copier.pid()]);
+        if let Err(left) = everybody::end_all_but(self.plan.identity.uid, &self.spawner, &kept) {
             event("session", &format!("{left} processes of the agent's can't be ended"));
         }
         if copier.wait_for(LAST_WORDS).is_none() {
             event("session", "nobody takes the rest of the run's output; it is lost");
             copier.signal(Signal::SIGKILL);
         }
-        let mut life = Life { exit, lasted, result: None, limit: None };
+        let mut life = Life { exit, why, lasted, result: None, limit: None };
         while let Ok(fact) = facts.recv_timeout(Duration::from_secs(1)) {
             match fact {
                 Fact::Result(result) => life.result = Some(result),
@@ -310,24 +382,17 @@ fn listen(said: OwnedFd, facts: &Sender<Fact>) {
     }
 }
 
-fn show_result(session: &mut Session, life: &Life) {
+fn show_result(session: &mut Session, life: &Life, spent: u64) {
     session.claude_pid = None;
-    session.last_exit = Some(format!("Claude Code ended ({})", life.exit));
+    session.last_exit = Some(format!("Claude Code ended ({}){}", life.exit, life.why));
     if let Some(result) = &life.result {
         session.result = Some(crate::session::turns::words(&result.text));
-        let cost = f64::from(u32::try_from(result.cost_microusd / 100).unwrap_or(u32::MAX)) / 1e4;
-        // The account of each life is its own.
-        session.cost_usd = Some(session.cost_usd.unwrap_or_default() + cost);
+        session.cost_usd = Some(f64::from(u32::try_from(spent / 100).unwrap_or(u32::MAX)) / 1e4);
     }
 }
 
 /// The arguments with which Claude works headless.
 #[must_use]
-pub fn arguments(limits: &Limits) -> Vec<String> {
-    let mut args: Vec<String> =
-        ["--print", "--output-format", "stream-json", "--verbose"].map(str::to_owned).to_vec();
-    if let Some(most) = limits.max_cost {
-        args.extend(["--max-budget-usd".to_owned(), format!("{}.{:06}", most / 1_000_000, most % 1_000_000)]);
-    }
-    args
+pub fn arguments() -> Vec<String> {
+    ["--print", "--output-format", "stream-json", "--verbose"].map(str::to_owned).to_vec()
 }

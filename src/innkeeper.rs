@@ -369,6 +369,7 @@ impl Desk for Innkeeper {
 impl Conduct for Innkeeper {
     fn stop(&self, limit: Duration) {
         let started = Instant::now();
+        self.note_work();
         if let Some(session) = self.session.get() {
             session.stop(limit.mul_f64(0.75));
         }

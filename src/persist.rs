@@ -32,6 +32,8 @@ pub enum PersistError {
     TooLarge { limit: u64 },
     #[error("another save is under way on this volume")]
     Busy,
+    #[error("the object {name} can't be opened")]
+    Object { name: String, source: std::io::Error },
     #[error("{name} is not what its name says")]
     Damaged { name: String },
     #[error("a save is not believed")]
@@ -52,19 +54,20 @@ impl PersistError {
                 ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem
             ),
             Self::Git { said, .. } => said.contains(NO_SPACE),
-            Self::Busy | Self::Damaged { .. } | Self::Manifest(_) | Self::Unfit(_) => false,
+            Self::Busy | Self::Object { .. } | Self::Damaged { .. } | Self::Manifest(_) | Self::Unfit(_) => {
+                false
+            }
         }
     }
 
     /// Whether the save itself is not as it should be.
     fn is_of_the_save(&self) -> bool {
         match self {
-            Self::Damaged { .. } | Self::Manifest(_) | Self::Unfit(_) => true,
-            Self::Io { source, .. } => source.kind() == ErrorKind::NotFound,
+            Self::Object { .. } | Self::Damaged { .. } | Self::Manifest(_) | Self::Unfit(_) => true,
             Self::Git { said, source, .. } => {
                 source.is_none() && !said.contains(NO_SPACE) && said != git::KILLED
             }
-            Self::TooLarge { .. } | Self::Busy | Self::Late => false,
+            Self::Io { .. } | Self::TooLarge { .. } | Self::Busy | Self::Late => false,
         }
     }
 }

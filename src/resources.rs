@@ -18,6 +18,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstatvfs, openat2};
 
 use crate::report::{event, inert};
 use crate::status::report::{Fill, Memory, Resources};
+use crate::supervisor::Exit;
 use cgroup::Cgroup;
 use warnings::Alarms;
 
@@ -102,6 +103,22 @@ impl Watcher {
     #[must_use]
     pub fn oom_kills_now(&self) -> u64 {
         Cgroup::find(Path::new("/sys/fs/cgroup")).map_or(0, |cgroup| cgroup.oom_kills())
+    }
+
+    /// Who sent a SIGKILL, which says nothing itself; blank for another end. `before` is what [`Self::oom_kills_now`] was
+    /// at the start.
+    #[must_use]
+    pub fn who_killed(&self, exit: Exit, before: u64, ours: Option<&str>) -> String {
+        if exit != Exit::Signal(nix::libc::SIGKILL) {
+            return String::new();
+        }
+        if let Some(ours) = ours {
+            return format!(": by PID 1, as it {ours}");
+        }
+        if self.oom_kills_now() > before {
+            return ": by the kernel, as the box's memory was used up".to_owned();
+        }
+        ": by a process of the agent's own, or from outside the box".to_owned()
     }
 
     /// The last look.

@@ -4,7 +4,7 @@
 //! (tmux PR 717, issue 3881). Every client here is a child that has become the agent first.
 
 pub mod attach;
-mod claude;
+pub(crate) mod claude;
 mod client;
 pub(crate) mod deadline;
 mod escape;
@@ -76,12 +76,22 @@ pub struct Plan {
     pub start: ClaudeStart,
     /// Whether it is Claude, and no other program that the operator wants (`session.command`).
     pub is_claude: bool,
+    pub goes_on: GoesOn,
     pub on_exit: OnExit,
     pub limits: Limits,
     /// Tells the operator of the end, where the box ends with it.
     pub notices: Option<Notices>,
     /// Knows what the kernel ended for want of memory.
     pub resources: resources::Watcher,
+}
+
+/// How a conversation that was restored goes on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GoesOn {
+    /// The prompt is the one that it began with: it is not given again.
+    pub worked: bool,
+    /// It was at work when its box ended.
+    pub interrupted: bool,
 }
 
 /// What ends or holds up a session from outside.

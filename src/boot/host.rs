@@ -225,7 +225,7 @@ pub(super) fn session_plan(
         }
     };
     if config.session.mode == Mode::Headless && config.session.command.is_empty() {
-        args.extend(headless::arguments(&config.session.limits));
+        args.extend(headless::arguments());
     }
     args.extend(config.session.args.iter().cloned());
     let start = ClaudeStart {
@@ -248,6 +248,7 @@ pub(super) fn session_plan(
         env: agent_environment(innkeeper),
         workdir,
         start,
+        goes_on: session::GoesOn::default(),
         is_claude: config.session.command.is_empty(),
         on_exit,
         limits: config.session.limits,

@@ -12,7 +12,7 @@ use crate::identity;
 use crate::innkeeper::{Innkeeper, Ready};
 use crate::notices::{Notices, Ways};
 use crate::report::{event, exit};
-use crate::session::Session;
+use crate::session::{GoesOn, Session};
 use crate::status::report::{SessionState, StepState};
 use crate::supervisor::{Ending, thread};
 use crate::workspace;
@@ -54,7 +54,8 @@ pub(crate) fn begin(innkeeper: &Arc<Innkeeper>) {
     }
     let mut plan = innkeeper.with_config(|config| host::session_plan(innkeeper, config, cloned.first));
     plan.notices = notices(innkeeper);
-    plan.start.resume |= resume;
+    plan.start.resume |= resume.is_some();
+    plan.goes_on = resume.unwrap_or_default();
     if let Some(prompt) = &plan.start.prompt {
         event("session", &format!("the prompt has the SHA-256 {}", crate::report::sha256(prompt)));
     }
@@ -71,16 +72,29 @@ pub(crate) fn begin(innkeeper: &Arc<Innkeeper>) {
 }
 
 /// Without its repositories a run that nobody watches would do something else than it was told.
-fn work_headless(innkeeper: &Arc<Innkeeper>, ready: &Ready, cloned: Cloned, resume: bool) {
+fn work_headless(innkeeper: &Arc<Innkeeper>, ready: &Ready, cloned: Cloned, resume: Option<GoesOn>) {
     if !cloned.all {
         let reason =
             format!("a repository is missing ({}); a headless run does not begin without", cloned.detail);
-        return innkeeper.spawner.finish(Ending { status: exit::UNAVAILABLE, reason });
+        return innkeeper.spawner.stop(Ending { status: exit::UNAVAILABLE, reason });
     }
+    let notices = notices(innkeeper);
     let plan = innkeeper.with_config(|config| {
         let mut session = host::session_plan(innkeeper, config, cloned.first);
-        session.start.resume |= resume;
-        headless::Plan { identity: session.identity, start: session.start, limits: config.session.limits }
+        session.start.resume |= resume.is_some();
+        let first = session.start.prompt.clone();
+        if resume.is_some_and(|goes_on| goes_on.worked) && first.is_some() {
+            session.start.prompt = Some(headless::GO_ON.to_owned());
+        }
+        headless::Plan {
+            identity: session.identity,
+            start: session.start,
+            first,
+            limits: session.limits,
+            is_claude: session.is_claude,
+            notices,
+            resources: session.resources,
+        }
     });
     if let Some(prompt) = &plan.start.prompt {
         event("session", &format!("the prompt has the SHA-256 {}", crate::report::sha256(prompt)));

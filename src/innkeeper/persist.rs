@@ -13,12 +13,14 @@ use crate::control::protocol::Response;
 use crate::filesystem::layout::{Mount, WORKSPACE};
 use crate::filesystem::{self, Sealed};
 use crate::persist::VOLUME;
+use crate::persist::manifest::Digest;
 use crate::persist::said::{Came, MOST, Restored, Saved};
 use crate::prerequisites::limits;
 use crate::report::{chain, event, time};
 use crate::resources::warnings::octets;
+use crate::session::GoesOn;
 use crate::status::milliseconds;
-use crate::status::report::{AtRisk, Phase, Repository, RepositoryState, StepState};
+use crate::status::report::{AtRisk, Phase, Repository, RepositoryState, SessionState, StepState};
 use crate::supervisor::backoff::pause;
 use crate::supervisor::{Launch, thread};
 
@@ -42,6 +44,8 @@ pub(super) struct Saving {
     busy: Mutex<bool>,
     free: Condvar,
     looked: Mutex<Option<Instant>>,
+    /// Whether Claude was at work when it was looked at last.
+    working: AtomicBool,
     /// Somebody asked, and the last look is old.
     wanted: AtomicBool,
     /// What was last said to have gone wrong: it is not said every ten minutes.
@@ -117,11 +121,11 @@ impl Innkeeper {
         Launch::own(what, Some(boot::agent_identity(self, "/"))).args(args)
     }
 
-    /// Brings back what was saved, as the agent and into a sealed box. Nothing of it stops the boot. True where there is a
+    /// Brings back what was saved, as the agent and into a sealed box. Nothing of it stops the boot. Something where there is a
     /// conversation to go on with.
-    pub fn restore_work(&self, _: &Sealed) -> bool {
+    pub fn restore_work(&self, _: &Sealed) -> Option<GoesOn> {
         if !self.has_volume() {
-            return false;
+            return None;
         }
         let started = Instant::now();
         self.board().step(STEP, StepState::Running, None, String::new());
@@ -145,7 +149,23 @@ impl Innkeeper {
         event("persist", &detail);
         let state = if good { StepState::Ok } else { StepState::Degraded };
         self.board().step(STEP, state, Some(started.elapsed()), detail);
-        restored.resume && self.config.session.command.is_empty()
+        // Hearsay too: at worst a prompt is given twice, or Claude is told to go on with nothing.
+        let worked = restored.prompt.as_ref().map(Digest::as_str) == self.prompt().as_deref();
+        let goes_on = GoesOn { worked, interrupted: worked && restored.working };
+        (restored.resume && self.config.session.command.is_empty()).then_some(goes_on)
+    }
+
+    /// The SHA-256 of the prompt.
+    fn prompt(&self) -> Option<String> {
+        self.with_config(|config| {
+            config.session.prompt.as_ref().map(|prompt| crate::report::sha256(prompt.as_str()))
+        })
+    }
+
+    /// Before the session is told to end: whether it was at work is known now and not after.
+    pub(super) fn note_work(&self) {
+        let working = self.board().update(|report| report.session.state) == SessionState::Running;
+        self.saving.working.store(working, Ordering::Relaxed);
     }
 
     /// Whether all of it came back.
@@ -270,7 +290,12 @@ impl Innkeeper {
             paths.filter_map(|path| path.strip_prefix("/workspace/").map(str::to_owned)).collect::<Vec<_>>()
         });
         let known = known.into_iter().take(64).flat_map(|path| ["--repository".to_owned(), path]);
-        let launch = self.child("persist-save", limit).args(known).last(last);
+        if !last {
+            self.note_work();
+        }
+        let working = self.saving.working.load(Ordering::Relaxed).then(|| "--working".to_owned());
+        let prompt = self.prompt().into_iter().flat_map(|digest| ["--prompt".to_owned(), digest]);
+        let launch = self.child("persist-save", limit).args(known).args(working).args(prompt).last(last);
         let said = self.spawner.listen(launch, limit, MOST).map_err(|error| chain(&error))?;
         let saved =
             Saved::hear(&said.text).ok_or_else(|| format!("the child said nothing ({})", said.exit))?;

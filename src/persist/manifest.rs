@@ -263,6 +263,11 @@ pub struct Manifest {
     pub conversation: Vec<File>,
     /// What of .claude.json belongs to the conversations.
     pub claude: Option<Object>,
+    /// Whether Claude was at work, and the SHA-256 of the prompt that its box was configured with.
+    #[serde(default)]
+    pub working: bool,
+    #[serde(default)]
+    pub prompt: Option<Digest>,
 }
 
 /// What is wrong with a manifest.
@@ -400,3 +405,6 @@ fn distinct<'a, T: Ord + 'a>(all: impl Iterator<Item = &'a T>) -> Result<(), Unf
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

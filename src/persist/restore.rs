@@ -71,6 +71,7 @@ fn try_to(restore: &Restore, restored: &mut Restored) -> Result<(), PersistError
     }
     let Some(newest) = saves.first() else { return Ok(()) };
     restored.saved_at = Some(newest.manifest.saved_at);
+    (restored.working, restored.prompt) = (newest.manifest.working, newest.manifest.prompt.clone());
     let repositories: Vec<_> = newest.manifest.repositories.iter().map(|known| known.path.clone()).collect();
     for path in repositories {
         let mut came = RestoredRepository { path, came: Came::Failed, detail: String::new() };

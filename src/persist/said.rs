@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::manifest::Digest;
 use super::path::RelPath;
 use crate::report::harmless;
 
@@ -58,6 +59,11 @@ pub struct Restored {
     pub conversation: u64,
     /// Whether there is one to go on with.
     pub resume: bool,
+    /// Whether Claude was at work, and the SHA-256 of its prompt.
+    #[serde(default)]
+    pub working: bool,
+    #[serde(default)]
+    pub prompt: Option<Digest>,
     /// What did not come back, and why.
     pub left_out: Vec<String>,
     pub trouble: Option<String>,
@@ -123,7 +129,7 @@ mod tests {
         );
         let heard = Saved::hear(&text).unwrap();
         assert_eq!(heard.left_out.len(), 16);
-        assert_eq!(heard.left_out[0], "\\u{1b}[2J\\n");
+        assert_eq!(heard.left_out[0], "\\u{1b}[2J\\u{a}");
         assert!(!heard.trouble.unwrap().contains('\u{1b}'));
         for path in ["../x", "/etc", "a/../b", ""] {
             let text = format!(

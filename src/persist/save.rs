@@ -8,7 +8,7 @@ use rustix::fs::FileType;
 
 use super::beneath::Directory;
 use super::conversation::{self, DIRECTORIES, DIRECTORY, FILES, LARGEST_STATE, MOST_FILES, STATE};
-use super::manifest::{File, Manifest, Object, Repository, SCHEMA};
+use super::manifest::{Digest, File, Manifest, Object, Repository, SCHEMA};
 use super::path::RelPath;
 use super::repository::capture::{Before, Taken, capture, take_file};
 use super::said::{self, Saved};
@@ -27,6 +27,12 @@ pub struct Save {
     /// Further repositories, below the workspace
     #[arg(long)]
     pub repository: Vec<String>,
+    /// Claude is at work
+    #[arg(long)]
+    pub working: bool,
+    /// The SHA-256 of the prompt that this box is configured with
+    #[arg(long)]
+    pub prompt: Option<String>,
     /// Octets that a save may have
     #[arg(long)]
     pub limit: u64,
@@ -59,7 +65,9 @@ fn try_to(save: &Save, saved: &mut Saved) -> Result<(), PersistError> {
     let repositories = repositories(save, &mut store, last.as_ref(), until, &mut notes)?;
     let (conversation, claude) = conversation_of(&save.home, &mut store, last.as_ref(), &mut notes)?;
     let saved_at = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
-    let manifest = Manifest { schema: SCHEMA, saved_at, repositories, conversation, claude };
+    let prompt = save.prompt.clone().and_then(|digest| Digest::try_from(digest).ok());
+    let working = save.working;
+    let manifest = Manifest { schema: SCHEMA, saved_at, repositories, conversation, claude, working, prompt };
     let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
     saved.repositories = count(manifest.repositories.len());
     saved.files = manifest

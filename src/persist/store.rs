@@ -185,11 +185,13 @@ impl Store {
     fn open_object(&self, object: &Object) -> Result<File, PersistError> {
         let (directory, rest) = split(&object.sha256);
         let opened = self.objects.read(&format!("{directory}/{rest}"));
-        let (file, stat) = opened.map_err(at("open an object", object.sha256.as_str()))?;
+        // Gone, a link, a FIFO: whatever it is, it is not what was saved.
+        let name = || object.sha256.as_str().to_owned();
+        let (file, stat) = opened.map_err(|source| PersistError::Object { name: name(), source })?;
         if u64::try_from(stat.st_size) == Ok(object.size) && object.size <= self.limit {
             Ok(file)
         } else {
-            Err(PersistError::Damaged { name: object.sha256.as_str().to_owned() })
+            Err(PersistError::Damaged { name: name() })
         }
     }
 
@@ -412,3 +414,6 @@ fn copy(mut from: impl Read, mut to: impl Write, most: u64) -> io::Result<Object
     let sha256 = Digest::try_from(hex(&hash.finalize())).map_err(|unfit| io::Error::other(unfit.0))?;
     Ok(Object { sha256, size })
 }
+
+#[cfg(test)]
+mod tests;

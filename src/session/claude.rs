@@ -16,7 +16,7 @@ use crate::supervisor::{Child, Ending, Exit, Launch, Remote, thread};
 /// A life shorter than this never got to work: its prompt is given again, and nothing is continued.
 const STILLBORN: Duration = Duration::from_secs(5);
 /// What a Claude that was ended in the middle of a turn is told in its next life: nobody may be there to say it.
-const INTERRUPTED: &str = "You were interrupted. Go on with the task where you left off.";
+pub(super) const INTERRUPTED: &str = "You were interrupted. Go on with the task where you left off.";
 /// The pane shows what Claude wrote last in this time, or it is not waited for.
 const LAST_LOOK: Duration = Duration::from_millis(400);
 /// The screen is taken down in this time, or not at all.
@@ -25,7 +25,7 @@ const MAX_SCREEN: u64 = 64 << 10;
 /// Characters of the last screen in `status`.
 const MAX_OUTPUT: usize = 2000;
 /// The end waits so long for the operator to be told of it.
-pub(super) const LAST_NOTICE: Duration = Duration::from_secs(25);
+pub(crate) const LAST_NOTICE: Duration = Duration::from_secs(25);
 
 /// A life of Claude's.
 pub(super) struct Running {
@@ -152,22 +152,8 @@ impl Host {
         if self.plan.is_claude && lasted && working && !exit.success() && self.next_prompt.is_none() {
             self.next_prompt = Some(INTERRUPTED.to_owned());
         }
-        let why = self.why(exit, &claude);
+        let why = self.plan.resources.who_killed(exit, self.oom_kills, claude.ours);
         self.claude_ended(format!("Claude Code ended ({exit}){why}"), Some(exit), lived);
-    }
-
-    /// Who sent a SIGKILL, which says nothing itself.
-    fn why(&self, exit: Exit, claude: &Running) -> String {
-        if exit != Exit::Signal(nix::libc::SIGKILL) {
-            return String::new();
-        }
-        if let Some(ours) = claude.ours {
-            return format!(": by PID 1, as it {ours}");
-        }
-        if self.plan.resources.oom_kills_now() > self.oom_kills {
-            return ": by the kernel, as the box's memory was used up".to_owned();
-        }
-        ": by a process of the agent's own, or from outside the box".to_owned()
     }
 
     fn claude_ended(&mut self, how: String, exit: Option<Exit>, lived: Duration) {

@@ -110,7 +110,12 @@ impl Host {
         let oom_kills = plan.resources.oom_kills_now();
         Self {
             // What was restored is gone on with.
-            course: Course { resume_next: plan.start.resume, ..Course::default() },
+            course: Course {
+                resume_next: plan.start.resume,
+                worked: plan.goes_on.worked,
+                ..Course::default()
+            },
+            next_prompt: plan.goes_on.interrupted.then(|| super::claude::INTERRUPTED.to_owned()),
             plan,
             spawner,
             board,
@@ -131,7 +136,6 @@ impl Host {
             master: None,
             size: pty::SIZE,
             prompted: None,
-            next_prompt: None,
             looked: Instant::now(),
             stopping: None,
             ordered: None,

@@ -33,20 +33,26 @@ const STANDSTILL: Duration = Duration::from_secs(2);
 /// All are stopped before any is killed: a place that a killed process gives back is one that a fork bomb takes. With
 /// everybody stopped in it, the table of processes can only shrink.
 pub fn end_all(uid: u32, spawner: &Spawner) -> Result<usize, usize> {
+    end_all_but(uid, spawner, &BTreeSet::new())
+}
+
+/// The same, but for these, which go on as long as they need.
+pub fn end_all_but(uid: u32, spawner: &Spawner, kept: &BTreeSet<i32>) -> Result<usize, usize> {
     let mut ended = BTreeSet::new();
     let helped_until = Instant::now() + HELPERS;
     let dead_by = helped_until + DEATH;
     loop {
         let spare = Instant::now() < helped_until;
-        let theirs = strangers(uid, spawner, spare);
-        if theirs.is_empty() && (!spare || Everybody::look().of(&[uid]).is_empty()) {
+        let theirs = strangers(uid, spawner, spare, kept);
+        let is_left = |seen: &Seen| !kept.contains(&seen.pid);
+        if theirs.is_empty() && (!spare || !Everybody::look().of(&[uid]).iter().any(is_left)) {
             return Ok(ended.len());
         }
         if Instant::now() > dead_by {
             return Err(theirs.len());
         }
-        stop_all(uid, spawner, spare);
-        for seen in strangers(uid, spawner, spare) {
+        stop_all(uid, spawner, spare, kept);
+        for seen in strangers(uid, spawner, spare, kept) {
             seen.signal(uid, rustix::process::Signal::KILL);
             ended.insert(seen.pid);
         }
@@ -56,10 +62,10 @@ pub fn end_all(uid: u32, spawner: &Spawner) -> Result<usize, usize> {
 }
 
 /// Until a look finds nobody who runs.
-fn stop_all(uid: u32, spawner: &Spawner, spare: bool) {
+fn stop_all(uid: u32, spawner: &Spawner, spare: bool, kept: &BTreeSet<i32>) {
     let until = Instant::now() + STANDSTILL;
     loop {
-        let mut running = strangers(uid, spawner, spare);
+        let mut running = strangers(uid, spawner, spare, kept);
         running.retain(|seen| !matches!(seen.state, 'T' | 't'));
         let told = running.iter().filter(|seen| seen.signal(uid, rustix::process::Signal::STOP)).count();
         // One that hangs in the kernel never stops; it forks nothing meanwhile.
@@ -70,12 +76,14 @@ fn stop_all(uid: u32, spawner: &Spawner, spare: bool) {
 }
 
 /// The user's processes; `spare` leaves out those that a helper of ours has to do with.
-fn strangers(uid: u32, spawner: &Spawner, spare: bool) -> Vec<Seen> {
+fn strangers(uid: u32, spawner: &Spawner, spare: bool, kept: &BTreeSet<i32>) -> Vec<Seen> {
     let everybody = Everybody::look();
     // Asked after the look: who is in it and helps is known by now.
     let helpers = if spare { spawner.helpers() } else { BTreeSet::new() };
     let helps = |pid: i32| {
-        helpers.contains(&pid) || helpers.iter().any(|helper| descends(&everybody.parents, pid, *helper))
+        kept.contains(&pid)
+            || helpers.contains(&pid)
+            || helpers.iter().any(|helper| descends(&everybody.parents, pid, *helper))
     };
     everybody.of(&[uid]).into_iter().filter(|seen| !helps(seen.pid)).collect()
 }

@@ -26,9 +26,13 @@ impl Stream {
     pub fn events(source: &'static str) -> io::Result<Self> {
         let (reader, writer) = io::pipe()?;
         super::thread("words", move || {
-            for line in BufReader::new(reader.take(MAX_WORDS)).lines().map_while(Result::ok) {
-                crate::report::event(source, &crate::report::bounded(&line, 400));
+            let mut reader = BufReader::new(reader);
+            for line in reader.by_ref().take(MAX_WORDS).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line);
+                crate::report::event(source, &crate::report::bounded(line.trim_end(), 400));
             }
+            // Who says more is not listened to, and not stopped by a pipe that is closed either.
+            drop(io::copy(&mut reader, &mut io::sink()));
         })?;
         Ok(Self::Fd(OwnedFd::from(writer)))
     }

@@ -74,6 +74,8 @@ fn the_next_box_shows_the_same_conversation_and_the_same_files() {
     };
     assert!(message["turn"].as_u64().unwrap() >= 3, "the earlier answers are in it: {message}");
     assert!(message["prompt"].as_str().unwrap().contains("Fix the widgets"));
+    // Nobody typed: it is told to go on, and its task is not given again.
+    assert!(message["last_text"].as_str().unwrap().contains("You were interrupted"), "{message}");
     assert!(message["tool_results"].to_string().contains("token-seen-by-claude"), "{message}");
     assert_eq!(next.exec_agent(look).expect("the repository"), before, "{}", next.logs());
     let status = next.status();

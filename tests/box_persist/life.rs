@@ -109,7 +109,7 @@ fn a_box_that_is_killed_while_it_saves_leaves_the_save_before() {
     let before = state(&guest);
     guest
         .exec_agent(
-            "cd /workspace/repo && head -c 60M /dev/urandom >large && git add large && git commit -qm large",
+            "cd /workspace/repo && head -c 30M /dev/urandom >large && git add large && git commit -qm large",
         )
         .expect("a large commit");
     // Its work directory shows that it is under way.
