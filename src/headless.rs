@@ -187,6 +187,12 @@ impl Run {
                 continue;
             }
             match judge(life.exit, life.result.as_ref(), life.limit.is_some()) {
+                // Claude ends with a result; without one nobody knows what came of the run.
+                Outcome::End(ending)
+                    if self.plan.is_claude && life.result.is_none() && ending.status == exit::OK =>
+                {
+                    return Some(Ending { status: exit::UNAVAILABLE, reason: ending.reason });
+                }
                 Outcome::End(ending) => {
                     return Some(Ending { reason: format!("{}{}", ending.reason, life.why), ..ending });
                 }

@@ -17,7 +17,9 @@ pub enum Outcome {
 #[must_use]
 pub fn judge(end: Exit, told: Option<&RunResult>, limited: bool) -> Outcome {
     let failed = !end.success() || told.is_some_and(|result| result.is_error);
-    if limited && failed {
+    // Its own bound ends a run, whatever else was said before.
+    let at_bound = told.is_some_and(|result| result.subtype.starts_with("error_max_"));
+    if limited && failed && !at_bound {
         return Outcome::Limited;
     }
     let Some(result) = told else {
@@ -112,6 +114,10 @@ mod tests {
         let failed = told(true, "success", Some(429), "");
         assert_eq!(judge(Exit::Code(1), Some(&failed), true), Outcome::Limited);
         assert_eq!(judge(Exit::Code(1), None, true), Outcome::Limited);
+        let bound = told(true, "error_max_budget_usd", None, "");
+        assert!(
+            matches!(judge(Exit::Code(1), Some(&bound), true), Outcome::End(ending) if ending.status == 75)
+        );
         let well = told(false, "success", None, "");
         assert!(
             matches!(judge(Exit::Code(0), Some(&well), true), Outcome::End(ending) if ending.status == 0)

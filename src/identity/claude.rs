@@ -40,7 +40,7 @@ pub fn comfort(event: &'static str, matcher: &'static str, what: &str, seconds: 
 #[must_use]
 pub fn settings(plan: &ClaudePlan) -> String {
     let mut env = serde_json::Map::new();
-    for proxy in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"] {
+    for proxy in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {
         env.insert(proxy.to_owned(), "".into());
     }
     env.insert("DISABLE_AUTOUPDATER".to_owned(), "1".into());
