@@ -43,8 +43,9 @@ const AFTER_HELP: &str = "Examples:
   docker exec BOX innkeeper allow example.org --for 1h
 
 `innkeeper settings` prints every variable and key. Exit status: 0 as asked, 1 not so (check, status --check)
-or no box answers, 64 usage, 70 a fault of innkeeper, 75 not now, 77 refused, 78 configuration or host unfit,
-128+n after a stop by signal n.";
+or no box answers, 64 usage, 69 what a headless run depends on is not there (retry), 70 a fault of innkeeper, 75 not
+now; of a box: ended by a limit or deadline, it can be continued, 77 refused, 78 configuration or host unfit, 128+n
+after a stop by signal n.";
 
 const STATUS_HELP: &str = "Examples:
   docker exec BOX innkeeper status

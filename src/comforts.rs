@@ -24,7 +24,11 @@ use std::time::Duration;
 /// What Claude runs.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum Comfort {
-    StatusLine,
+    StatusLine {
+        /// Shows nothing, and tells PID 1 all the same.
+        #[arg(long)]
+        silent: bool,
+    },
     Note {
         /// The box takes requests for names.
         #[arg(long)]
@@ -50,7 +54,7 @@ pub fn run(comfort: Comfort) -> String {
         return String::new();
     }
     let limit = match comfort {
-        Comfort::StatusLine => status_line::LIMIT,
+        Comfort::StatusLine { .. } => status_line::LIMIT,
         Comfort::Note { .. } => note::LIMIT,
         Comfort::Hint => hint::LIMIT,
         Comfort::Name => naming::LIMIT,
@@ -59,7 +63,7 @@ pub fn run(comfort: Comfort) -> String {
         Comfort::SyncFork { now: true } => sync::LIMIT,
     };
     within(limit, move || match comfort {
-        Comfort::StatusLine => status_line::run(),
+        Comfort::StatusLine { silent } => status_line::run(silent),
         Comfort::Note { requests } => note::run(requests),
         Comfort::Hint => hint::run(),
         Comfort::Name => naming::run(),

@@ -18,12 +18,14 @@ use nix::sys::signal::Signal;
 
 use crate::control::protocol::ClaudeStart;
 use crate::firewall::EgressLocked;
+use crate::money::Microusd;
 use crate::notices::Notices;
 use crate::report::{chain, event, exit};
 use crate::resources;
 use crate::session::claude::LAST_NOTICE;
 use crate::session::deadline::Deadline;
 use crate::session::launcher::{self, Streams};
+use crate::session::limits::{LIMIT_OVER, LONGEST};
 use crate::session::{Limits, OnLimit};
 use crate::status::Board;
 use crate::status::report::{Session, SessionState};
@@ -65,8 +67,6 @@ struct State {
     wake: Option<Sender<()>>,
 }
 
-/// What Claude is told where it goes on with its own conversation.
-pub const GO_ON: &str = "You were interrupted. Go on with your task where you stopped.";
 /// After a limit's end, as its clock and ours may differ.
 const AFTER_LIMIT: Duration = Duration::from_secs(5);
 /// Pauses where nobody said when the limit ends.
@@ -88,7 +88,14 @@ impl Headless {
         let (done, over) = mpsc::channel();
         let headless = Self { state: Arc::default(), over: Arc::new(Mutex::new(Some(over))) };
         watch_deadline(Deadline::new(&plan.limits), &spawner, &board)?;
-        let run = Run { plan, spawner, board, headless: headless.clone(), agent_over: done, spent: 0 };
+        let run = Run {
+            plan,
+            spawner,
+            board,
+            headless: headless.clone(),
+            agent_over: done,
+            spent: Microusd::default(),
+        };
         thread("headless", move || run.run())?;
         Ok(headless)
     }
@@ -123,8 +130,8 @@ struct Run {
     board: Arc<Board>,
     headless: Headless,
     agent_over: Sender<()>,
-    /// What all lives together cost, in millionths of a US dollar.
-    spent: u64,
+    /// What all lives together cost.
+    spent: Microusd,
 }
 
 /// What one life of Claude came to.
@@ -175,7 +182,9 @@ impl Run {
                 Ok(life) => life,
                 Err(ending) => return Some(ending),
             };
-            self.spent = self.spent.saturating_add(life.result.as_ref().map_or(0, |told| told.cost_microusd));
+            self.spent = self.spent.saturating_add(
+                life.result.as_ref().map_or_else(Microusd::default, |told| told.cost_microusd),
+            );
             self.board.session(|session| show_result(session, &life, self.spent));
             if self.headless.state().stopping {
                 return None;
@@ -187,6 +196,12 @@ impl Run {
                 continue;
             }
             match judge(life.exit, life.result.as_ref(), life.limit.is_some()) {
+                // Claude ends with a result; without one nobody knows what came of the run.
+                Outcome::End(ending)
+                    if self.plan.is_claude && life.result.is_none() && ending.status == exit::OK =>
+                {
+                    return Some(Ending { status: exit::UNAVAILABLE, reason: ending.reason });
+                }
                 Outcome::End(ending) => {
                     return Some(Ending { reason: format!("{}{}", ending.reason, life.why), ..ending });
                 }
@@ -205,7 +220,7 @@ impl Run {
                     }
                     if self.plan.is_claude {
                         self.plan.start.resume = true;
-                        self.plan.start.prompt = Some(GO_ON.to_owned());
+                        self.plan.start.prompt = Some(LIMIT_OVER.to_owned());
                     }
                 }
             }
@@ -217,16 +232,13 @@ impl Run {
         let mut start = self.plan.start.clone();
         if let Some(most) = self.plan.limits.max_cost.filter(|_| self.plan.is_claude) {
             let left = most.saturating_sub(self.spent);
-            if left == 0 {
+            if left == Microusd::default() {
                 let reason =
                     "the run has cost what it may (session.max_cost); it can be continued".to_owned();
                 return Err(Ending { status: exit::LATER, reason });
             }
             // Before what the operator added: the last of two counts.
-            start.args.splice(
-                0..0,
-                ["--max-budget-usd".to_owned(), format!("{}.{:06}", left / 1_000_000, left % 1_000_000)],
-            );
+            start.args.splice(0..0, ["--max-budget-usd".to_owned(), left.digits()]);
         }
         Ok(start)
     }
@@ -340,11 +352,11 @@ impl Run {
     }
 }
 
-/// How long a limit still lasts: a week at most, since what is said is hearsay.
+/// How long a limit still lasts: not longer than one does, since what is said is hearsay.
 fn left_until(seconds: u64) -> Duration {
     let end = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
     let left = end.and_then(|end| end.duration_since(SystemTime::now()).ok()).unwrap_or_default();
-    left.min(Duration::from_secs(8 * 86_400)) + AFTER_LIMIT
+    left.min(LONGEST) + AFTER_LIMIT
 }
 
 /// Ends the box with the status that says: the same box again goes on where this one ended.
@@ -382,12 +394,12 @@ fn listen(said: OwnedFd, facts: &Sender<Fact>) {
     }
 }
 
-fn show_result(session: &mut Session, life: &Life, spent: u64) {
+fn show_result(session: &mut Session, life: &Life, spent: Microusd) {
     session.claude_pid = None;
     session.last_exit = Some(format!("Claude Code ended ({}){}", life.exit, life.why));
     if let Some(result) = &life.result {
         session.result = Some(crate::session::turns::words(&result.text));
-        session.cost_usd = Some(f64::from(u32::try_from(spent / 100).unwrap_or(u32::MAX)) / 1e4);
+        session.cost_usd = Some(spent.usd());
     }
 }
 

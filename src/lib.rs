@@ -50,6 +50,7 @@ pub mod init;
 pub mod innkeeper;
 #[cfg(target_os = "linux")]
 pub mod kernel;
+pub mod money;
 #[cfg(target_os = "linux")]
 pub mod morning;
 #[cfg(target_os = "linux")]

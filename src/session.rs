@@ -34,6 +34,7 @@ pub use until::Until;
 
 use crate::control::protocol::{ClaudeStart, Gauge, PaneNews, SessionOrder, Turn};
 use crate::firewall::EgressLocked;
+use crate::money::Microusd;
 use crate::notices::Notices;
 use crate::resources;
 use crate::status::Board;
@@ -99,8 +100,7 @@ pub struct GoesOn {
 pub struct Limits {
     pub until: Option<Until>,
     pub max_time: Option<Duration>,
-    /// Millionths of a US dollar.
-    pub max_cost: Option<u64>,
+    pub max_cost: Option<Microusd>,
     pub on_limit: OnLimit,
 }
 

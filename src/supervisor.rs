@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod confinement;
 pub mod everybody;
 pub mod launch;
+mod listen;
 pub mod processes;
 mod reaper;
 pub mod run_as;
@@ -153,9 +154,6 @@ pub struct Said {
     pub text: String,
 }
 
-/// What a child wrote before it ended is in the pipe already.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-
 enum Order {
     Launch { launch: Box<Launch>, reply: Sender<Result<(i32, Receiver<Exit>), SupervisorError>> },
     Signal { pid: i32, signal: Signal },
@@ -217,20 +215,13 @@ impl Spawner {
         launch.stdout = Stream::Fd(writer.into());
         let program = launch.program_name();
         let mut child = self.spawn(launch)?;
-        // A grandchild may hold the pipe open after the child has ended: the text is waited for as long as the end.
-        let (text, heard) = mpsc::channel();
-        thread("listen", move || {
-            let mut bytes = Vec::new();
-            reader.take(most).read_to_end(&mut bytes).ok();
-            drop(text.send(String::from_utf8_lossy(&bytes).into_owned()));
-        })
-        .map_err(setup)?;
-        let Some(exit) = child.wait_for(limit) else {
-            child.signal(Signal::SIGKILL);
-            return Err(SupervisorError::Overdue { program, limit });
-        };
-        let text = heard.recv_timeout(LAST_WORDS).unwrap_or_default();
-        Ok(Said { exit, text })
+        match listen::hear(reader, &mut child, limit, most).map_err(setup)? {
+            Some((exit, text)) => Ok(Said { exit, text }),
+            None => {
+                child.signal(Signal::SIGKILL);
+                Err(SupervisorError::Overdue { program, limit })
+            }
+        }
     }
 
     /// Children that live now and are not the session, whomever they run as.

@@ -30,6 +30,9 @@ pub struct StartArgs {
     /// Branch, for the repository in the same place of the line
     #[arg(long, value_name = "NAME")]
     branch: Vec<String>,
+    /// Commits to fetch, for the repository in the same place of the line; 0, the default, fetches all
+    #[arg(long, value_name = "NUMBER")]
+    depth: Vec<u32>,
     /// What the agent is told to do first
     #[arg(long, value_name = "TEXT", conflicts_with = "prompt_file")]
     prompt: Option<String>,
@@ -56,7 +59,7 @@ enum StartError {
     Unset(String),
     #[error("standard input can be one thing only, and is asked for {0} times")]
     Standard(usize),
-    #[error("{0} of --path or --branch for {1} of --repository")]
+    #[error("{0} of --path, --branch or --depth for {1} of --repository")]
     Unpaired(usize, usize),
 }
 
@@ -86,20 +89,21 @@ pub fn run(args: StartArgs) -> u8 {
 
 fn task(args: StartArgs) -> Result<Task, StartError> {
     let count = args.repository.len();
-    let (paths, branches) = (args.path.len(), args.branch.len());
-    if paths > count || branches > count {
-        return Err(StartError::Unpaired(paths.max(branches), count));
+    let most = args.path.len().max(args.branch.len()).max(args.depth.len());
+    if most > count {
+        return Err(StartError::Unpaired(most, count));
     }
     let standard = args.secret.iter().filter(|secret| secret.ends_with("=-")).count()
         + usize::from(args.prompt_file.as_deref() == Some("-"));
     if standard > 1 {
         return Err(StartError::Standard(standard));
     }
-    let (mut paths, mut branches) = (args.path.into_iter(), args.branch.into_iter());
+    let (mut paths, mut branches, mut depths) =
+        (args.path.into_iter(), args.branch.into_iter(), args.depth.into_iter());
     let repositories = args
         .repository
         .into_iter()
-        .map(|url| TaskRepository { url, path: paths.next(), branch: branches.next(), depth: None })
+        .map(|url| TaskRepository { url, path: paths.next(), branch: branches.next(), depth: depths.next() })
         .collect();
     let prompt = match args.prompt_file {
         Some(file) => Some(read("the prompt", &file)?),
@@ -153,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn repositories_have_paths_and_branches_by_their_place() {
+    fn repositories_have_paths_branches_and_depths_by_their_place() {
         let task = parse(&[
             "--repository",
             "https://a.example/x",
@@ -163,12 +167,20 @@ mod tests {
             "https://b.example/y",
             "--branch",
             "dev",
+            "--depth",
+            "5",
         ])
         .unwrap();
-        let seen: Vec<_> =
-            task.repositories.iter().map(|one| (one.path.as_deref(), one.branch.as_deref())).collect();
-        assert_eq!(seen, [(Some("one"), Some("dev")), (None, None)]);
-        assert!(parse(&["--path", "one"]).unwrap_err().contains("--repository"));
+        let seen: Vec<_> = task
+            .repositories
+            .iter()
+            .map(|one| (one.path.as_deref(), one.branch.as_deref(), one.depth))
+            .collect();
+        assert_eq!(seen, [(Some("one"), Some("dev"), Some(5)), (None, None, None)]);
+        for alone in [["--path", "one"], ["--branch", "dev"], ["--depth", "1"]] {
+            assert!(parse(&alone).unwrap_err().contains("--repository"));
+        }
+        assert!(parse(&["--repository", "https://a.example/x", "--depth", "-1"]).is_err());
     }
 
     #[test]

@@ -57,7 +57,7 @@ fn a_run_ends_with_its_result_and_standard_output_is_exactly_claudes() {
     assert_eq!(result["result"], "There are 2 commits.");
     // The last line of the log has what came of it, and so has what Kubernetes shows.
     let logs = guest.logs();
-    assert!(logs.contains("the run ended well (2 turns, US$ "), "{logs}");
+    assert!(logs.contains("the run ended well (2 turns, $"), "{logs}");
     let told: Value = serde_json::from_str(&std::fs::read_to_string(&log).unwrap()).unwrap();
     assert_eq!((&told["exit_status"], &told["result"]), (&json!(0), &json!("There are 2 commits.")));
     assert!(told["cost_usd"].as_f64().unwrap() > 0.0, "{told}");
@@ -161,4 +161,32 @@ fn the_agent_can_neither_stop_nor_speak_for_the_copier_of_its_output() {
         "{}",
         guest.logs()
     );
+}
+
+#[test]
+fn what_a_run_has_worked_is_on_the_volume_when_it_has_ended() {
+    let Some(rig) = Rig::new() else { return };
+    rig.world.script(&json!([
+        { "bash": "echo by-the-run > kept.txt", "description": "work" },
+        { "text": "Done." },
+    ]));
+    let volume = format!("{}:/persist", rig.volume());
+    let guest = rig.start(&headless().volume(&volume));
+    assert_eq!(guest.exit_code(), 0, "{}", guest.logs());
+    // The next box has it before its clone, and is no run.
+    let next =
+        rig.boot(&BoxOptions::new().volume(&volume).env("REPO_URL", "https://github.com/acme/widgets"));
+    next.await_session();
+    assert_eq!(next.exec_agent("cat /workspace/repo/kept.txt").expect("the run's file"), "by-the-run\n");
+}
+
+#[test]
+fn a_run_that_says_much_on_standard_error_lives_and_a_slow_reader_gets_all_of_it() {
+    let Some(rig) = Rig::new() else { return };
+    let line = "head -c 300000 /dev/zero | tr '\\0' x >&2; printf '\\377\\n' >&2; seq 1 400000; echo 'last'";
+    let options = headless().env("INNKEEPER_SESSION_COMMAND", &format!("/bin/sh\n-c\n{line}"));
+    let guest = rig.start(&options);
+    assert_eq!(guest.exit_code(), 0, "{}", guest.logs().chars().take(3000).collect::<String>());
+    let out = guest.stdout();
+    assert!(out.ends_with("\n400000\nlast\n") && out.starts_with("1\n2\n"), "{} octets", out.len());
 }

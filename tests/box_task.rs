@@ -14,7 +14,7 @@ mod rig;
 
 use serde_json::{Value, json};
 
-use rig::{BoxOptions, GH_TOKEN, OAUTH_TOKEN, Rig, run_with_input};
+use rig::{BoxOptions, Done, GH_TOKEN, OAUTH_TOKEN, Rig, RunningBox, run_with_input};
 
 /// A box that knows neither its task nor a credential.
 fn waits() -> BoxOptions {
@@ -23,6 +23,32 @@ fn waits() -> BoxOptions {
         .without_env("CLAUDE_CODE_OAUTH_TOKEN")
         .without_env("GH_TOKEN")
         .env("INNKEEPER_SESSION_START", "wait")
+}
+
+/// Brings it a task as an operator does: the prompt on standard input, the secrets in the command's environment.
+fn bring(guest: &RunningBox, prompt: &str) -> Done {
+    let env = |value: &str, name: &str| format!("{name}={value}");
+    let (oauth, forge) = (env(OAUTH_TOKEN, "CLAUDE_CODE_OAUTH_TOKEN"), env(GH_TOKEN, "GH_TOKEN"));
+    let exec = ["exec", "-i", "-e", &oauth, "-e", &forge, &guest.name, "innkeeper", "start"];
+    let task = ["--repository", "https://github.com/acme/private", "--prompt-file", "-"];
+    let secrets = ["--secret", "CLAUDE_CODE_OAUTH_TOKEN", "--secret", "GH_TOKEN"];
+    run_with_input("docker", &[&exec[..], &task, &secrets].concat(), prompt)
+}
+
+/// Claude's first request that has a tool's result in it.
+#[track_caller]
+fn await_result(rig: &Rig, guest: &RunningBox) -> Value {
+    let has_result = |line: &Value| {
+        line["service"] == "anthropic" && line["main"] == true && line["tool_results"][0]["text"].is_string()
+    };
+    let until = std::time::Instant::now() + rig::PATIENCE;
+    loop {
+        if let Some(found) = rig.world.log("api").into_iter().find(has_result) {
+            return found;
+        }
+        assert!(std::time::Instant::now() < until, "{}", guest.logs());
+        std::thread::park_timeout(std::time::Duration::from_millis(100));
+    }
 }
 
 #[test]
@@ -39,6 +65,9 @@ fn a_box_that_waits_gets_repository_prompt_and_secrets_and_works() {
     assert!(parked["session"]["detail"].as_str().unwrap().contains("CLAUDE_CODE_OAUTH_TOKEN"));
     assert_eq!(parked["secrets"], json!([]));
     assert!(guest.innkeeper(&["status", "--check", "ready"]).ok());
+    let early = guest.innkeeper(&["session", "restart"]);
+    assert_eq!(early.code, Some(64), "{}", early.both());
+    assert!(early.both().contains("innkeeper start"), "{}", early.both());
 
     // Nothing of it is done if anything is wrong, and everything that is wrong is said.
     let wrong =
@@ -49,46 +78,10 @@ fn a_box_that_waits_gets_repository_prompt_and_secrets_and_works() {
     }
     assert_eq!(guest.status()["session"]["state"], "parked");
 
-    let name = &guest.name;
-    let env = |value: &str, name: &str| format!("{name}={value}");
-    let start = run_with_input(
-        "docker",
-        &[
-            "exec",
-            "-i",
-            "-e",
-            &env(OAUTH_TOKEN, "CLAUDE_CODE_OAUTH_TOKEN"),
-            "-e",
-            &env(GH_TOKEN, "GH_TOKEN"),
-            name,
-            "innkeeper",
-            "start",
-            "--repository",
-            "https://github.com/acme/private",
-            "--prompt-file",
-            "-",
-            "--secret",
-            "CLAUDE_CODE_OAUTH_TOKEN",
-            "--secret",
-            "GH_TOKEN",
-        ],
-        "Look at the log",
-    );
+    let start = bring(&guest, "Look at the log");
     let said = start.expect("start");
     assert!(said.contains("https://github.com/acme/private is cloned into /workspace/repo"), "{said}");
-    let main = |line: &Value| line["service"] == "anthropic" && line["main"] == true;
-    let found = || {
-        rig.world
-            .log("api")
-            .into_iter()
-            .find(|line| main(line) && line["tool_results"][0]["text"].is_string())
-    };
-    let until = std::time::Instant::now() + rig::PATIENCE;
-    while found().is_none() {
-        assert!(std::time::Instant::now() < until, "{}", guest.logs());
-        std::thread::park_timeout(std::time::Duration::from_millis(100));
-    }
-    let request = found().unwrap();
+    let request = await_result(&rig, &guest);
     assert!(request["tool_results"][0]["text"].as_str().unwrap().contains("acme/private"), "{request}");
     assert!(request["prompt"].as_str().unwrap().contains("Look at the log"), "{request}");
     let status = guest.status();
@@ -116,7 +109,7 @@ fn a_box_that_works_gets_one_more_repository_whose_host_is_allowed_with_it() {
     );
     let refused = guest.exec_program("1000", &["innkeeper", "start", "--repository", url]);
     assert_eq!(refused.code, Some(77), "{}", refused.both());
-    guest.innkeeper(&["start", "--repository", url, "--branch", "topic"]).expect("one more");
+    guest.innkeeper(&["start", "--repository", url, "--branch", "topic", "--depth", "1"]).expect("one more");
     let status = guest.await_status("the clone", |status| {
         status["repositories"]
             .as_array()
@@ -129,6 +122,10 @@ fn a_box_that_works_gets_one_more_repository_whose_host_is_allowed_with_it() {
         guest.exec_agent("git -C /workspace/widgets branch --show-current").expect("branch").trim(),
         "topic"
     );
+    let shallow = guest.exec_agent(
+        "git -C /workspace/widgets rev-list --count HEAD; git -C /workspace/repo rev-list --count HEAD",
+    );
+    assert_eq!(shallow.out, "1\n2\n", "{shallow:?}");
     let rules = status["policy"]["rules"].as_array().unwrap().clone();
     assert!(rules.iter().any(|rule| rule["origin"] == format!("repository {url}")), "{rules:?}");
     // What was brought outlives a reload of the policy.

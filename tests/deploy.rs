@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use innkeeper::prerequisites::privileges::REQUIRED;
+use innkeeper::report::exit;
 
 fn text(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
@@ -36,7 +37,9 @@ fn commands(text: &str) -> Vec<(String, BTreeSet<String>)> {
 fn every_printed_way_asks_for_the_same_least_privileges() {
     let wanted: BTreeSet<String> = REQUIRED.iter().map(|(_, name, _)| (*name).to_owned()).collect();
     assert_eq!(list(&text("deploy/compose.yaml"), "cap_add:"), wanted);
-    assert_eq!(list(&text("deploy/kubernetes.yaml"), "add:"), wanted);
+    for file in ["deploy/kubernetes.yaml", "deploy/job.yaml"] {
+        assert_eq!(list(&text(file), "add:"), wanted, "{file}");
+    }
     for file in ["README.md", "docs/hosts.md"] {
         let commands = commands(&text(file));
         assert!(!commands.is_empty(), "{file} prints the line of least privileges");
@@ -50,7 +53,52 @@ fn every_printed_way_asks_for_the_same_least_privileges() {
         }
     }
     for mount in ["/run", "/tmp", "/workspace", "/home/claude"] {
-        assert!(text("deploy/kubernetes.yaml").contains(&format!("mountPath: {mount} ")), "{mount}");
+        for file in ["deploy/kubernetes.yaml", "deploy/job.yaml"] {
+            assert!(text(file).contains(&format!("mountPath: {mount} ")), "{file}: {mount}");
+        }
         assert!(text("deploy/compose.yaml").contains(&format!("- {mount}")), "{mount}");
+    }
+}
+
+#[test]
+fn every_file_has_a_place_for_the_work_and_a_pod_what_closes_it() {
+    for (file, mount) in [
+        ("deploy/kubernetes.yaml", "{ name: work, mountPath: /persist }"),
+        ("deploy/job.yaml", "{ name: work, mountPath: /persist }"),
+        ("deploy/fly.toml", "destination = \"/persist\""),
+        ("deploy/compose.yaml", "- work:/persist"),
+    ] {
+        assert!(text(file).contains(mount), "{file}: {mount}");
+    }
+    for file in ["deploy/kubernetes.yaml", "deploy/job.yaml"] {
+        for line in [
+            "automountServiceAccountToken: false",
+            "enableServiceLinks: false",
+            "readOnlyRootFilesystem: true",
+            "allowPrivilegeEscalation: false",
+            "drop: [ALL]",
+            "claimName: innkeeper-work",
+        ] {
+            assert!(text(file).contains(line), "{file}: {line}");
+        }
+    }
+}
+
+/// What a Job does next is by the exit statuses of the code, and its variables are settings.
+#[test]
+fn the_job_tries_again_what_a_retry_may_help() {
+    let job = text("deploy/job.yaml");
+    assert_eq!(
+        list(&job, "onExitCodes:"),
+        [exit::UNAVAILABLE, exit::LATER].map(|status| status.to_string()).into()
+    );
+    assert!(job.contains("operator: NotIn") && job.contains("restartPolicy: Never"));
+    let reference = text("docs/configuration.md");
+    let variables: Vec<&str> =
+        job.split("name: ").skip(1).filter(|rest| rest.starts_with("INNKEEPER_")).collect();
+    assert!(job.contains("{ name: INNKEEPER_SESSION_MODE, value: headless }"));
+    for rest in variables {
+        let name = rest.split(',').next().unwrap();
+        assert!(reference.contains(&format!("`{name}`")), "{name}");
     }
 }

@@ -12,6 +12,7 @@ use crate::identity;
 use crate::innkeeper::{Innkeeper, Ready};
 use crate::notices::{Notices, Ways};
 use crate::report::{event, exit};
+use crate::session::limits::INTERRUPTED;
 use crate::session::{GoesOn, Session};
 use crate::status::report::{SessionState, StepState};
 use crate::supervisor::{Ending, thread};
@@ -84,7 +85,7 @@ fn work_headless(innkeeper: &Arc<Innkeeper>, ready: &Ready, cloned: Cloned, resu
         session.start.resume |= resume.is_some();
         let first = session.start.prompt.clone();
         if resume.is_some_and(|goes_on| goes_on.worked) && first.is_some() {
-            session.start.prompt = Some(headless::GO_ON.to_owned());
+            session.start.prompt = Some(INTERRUPTED.to_owned());
         }
         headless::Plan {
             identity: session.identity,

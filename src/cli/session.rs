@@ -9,12 +9,18 @@ const RESTART_HELP: &str = "Example:
   docker exec BOX innkeeper session restart
 
 Ends every process of the agent's first, those too that escaped from the session; the conversation is continued. Also the way
-on from a session that was ended (`innkeeper session stop`) or has become a shell.";
+on from a session that was ended (`innkeeper session stop`) or has become a shell.
+
+Exit status: 0 done; 1 no box answers; 64 not for this box (headless, or it waits for `innkeeper start`); 75 not now (another order
+is being carried out, the box boots or stops); 77 for the operator only.";
 
 const STOP_HELP: &str = "Example:
   docker exec BOX innkeeper session stop
 
-Ends every process of the agent's. The box stays, with its files and its policy; go on with `innkeeper session restart`.";
+Ends every process of the agent's. The box stays, with its files and its policy; go on with `innkeeper session restart`.
+
+Exit status: 0 done; 1 no box answers; 64 not for this box (headless, or it waits for `innkeeper start`); 75 not now (another order
+is being carried out, the box boots or stops); 77 for the operator only.";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum SessionCommand {

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::bar::bar;
 use super::input;
 use crate::control::protocol::{Gauge, Request, SOCKET};
+use crate::money::Microusd;
 use crate::report::harmless;
 
 /// Claude shows nothing new while it runs.
@@ -22,15 +23,15 @@ const AGAIN: Duration = Duration::from_secs(60);
 /// Characters of a name.
 const MAX_NAME: usize = 50;
 
-/// Shows the line that standard input asks for, and tells PID 1.
-pub(super) fn run() -> String {
+/// Shows the line that standard input asks for, unless it is not wanted, and tells PID 1.
+pub(super) fn run(silent: bool) -> String {
     let Some(input) = input::read() else { return String::new() };
     let gauge = gauge(&input);
     if is_news(&gauge) {
         // A box that does not listen is no business of Claude's.
         tell(&gauge).ok();
     }
-    line(&input, &gauge)
+    if silent { String::new() } else { line(&input, &gauge) }
 }
 
 fn text<'a>(input: &'a Value, path: &str) -> Option<&'a str> {
@@ -51,8 +52,7 @@ fn whole(number: f64, most: u32) -> u64 {
 fn gauge(input: &Value) -> Gauge {
     let percent = number(input, "/context_window/used_percentage");
     let percent = percent.and_then(|percent| u8::try_from(whole(percent, 100)).ok());
-    // In cents of a cent of a dollar an account of 400,000 dollars has room.
-    let cost = number(input, "/cost/total_cost_usd").map(|cost| whole(cost * 1e4, u32::MAX) * 100);
+    let cost = number(input, "/cost/total_cost_usd").map(Microusd::from_usd);
     let reached = |name: &str| {
         let used = number(input, &format!("/rate_limits/{name}/used_percentage"))?;
         let until = number(input, &format!("/rate_limits/{name}/resets_at"))?;
@@ -73,9 +73,8 @@ fn line(input: &Value, gauge: &Gauge) -> String {
     if let Some(name) = &gauge.name {
         line.push_str(&format!(" · {name}"));
     }
-    if let Some(cost) = gauge.cost_microusd.filter(|cost| *cost > 0) {
-        let cents = cost.div_ceil(10_000);
-        line.push_str(&format!(" · ${}.{:02}", cents / 100, cents % 100));
+    if let Some(cost) = gauge.cost_microusd.filter(|cost| *cost > Microusd::default()) {
+        line.push_str(&format!(" · {cost}"));
     }
     line
 }
@@ -125,6 +124,7 @@ mod tests {
     use super::{gauge, line};
     use crate::comforts::input::{HOSTILE, parse};
     use crate::control::protocol::{Gauge, MAX_REQUEST, Request};
+    use crate::money::Microusd;
 
     fn shown(text: &str) -> (String, Gauge) {
         let input = parse(text.as_bytes()).unwrap();
@@ -140,7 +140,7 @@ mod tests {
         );
         assert!(line.starts_with("Sonnet 5.5 \u{1b}[32m██████"), "{line}");
         assert!(line.ends_with(" 31 % · fix-the-login · $0.43"), "{line}");
-        assert_eq!(gauge.cost_microusd, Some(421_200));
+        assert_eq!(gauge.cost_microusd, Some(Microusd(421_200)));
         assert_eq!(gauge.context_percent, Some(31));
         assert_eq!(gauge.name.as_deref(), Some("fix-the-login"));
         assert_eq!(gauge.limited_until, None);

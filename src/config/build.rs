@@ -9,7 +9,6 @@ use super::problems::{Problem, Problems};
 use super::provider::{GatewayUrl, Model, PROVIDER_SETTINGS, Provider, check_cloud_name};
 use super::raw::{Given, Place, RawConfig, RawRepository, RawSettings, RawValue, read_toml};
 use super::repository::{Branch, DirectoryName, ONLY, RepoUrl, Repository, Source};
-use super::units::parse_dollars;
 use super::values::Values;
 use super::variables::{Variables, read_variables};
 use super::{
@@ -17,6 +16,7 @@ use super::{
     OnExit, Persist, Prompt, Requests, Session, Sources, Start, Tls,
 };
 
+use crate::money::Microusd;
 use crate::session::{Limits, OnLimit, Until};
 
 pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
@@ -331,14 +331,14 @@ fn limits(values: &mut Values) -> Limits {
     let until = values.line("session.until", |text| Until::parse(text).err());
     let max_cost = values.line("session.max_cost", |text| {
         let why = "it is no amount of US dollars: write 5 or 5.00, and nothing else";
-        parse_dollars(text).is_none().then_some(why)
+        Microusd::parse(text).is_none().then_some(why)
     });
     let max_time =
         if values.is_set("session.max_time") { Some(values.duration("session.max_time")) } else { None };
     Limits {
         until: until.and_then(|text| Until::parse(&text).ok()),
         max_time,
-        max_cost: max_cost.and_then(|text| parse_dollars(&text)),
+        max_cost: max_cost.and_then(|text| Microusd::parse(&text)),
         on_limit: values.choice("session.on_limit", OnLimit::Wait, &on_limit),
     }
 }

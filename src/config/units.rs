@@ -120,18 +120,6 @@ pub fn parse_duration(text: &str, min: Duration, max: Duration) -> Result<Durati
     Ok(duration)
 }
 
-/// Reads an amount of US dollars, in millionths.
-#[must_use]
-pub fn parse_dollars(text: &str) -> Option<u64> {
-    let (whole, part) = text.trim().split_once('.').unwrap_or((text.trim(), "0"));
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    if !digits(whole) || !digits(part) || part.len() > 6 || whole.len() > 6 {
-        return None;
-    }
-    let part: u64 = format!("{part:0<6}").parse().ok()?;
-    whole.parse::<u64>().ok()?.checked_mul(1_000_000)?.checked_add(part)
-}
-
 fn unit_error(error: &humantime::DurationError) -> UnitError {
     use humantime::DurationError;
     match error {

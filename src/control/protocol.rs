@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::audit::Page;
+use crate::money::Microusd;
 use crate::morning::work::RepositoryWork;
 use crate::policy::check::Checked;
 use crate::policy::lint::Finding;
@@ -100,9 +101,9 @@ pub enum SessionOrder {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Gauge {
-    /// What the conversation cost, in millionths of a US dollar.
+    /// What the conversation cost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cost_microusd: Option<u64>,
+    pub cost_microusd: Option<Microusd>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context_percent: Option<u8>,
     /// When a usage limit that is reached ends: seconds since 1970.

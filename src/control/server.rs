@@ -91,7 +91,7 @@ struct Visit {
 
 impl Visit {
     fn serve(self, desk: &dyn Desk) {
-        let stays = converse(self.stream, self.asker, self.pid, desk);
+        let stays = converse(self.stream, self.asker, self.pid, desk, |_| false);
         // Who stays has a bound of his own: he takes no place of those who ask.
         drop(self.slot);
         if let Some((stream, place, read_only)) = stays {
@@ -104,7 +104,10 @@ impl Visit {
         if self.asker != Asker::Operator {
             return put_off(self.stream, "the box has no process left; try again");
         }
-        if let Some((stream, ..)) = converse(self.stream, self.asker, self.pid, desk) {
+        let takes_long = |request: &Request| {
+            matches!(request, Request::Save | Request::Work { .. } | Request::Start { .. })
+        };
+        if let Some((stream, ..)) = converse(self.stream, self.asker, self.pid, desk, takes_long) {
             put_off(stream, "the box has no process left; end some: innkeeper session restart");
         }
     }
@@ -136,7 +139,13 @@ fn put_off(mut stream: UnixStream, reason: &str) {
 type Stay = (UnixStream, Place, bool);
 
 /// Answers one request, unless its connection is for longer.
-fn converse(mut stream: UnixStream, asker: Asker, pid: i32, desk: &dyn Desk) -> Option<Stay> {
+fn converse(
+    mut stream: UnixStream,
+    asker: Asker,
+    pid: i32,
+    desk: &dyn Desk,
+    not_now: impl Fn(&Request) -> bool,
+) -> Option<Stay> {
     let limits = stream.set_read_timeout(Some(PATIENCE)).and(stream.set_write_timeout(Some(PATIENCE)));
     if limits.is_err() {
         return None;
@@ -153,6 +162,10 @@ fn converse(mut stream: UnixStream, asker: Asker, pid: i32, desk: &dyn Desk) -> 
                     return None;
                 }
                 Request::Seat { place, read_only } => return Some((stream, place, read_only)),
+                request if not_now(&request) => {
+                    let reason = "the box has no process left; end some: innkeeper session restart";
+                    Response::Later { reason: reason.to_owned() }
+                }
                 request => desk.answer(asker, request),
             },
         },

@@ -17,7 +17,9 @@ pub enum Outcome {
 #[must_use]
 pub fn judge(end: Exit, told: Option<&RunResult>, limited: bool) -> Outcome {
     let failed = !end.success() || told.is_some_and(|result| result.is_error);
-    if limited && failed {
+    // Its own bound ends a run, whatever else was said before.
+    let at_bound = told.is_some_and(|result| result.subtype.starts_with("error_max_"));
+    if limited && failed && !at_bound {
         return Outcome::Limited;
     }
     let Some(result) = told else {
@@ -57,7 +59,7 @@ fn status(end: Exit, failed: bool) -> u8 {
 
 fn account(result: &RunResult) -> String {
     let turns = if result.turns == 1 { "1 turn".to_owned() } else { format!("{} turns", result.turns) };
-    format!("{turns}, US$ {}.{:04}", result.cost_microusd / 1_000_000, result.cost_microusd % 1_000_000 / 100)
+    format!("{turns}, {}", result.cost_microusd)
 }
 
 /// Claude's words where no status came back.
@@ -75,7 +77,14 @@ mod tests {
 
     fn told(is_error: bool, subtype: &str, api_status: Option<u16>, text: &str) -> RunResult {
         let (subtype, text) = (subtype.to_owned(), text.to_owned());
-        RunResult { is_error, subtype, text, api_status, turns: 2, cost_microusd: 1_234_567 }
+        RunResult {
+            is_error,
+            subtype,
+            text,
+            api_status,
+            turns: 2,
+            cost_microusd: crate::money::Microusd(1_234_567),
+        }
     }
 
     fn status(end: Exit, result: Option<&RunResult>) -> u8 {
@@ -112,6 +121,10 @@ mod tests {
         let failed = told(true, "success", Some(429), "");
         assert_eq!(judge(Exit::Code(1), Some(&failed), true), Outcome::Limited);
         assert_eq!(judge(Exit::Code(1), None, true), Outcome::Limited);
+        let bound = told(true, "error_max_budget_usd", None, "");
+        assert!(
+            matches!(judge(Exit::Code(1), Some(&bound), true), Outcome::End(ending) if ending.status == 75)
+        );
         let well = told(false, "success", None, "");
         assert!(
             matches!(judge(Exit::Code(0), Some(&well), true), Outcome::End(ending) if ending.status == 0)
@@ -124,6 +137,6 @@ mod tests {
         else {
             panic!()
         };
-        assert_eq!(ending.reason, "the run ended well (2 turns, US$ 1.2345)");
+        assert_eq!(ending.reason, "the run ended well (2 turns, $1.24)");
     }
 }

@@ -9,6 +9,8 @@ use std::io::{BufRead, BufReader, IsTerminal, Write};
 
 use serde::{Deserialize, Serialize};
 
+use crate::money::Microusd;
+
 /// What PID 1 learns of the run: hearsay by origin, of this shape.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "fact", deny_unknown_fields)]
@@ -28,8 +30,7 @@ pub struct RunResult {
     pub subtype: String,
     /// The first characters of the final message.
     pub text: String,
-    /// In millionths of a US dollar.
-    pub cost_microusd: u64,
+    pub cost_microusd: Microusd,
     pub turns: u64,
     /// The status with which the model's API refused, if it did.
     pub api_status: Option<u16>,
@@ -151,7 +152,7 @@ pub fn fact(line: &[u8]) -> Option<Fact> {
                 subtype: crate::report::harmless(&line.subtype, 40),
                 api_status: line.api_error_status.or_else(|| refused_with(&text)),
                 text: crate::report::bounded(&text, MAX_TEXT),
-                cost_microusd: microusd(line.total_cost_usd),
+                cost_microusd: Microusd::from_usd(line.total_cost_usd),
                 turns: line.num_turns,
             }))
         }
@@ -169,20 +170,10 @@ fn refused_with(text: &str) -> Option<u16> {
     rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// Whole millionths; what is no amount is none.
-#[must_use]
-pub fn microusd(usd: f64) -> u64 {
-    let micro = (usd * 1e6).round();
-    if !micro.is_finite() || micro <= 0.0 {
-        return 0;
-    }
-    // Printed and read again: a cast would truncate in silence.
-    format!("{micro:.0}").parse().unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Fact, MAX_FACT, MAX_TEXT, RunResult, fact, harmless, microusd};
+    use super::{Fact, MAX_FACT, MAX_TEXT, RunResult, fact, harmless};
+    use crate::money::Microusd;
 
     #[test]
     fn results_and_limits_are_understood() {
@@ -190,7 +181,7 @@ mod tests {
         let done = RunResult {
             subtype: "success".into(),
             text: "All done.".into(),
-            cost_microusd: 42_100,
+            cost_microusd: Microusd(42_100),
             turns: 3,
             ..RunResult::default()
         };
@@ -218,15 +209,6 @@ mod tests {
         assert!(serde_json::to_vec(&told).unwrap().len() < MAX_FACT);
         let Fact::Result(told) = told else { panic!() };
         assert!(told.text.chars().count() <= MAX_TEXT + 1 && !told.subtype.contains('\u{1b}'));
-    }
-
-    #[test]
-    fn costs_are_amounts() {
-        for (usd, micro) in
-            [(0.0, 0), (1.5, 1_500_000), (-1.0, 0), (f64::NAN, 0), (f64::INFINITY, 0), (1e300, u64::MAX)]
-        {
-            assert_eq!(microusd(usd), micro, "{usd}");
-        }
     }
 
     #[test]

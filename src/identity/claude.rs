@@ -40,7 +40,7 @@ pub fn comfort(event: &'static str, matcher: &'static str, what: &str, seconds: 
 #[must_use]
 pub fn settings(plan: &ClaudePlan) -> String {
     let mut env = serde_json::Map::new();
-    for proxy in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"] {
+    for proxy in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {
         env.insert(proxy.to_owned(), "".into());
     }
     env.insert("DISABLE_AUTOUPDATER".to_owned(), "1".into());
@@ -54,10 +54,10 @@ pub fn settings(plan: &ClaudePlan) -> String {
         "env": env,
         "hooks": hooks(plan),
     });
-    if plan.status_line
-        && let Value::Object(settings) = &mut settings
-    {
-        let command = format!("{INNKEEPER} comfort status-line");
+    if let Value::Object(settings) = &mut settings {
+        // Off is its line: cost and limits PID 1 learns by no other way.
+        let silent = if plan.status_line { "" } else { " --silent" };
+        let command = format!("{INNKEEPER} comfort status-line{silent}");
         settings
             .insert("statusLine".to_owned(), json!({ "type": "command", "command": command, "padding": 0 }));
     }
@@ -116,6 +116,7 @@ mod tests {
         assert_eq!(text["statusLine"]["command"], "/usr/local/bin/innkeeper comfort status-line");
         assert_eq!(text["env"]["CLAUDE_CODE_ENABLE_TELEMETRY"], "0");
         let bare = settings(&ClaudePlan::default());
-        assert!(!bare.contains("comfort") && bare.contains("innkeeper hook"), "{bare}");
+        assert!(!bare.contains("comfort note") && bare.contains("innkeeper hook"), "{bare}");
+        assert!(bare.contains("innkeeper comfort status-line --silent"), "{bare}");
     }
 }

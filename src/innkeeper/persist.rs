@@ -373,6 +373,8 @@ impl Innkeeper {
             Saved::hear(&said.text).ok_or_else(|| format!("the child said nothing ({})", said.exit))?;
         match &saved.trouble {
             Some(trouble) => Err(trouble.clone()),
+            // It writes its line and ends well; one that somebody ended may not have saved what the line says.
+            None if !said.exit.success() => Err(format!("the save was ended ({})", said.exit)),
             None => Ok(saved),
         }
     }

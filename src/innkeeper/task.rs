@@ -41,6 +41,11 @@ impl Innkeeper {
         look(late.as_deref().unwrap_or(&self.config))
     }
 
+    /// Whether the operator has brought a task.
+    pub(super) fn has_task(&self) -> bool {
+        lock(&self.late).task.is_some()
+    }
+
     /// Where the policy is read again: what was brought included.
     pub(super) fn sources_now(&self) -> Sources {
         match &lock(&self.late).task {

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::host::Host;
+use super::host::{Course, Host};
 use super::launcher::{self, Streams};
+use super::limits::INTERRUPTED;
 use super::{Event, NAME, OnExit, pty, socket, tmux};
 use crate::control::protocol::{ClaudeStart, PaneOrder};
 use crate::report::{bounded, event, inert};
@@ -15,8 +16,6 @@ use crate::supervisor::{Child, Ending, Exit, Launch, Remote, thread};
 
 /// A life shorter than this never got to work: its prompt is given again, and nothing is continued.
 const STILLBORN: Duration = Duration::from_secs(5);
-/// What a Claude that was ended in the middle of a turn is told in its next life: nobody may be there to say it.
-pub(super) const INTERRUPTED: &str = "You were interrupted. Go on with the task where you left off.";
 /// The pane shows what Claude wrote last in this time, or it is not waited for.
 const LAST_LOOK: Duration = Duration::from_millis(400);
 /// The screen is taken down in this time, or not at all.
@@ -57,6 +56,18 @@ pub(super) struct Ended {
     lived: Duration,
     /// What it wrote last is waited for so long.
     pub(super) until: Instant,
+}
+
+impl Course {
+    /// A life is over.
+    fn over(&mut self, lasted: bool, exit: Exit) {
+        self.worked |= lasted;
+        // "No conversation found to continue" ends at once: the next life begins a new one, which knows of no task.
+        if self.resumed && !lasted && !exit.success() {
+            self.worked = false;
+        }
+        self.resume_next = lasted || (self.resume_next && !self.resumed);
+    }
 }
 
 impl Host {
@@ -144,9 +155,7 @@ impl Host {
         let Some(claude) = self.claude.take() else { return };
         let lived = claude.started.elapsed();
         let lasted = lived >= STILLBORN;
-        self.course.worked |= lasted;
-        // "No conversation found to continue" ends at once: the next life begins a new one.
-        self.course.resume_next = lasted || (self.course.resume_next && !self.course.resumed);
+        self.course.over(lasted, exit);
         // In the middle of a turn, and not because somebody left it: it is told to go on.
         let working = self.board.update(|report| report.session.state) == SessionState::Running;
         if self.plan.is_claude && lasted && working && !exit.success() && self.next_prompt.is_none() {
@@ -259,7 +268,27 @@ fn last_lines(screen: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{MAX_OUTPUT, last_lines};
+    use super::{Course, MAX_OUTPUT, last_lines};
+    use crate::supervisor::Exit;
+
+    #[test]
+    fn without_a_conversation_to_continue_the_first_prompt_is_given_again() {
+        let (failed, left) = (Exit::Code(1), Exit::Code(0));
+        let mut course = Course::default();
+        // Slow, and dead before there was a conversation.
+        course.over(true, failed);
+        assert!(course.worked && course.resume_next);
+        course.resumed = true;
+        course.over(false, failed);
+        assert!(!course.worked && !course.resume_next, "the next life begins anew, with its prompt");
+        course.resumed = false;
+        course.over(true, failed);
+        assert!(course.worked && course.resume_next);
+        // Who left it was there.
+        course.resumed = true;
+        course.over(false, left);
+        assert!(course.worked);
+    }
 
     #[test]
     fn the_last_screen_is_bounded_and_inert() {

@@ -6,6 +6,7 @@ use super::Limits;
 use super::claude::LAST_NOTICE;
 use super::host::Host;
 use crate::clock::boottime;
+use crate::money::Microusd;
 use crate::report::{event, exit, time};
 use crate::supervisor::{Ending, thread};
 
@@ -52,9 +53,9 @@ impl Host {
         }
     }
 
-    pub(super) fn look_at_cost(&mut self, microusd: u64) {
-        if let Some(most) = self.plan.limits.max_cost.filter(|most| microusd > *most) {
-            self.end_resumable(&format!("it has cost more than {} (session.max_cost)", dollars(most)));
+    pub(super) fn look_at_cost(&mut self, cost: Microusd) {
+        if let Some(most) = self.plan.limits.max_cost.filter(|most| cost > *most) {
+            self.end_resumable(&format!("it has cost more than {most} (session.max_cost)"));
         }
     }
 
@@ -89,9 +90,4 @@ impl Host {
     pub(super) fn is_over(&self) -> bool {
         self.deadline.over
     }
-}
-
-/// Millionths of a dollar, as people write them.
-pub(crate) fn dollars(microusd: u64) -> String {
-    format!("${}.{:02}", microusd / 1_000_000, microusd % 1_000_000 / 10_000)
 }

@@ -37,6 +37,10 @@ pub(super) const SERVER_BACKOFF: Backoff =
 const LOOK: Duration = Duration::from_secs(1);
 /// Claude waits so long for a pane to show it, and then works unseen.
 const UNSEEN: Duration = Duration::from_secs(10);
+/// A pane is back sooner and shows what came meanwhile; after that nobody holds Claude up.
+const BLIND: Duration = Duration::from_secs(2);
+/// How often what nobody reads is thrown away: while there is something, and else.
+const DISCARDS: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(250)];
 /// A client of a healthy server answers at once.
 pub(super) const CLIENT_LIMIT: Duration = Duration::from_secs(10);
 /// Of the time that a stop may take, Claude has so much before it is killed.
@@ -89,6 +93,8 @@ pub(super) struct Host {
     /// The master of Claude's terminal, and how large the last one was.
     pub(super) master: Option<OwnedFd>,
     pub(super) size: Winsize,
+    /// When nobody reads Claude's terminal: when it is emptied next.
+    discard_due: Option<Instant>,
     pub(super) course: Course,
     /// When this life of Claude was given its prompt, until its first turn: it is not idle then.
     pub(super) prompted: Option<Instant>,
@@ -115,7 +121,7 @@ impl Host {
                 worked: plan.goes_on.worked,
                 ..Course::default()
             },
-            next_prompt: plan.goes_on.interrupted.then(|| super::claude::INTERRUPTED.to_owned()),
+            next_prompt: plan.goes_on.interrupted.then(|| super::limits::INTERRUPTED.to_owned()),
             plan,
             spawner,
             board,
@@ -135,6 +141,7 @@ impl Host {
             ended: None,
             master: None,
             size: pty::SIZE,
+            discard_due: None,
             prompted: None,
             looked: Instant::now(),
             stopping: None,
@@ -182,6 +189,7 @@ impl Host {
         let dues = [
             self.server_due,
             self.claude_due,
+            self.discard_due,
             self.ended.as_ref().map(|ended| ended.until),
             self.stopping.as_ref().map(|stopping| stopping.kill_at),
         ];
@@ -202,6 +210,22 @@ impl Host {
         }
         if self.stopping.as_ref().is_some_and(|stopping| stopping.kill_at <= now) {
             self.kill_the_rest();
+        }
+        self.discard_unseen();
+    }
+
+    /// Claude works without anybody who looks: a terminal that nobody reads would be full after 64 KiB, and Claude wait.
+    fn discard_unseen(&mut self) {
+        let Some(master) = self.master.as_ref().filter(|_| self.pane.is_none()) else {
+            self.discard_due = None;
+            return;
+        };
+        let now = Instant::now();
+        let due = *self.discard_due.get_or_insert(now + BLIND);
+        if due <= now {
+            let [soon, later] = DISCARDS;
+            let pause = if pty::discard(master) { soon } else { later };
+            self.discard_due = Some(Instant::now() + pause);
         }
     }
 

@@ -231,12 +231,17 @@ fn agents_file(name: &str, content: &str) -> Result<String, LaunchError> {
     let directory = crate::filesystem::layout::runtime_directory(nix::unistd::getuid().as_raw());
     let path = format!("{directory}/{name}");
     let written = || {
+        // Whatever was put there; this is the agent by now.
         match std::fs::remove_file(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::IsADirectory => std::fs::remove_dir_all(&path)?,
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
         }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-        file.write_all(content.as_bytes())
+        // Two that start at a time write the same.
+        let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600).custom_flags(flags);
+        options.open(&path)?.write_all(content.as_bytes())
     };
     match written() {
         Ok(()) => Ok(path),

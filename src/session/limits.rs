@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::host::Host;
 use super::turns::words;
 use crate::control::protocol::Gauge;
+use crate::money::Microusd;
 use crate::report::{bounded, event, time};
 use crate::status::report::{Session, SessionState};
 use crate::supervisor::backoff::Backoff;
@@ -21,16 +22,19 @@ pub enum OnLimit {
 }
 
 /// What a Claude that was stopped by a limit is told when that is over.
-const GO_ON: &str = "The usage limit is over. Go on with the task where you left off.";
+pub(crate) const LIMIT_OVER: &str = "The usage limit is over. Go on with the task where you left off.";
+/// What a Claude that was ended in the middle of a turn, or whose box was, is told in its next life: nobody may be there to
+/// say it.
+pub(crate) const INTERRUPTED: &str = "You were interrupted. Go on with the task where you left off.";
 /// After the limit's end Claude goes on by itself, a minute or so later (seen); it is given so long to do so.
 const OWN_ACCORD: Duration = Duration::from_secs(300);
 /// Where nobody says when the limit ends, it is tried again after so long.
 const UNKNOWN: Backoff =
     Backoff::new(Duration::from_secs(300), Duration::from_secs(3600), Duration::from_secs(3600));
-/// The longest limit is a week's; what ends later is no limit of Claude's.
-const LONGEST: Duration = Duration::from_secs(8 * 24 * 3600);
-/// Half a day and a bit in dollars: what costs more is no true account.
-const MOST_MICROUSD: u64 = 1_000_000_000_000;
+/// The longest limit is a week's; what ends later is no limit of Claude's. A day more, as its clock and ours may differ.
+pub(crate) const LONGEST: Duration = Duration::from_secs(8 * 24 * 3600);
+/// A million dollars: what costs more is no true account.
+const MOST: Microusd = Microusd(1_000_000_000_000);
 /// Characters of the conversation's name.
 const NAME: usize = 80;
 
@@ -122,7 +126,7 @@ impl Host {
             "session",
             "the usage limit should be over, and Claude Code does not go on by itself: it is started anew",
         );
-        self.next_prompt = Some(GO_ON.to_owned());
+        self.next_prompt = Some(LIMIT_OVER.to_owned());
         self.limit.restarts = true;
         claude.end();
     }
@@ -138,7 +142,7 @@ impl Host {
             Again::After(at) => at.saturating_duration_since(Instant::now()),
         };
         self.limit.over();
-        self.next_prompt = Some(GO_ON.to_owned());
+        self.next_prompt = Some(LIMIT_OVER.to_owned());
         Some(pause)
     }
 
@@ -147,10 +151,10 @@ impl Host {
         if !self.claude_runs() || self.stopping.is_some() {
             return;
         }
-        let cost = gauge.cost_microusd.filter(|cost| *cost <= MOST_MICROUSD);
+        let cost = gauge.cost_microusd.filter(|cost| *cost <= MOST);
         let name = gauge.name.as_deref().map(|name| words(&bounded(name, NAME)).replace('\n', " "));
         let change = |session: &mut Session| {
-            session.cost_usd = cost.map(usd).or(session.cost_usd);
+            session.cost_usd = cost.map(Microusd::usd).or(session.cost_usd);
             session.context_percent =
                 gauge.context_percent.map(|used| used.min(100)).or(session.context_percent);
             session.name = name.filter(|name| !name.is_empty()).or(session.name.take());
@@ -173,10 +177,4 @@ impl Host {
             self.limit_reached();
         }
     }
-}
-
-/// Millionths of a dollar, as a number of dollars.
-fn usd(microusd: u64) -> f64 {
-    // Within what f64 holds exactly: MOST_MICROUSD.
-    Duration::from_micros(microusd).as_secs_f64()
 }

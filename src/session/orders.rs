@@ -20,7 +20,7 @@ const GRACE: Duration = Duration::from_secs(3);
 /// What is said of a session that the operator has ended.
 const PARKED: &str = "ended by the operator; go on with: innkeeper session restart";
 
-/// What came of an order: what there is to say of it, or why not.
+/// What came of an order: what there is to say of it, or why not now.
 pub(super) type Outcome = Result<Vec<String>, String>;
 
 /// An order that is being carried out.

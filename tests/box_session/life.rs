@@ -122,6 +122,33 @@ fn f15_without_anybody_to_show_it_claude_works_all_the_same() {
 }
 
 #[test]
+fn f15_without_any_tmux_a_terminal_full_of_output_holds_nobody_up() {
+    let Some(rig) = Rig::new() else { return };
+    // Far more than a terminal holds, and then on.
+    let line =
+        "head -c 1048576 /dev/zero | tr '\\0' x; echo done >/workspace/done; while :; do sleep 1000; done";
+    let line = format!("until test -e /workspace/go; do sleep 0.1; done; {line}");
+    // The operator's own tmux comes before the distribution's; this one starts only when it may.
+    let script = "#!/bin/sh\ntest -e /workspace/no-tmux && exit 1\nexec /usr/bin/tmux \"$@\"\n";
+    let tmux = rig.file("tmux", script);
+    std::fs::set_permissions(&tmux, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let guest = rig.boot(&shell(&line).volume(&format!("{}:/usr/local/bin/tmux:ro", tmux.display())));
+    let claude = claude_pid(&guest);
+    guest.exec_agent("touch /workspace/no-tmux").expect("no tmux");
+    let server = tmux_worker(&guest.status()).unwrap()["pid"].as_i64().unwrap();
+    guest.exec_agent(&format!("kill -KILL {server}")).expect("kill");
+    assert!(guest.await_line("the tmux server ended at once").is_some(), "{}", guest.logs());
+    guest.exec_agent("touch /workspace/go").expect("go");
+    until("all is written", || guest.exec_agent("test -s /workspace/done").ok());
+    assert_eq!(claude_pid(&guest), claude);
+    // The next tmux shows it again.
+    guest.exec_agent("rm /workspace/no-tmux").expect("rm");
+    attach(&guest, 80, 24).keys("\x02d");
+    assert_eq!(claude_pid(&guest), claude);
+    assert_eq!(guest.stop(), 143);
+}
+
+#[test]
 fn what_an_ended_program_had_on_its_screen_is_in_status() {
     let Some(rig) = Rig::new() else { return };
     let line = "printf 'first \\033[31mred\\033[0m\\n'; echo 'fatal: the disk is full'; exit 3";
