@@ -1,4 +1,4 @@
-//! The agent's session: tmux with Claude Code above and a shell below, kept alive by PID 1.
+//! The agent's session: Claude Code as PID 1's own child on a terminal that tmux shows, and a shell below it.
 //!
 //! Root is never a client of the agent's tmux server: a client does what its server says, with the client's rights
 //! (tmux PR 717, issue 3881). Every client here is a child that has become the agent first.

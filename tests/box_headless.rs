@@ -117,7 +117,7 @@ fn a_limit_is_waited_out_and_the_conversation_goes_on() {
     let main = |line: &Value| line["service"] == "anthropic" && line["main"] == true;
     let last = rig.world.log("api").into_iter().rfind(main).unwrap();
     assert!(last["tool_results"][0]["text"].as_str().unwrap().contains("first-42"), "{last}");
-    assert!(last["last_text"].as_str().unwrap().contains("Go on with your task"), "{last}");
+    assert!(last["last_text"].as_str().unwrap().contains("The usage limit is over"), "{last}");
 }
 
 #[test]

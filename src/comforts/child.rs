@@ -1,6 +1,6 @@
 //! A program that is run for a comfort: as the agent, with a time after which it is ended with all that it started.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,9 +16,19 @@ const LOOK: Duration = Duration::from_millis(10);
 
 /// Runs it to its end; what it said on standard output if it ended well.
 pub(super) fn run(command: &mut Command, limit: Duration) -> Option<String> {
+    run_with(command, "", limit)
+}
+
+/// The same with a few lines on standard input: what is secret is neither an argument nor a variable.
+pub(super) fn run_with(command: &mut Command, input: &str, limit: Duration) -> Option<String> {
     let until = Instant::now() + limit;
-    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let stdin = if input.is_empty() { Stdio::null() } else { Stdio::piped() };
+    command.process_group(0).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn().ok()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // Less than a pipe holds; who does not read it has no use for it.
+        stdin.write_all(input.as_bytes()).ok();
+    }
     let pid = Pid::from_raw(i32::try_from(child.id()).ok()?);
     let stdout = child.stdout.take()?;
     let (sender, said) = std::sync::mpsc::channel();

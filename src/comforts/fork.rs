@@ -5,27 +5,54 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::child;
+use crate::control::client;
+use crate::control::protocol::{Request, Response};
 
 /// GitHub answers in a moment; a clone does not wait longer to be reported.
 const LIMIT: Duration = Duration::from_secs(10);
-/// The link by which gh gets the box's token.
-const GH: &str = "/usr/local/bin/gh";
+const API: &str = "https://api.github.com";
+const CURL: &str = "/usr/bin/curl";
 const GIT: &str = "/usr/bin/git";
 
 /// Looks after a clone from GitHub; what came of it, for the line about the clone. That it failed is a detail.
 #[must_use]
 pub fn detect(directory: &Path, url: &str) -> Option<String> {
     let slug = slug(url)?;
-    let mut ask = Command::new(GH);
-    ask.args(["api", &format!("repos/{slug}"), "--jq", ".parent.html_url // \"\""]);
-    ask.env("GH_PROMPT_DISABLED", "1").current_dir("/");
-    let said = child::run(&mut ask, LIMIT)?;
-    let parent = said.trim();
+    let said = child::run_with(
+        Command::new(CURL).args([
+            "--disable",
+            "--silent",
+            "--fail",
+            "--config",
+            "-",
+            "--",
+            &format!("{API}/repos/{slug}"),
+        ]),
+        &configuration()?,
+        LIMIT,
+    )?;
+    let answer: serde_json::Value = serde_json::from_str(&said).ok()?;
+    let parent = answer.get("parent")?.get("html_url")?.as_str()?;
     // It becomes a remote that people push to and fetch from: nothing but an address of that form.
     let parent = self::slug(parent).map(|slug| format!("https://github.com/{slug}"))?;
     let mut add = Command::new(GIT);
     add.arg("-C").arg(directory).args(["remote", "add", "upstream", &parent]);
     child::run(&mut add, LIMIT).map(|_| format!("a fork of {parent}"))
+}
+
+/// What curl is told on standard input: the token stays out of arguments and environments (curl(1), `--config`).
+fn configuration() -> Option<String> {
+    let accept = "header = \"Accept: application/vnd.github+json\"\n".to_owned();
+    let host = "github.com".to_owned();
+    match client::ask(&Request::Credential { host }).ok()? {
+        Response::Credential { password, .. }
+            if password.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\') =>
+        {
+            Some(format!("{accept}header = \"Authorization: Bearer {password}\"\n"))
+        }
+        // Public repositories are told to everybody.
+        _ => Some(accept),
+    }
 }
 
 /// OWNER/NAME of an address `https://github.com/OWNER/NAME`, and of nothing else.

@@ -50,9 +50,20 @@ fn told_file(id: &str) -> PathBuf {
     Path::new(&directory).join(format!("named-{id}"))
 }
 
+/// The hook may take five seconds.
+const PATIENCE: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(50);
+
 /// What the person said first, and what Claude answered last.
 fn beginning(hook: &Hook) -> String {
-    let prompt = first_prompt(Path::new(&hook.transcript_path)).unwrap_or_default();
+    let until = Instant::now() + PATIENCE;
+    let mut prompt = first_prompt(Path::new(&hook.transcript_path));
+    // A short first turn ends before its transcript is written.
+    while prompt.is_none() && Instant::now() < until {
+        std::thread::park_timeout(LOOK);
+        prompt = first_prompt(Path::new(&hook.transcript_path));
+    }
+    let prompt = prompt.unwrap_or_default();
     let cut = |text: &str| text.chars().take(MAX_TEXT).collect::<String>();
     format!("{}\n\n{}", cut(&prompt), cut(&hook.last_assistant_message)).trim().to_owned()
 }

@@ -50,7 +50,12 @@ pub(super) struct Limit {
     pauses: Backoff,
     /// Claude was told to end because the limit should be over.
     restarts: bool,
+    /// Which life was, and when: one that does not hear it is ended for good.
+    told_to_end: Option<(i32, Instant)>,
 }
+
+/// Claude ends in a moment when it is told to (seen: 55 to 180 ms).
+const DEAF: Duration = Duration::from_secs(20);
 
 /// A moment on the wall's clock, or after a while.
 #[derive(Debug, Clone, Copy)]
@@ -61,7 +66,7 @@ enum Again {
 
 impl Default for Limit {
     fn default() -> Self {
-        Self { told: None, reached: None, again: None, pauses: UNKNOWN, restarts: false }
+        Self { told: None, reached: None, again: None, pauses: UNKNOWN, restarts: false, told_to_end: None }
     }
 }
 
@@ -117,6 +122,7 @@ impl Host {
 
     /// Claude goes on by itself when the limit is over; one that does not is started anew and told so.
     pub(super) fn look_at_limit(&mut self) {
+        self.end_the_deaf();
         if self.limit.reached.is_none() || !self.limit.is_due() || self.is_over() {
             return;
         }
@@ -128,7 +134,23 @@ impl Host {
         );
         self.next_prompt = Some(LIMIT_OVER.to_owned());
         self.limit.restarts = true;
+        self.limit.told_to_end = Some((claude.pid, Instant::now()));
         claude.end();
+    }
+
+    /// A Claude that was told to end for the limit's sake, and has not.
+    fn end_the_deaf(&mut self) {
+        let Some((pid, since)) = self.limit.told_to_end else { return };
+        match &mut self.claude {
+            Some(claude) if claude.pid == pid => {
+                if since.elapsed() < DEAF {
+                    return;
+                }
+                claude.kill("did not end when the usage limit was over");
+            }
+            Some(_) | None => {}
+        }
+        self.limit.told_to_end = None;
     }
 
     /// How long a Claude that has ended is not begun again because of a limit.
