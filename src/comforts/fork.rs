@@ -18,6 +18,9 @@ const GIT: &str = "/usr/bin/git";
 #[must_use]
 pub fn detect(directory: &Path, url: &str) -> Option<String> {
     let slug = slug(url)?;
+    if !may_ask() {
+        return None;
+    }
     let said = child::run_with(
         Command::new(CURL).args([
             "--disable",
@@ -38,6 +41,12 @@ pub fn detect(directory: &Path, url: &str) -> Option<String> {
     let mut add = Command::new(GIT);
     add.arg("-C").arg(directory).args(["remote", "add", "upstream", &parent]);
     child::run(&mut add, LIMIT).map(|_| format!("a fork of {parent}"))
+}
+
+/// Asked first: a refusal that nobody's work has caused would only puzzle the operator.
+fn may_ask() -> bool {
+    let asked = client::ask(&Request::Check { what: API.to_owned() });
+    matches!(asked, Ok(Response::Verdict(checked)) if checked.allowed)
 }
 
 /// What curl is told on standard input: the token stays out of arguments and environments (curl(1), `--config`).
