@@ -109,12 +109,13 @@ fn a_box_that_is_killed_while_it_saves_leaves_the_save_before() {
     let before = state(&guest);
     guest
         .exec_agent(
-            "cd /workspace/repo && head -c 30M /dev/urandom >large && git add large && git commit -qm large",
+            "cd /workspace/repo && head -c 60M /dev/urandom >large && git add large && git commit -qm large",
         )
         .expect("a large commit");
-    // Its work directory shows that it is under way.
+    // Its work directory shows that it is under way; there it stands until the box is gone.
     let midst = "innkeeper save & s=$!; while kill -0 $s; do \
-                 find /persist/innkeeper -name 'new-*' -size +1M 2>/dev/null | grep -q . && exit 0; done; exit 1";
+                 find /persist/innkeeper -name 'new-*' -size +1M 2>/dev/null | grep -q . && \
+                 pkill -STOP -f 'persist-[s]ave' && exit 0; done; exit 1";
     guest.exec_root(midst).expect("the midst of a save");
     super::rig::must("docker", &["kill", "-s", "KILL", &guest.name]);
     let next = rig.boot(&with(&volume));
