@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::rig::{self, OAUTH_TOKEN, PATIENCE, Rig, RunningBox, World, host, must};
-use super::{await_log, await_message, await_screen, bash, done, messages, results, task};
+use super::{await_log, await_screen, bash, done, messages, results, task};
 
 /// Looks for the token from a child of Claude's: everything that /proc gives, every descriptor, every byte of memory.
 const SEARCH: &str = r#"
