@@ -14,7 +14,7 @@ pub mod launcher;
 pub mod limits;
 mod orders;
 pub mod pane;
-mod pty;
+pub(crate) mod pty;
 mod relay;
 mod server;
 pub mod shell;

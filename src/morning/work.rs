@@ -145,41 +145,9 @@ fn commit(text: &str) -> Option<Commit> {
     })
 }
 
-/// What git's own configuration, the agent's and the repository's could make it execute or wait for is set here; the
-/// command line wins over all of them (git-config(1)).
-const SETTINGS: [&str; 12] = [
-    "core.fsmonitor=false",
-    "core.hooksPath=/dev/null",
-    "core.pager=cat",
-    "core.attributesFile=/dev/null",
-    "core.sshCommand=false",
-    "core.untrackedCache=false",
-    "credential.helper=",
-    "diff.external=",
-    "gc.auto=0",
-    "log.showSignature=false",
-    "maintenance.auto=false",
-    "protocol.allow=never",
-];
-
 fn git(work: &Work, args: &[&str]) -> Result<String, String> {
-    let mut command = Command::new("/usr/bin/git");
-    command.arg("--no-pager").arg("--no-optional-locks");
-    for setting in SETTINGS {
-        command.args(["-c", setting]);
-    }
+    let mut command = crate::git::command(&[]);
     command.arg("-C").arg(&work.path).args(args);
-    command.env_clear().envs([
-        ("PATH", "/usr/bin:/bin"),
-        ("HOME", "/nonexistent"),
-        ("LC_ALL", "C"),
-        ("GIT_CONFIG_NOSYSTEM", "1"),
-        ("GIT_CONFIG_GLOBAL", "/dev/null"),
-        ("GIT_ATTR_NOSYSTEM", "1"),
-        ("GIT_TERMINAL_PROMPT", "0"),
-        ("GIT_NO_LAZY_FETCH", "1"),
-        ("GIT_OPTIONAL_LOCKS", "0"),
-    ]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     answer(command, args.first().copied().unwrap_or_default())
 }

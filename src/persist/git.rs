@@ -1,5 +1,4 @@
-//! Git as we call it: with nothing of the repository's configuration, the agent's or the system's that could execute
-//! something, without a network, and not for ever.
+//! Git as the saves call it: for the same answer to the same work, and not for ever.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -17,29 +16,16 @@ use super::PersistError;
 use crate::report::harmless;
 use crate::supervisor::thread;
 
-const GIT: &str = "/usr/bin/git";
 /// The longest list that git may print.
 const MOST: u64 = 64 << 20;
 /// What is kept of its complaints.
 const MOST_SAID: u64 = 16 << 10;
 
-/// What is set on the command line wins over every file (git-config(1)).
+/// What would make the same work look, or be written, in another way.
 const SETTINGS: &[&str] = &[
-    "core.fsmonitor=false",
-    "core.hooksPath=/dev/null",
-    "core.pager=cat",
-    "core.attributesFile=/dev/null",
     "core.excludesFile=/dev/null",
-    "core.sshCommand=false",
-    "core.untrackedCache=false",
     "core.splitIndex=false",
     "core.quotePath=false",
-    "credential.helper=",
-    "diff.external=",
-    "gc.auto=0",
-    "log.showSignature=false",
-    "maintenance.auto=false",
-    "protocol.allow=never",
     "commit.gpgSign=false",
     "advice.detachedHead=false",
 ];
@@ -88,12 +74,9 @@ impl Git {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(GIT);
-        command.args(["--no-pager", "--no-optional-locks", "--literal-pathspecs"]);
-        for setting in SETTINGS {
-            command.args(["-c", setting]);
-        }
-        command.args(args).env_clear().current_dir(self.work_tree.as_deref().unwrap_or(Path::new("/")));
+        let mut command = crate::git::command(SETTINGS);
+        command.arg("--literal-pathspecs").args(args);
+        command.current_dir(self.work_tree.as_deref().unwrap_or(Path::new("/")));
         command.env("GIT_DIR", &self.directory);
         if let Some(work_tree) = &self.work_tree {
             command.env("GIT_WORK_TREE", work_tree);
@@ -101,17 +84,7 @@ impl Git {
         if let Some(index) = &self.index {
             command.env("GIT_INDEX_FILE", index);
         }
-        command.envs([
-            ("PATH", "/usr/bin:/bin"),
-            ("HOME", "/nonexistent"),
-            ("LC_ALL", "C"),
-            ("GIT_CONFIG_NOSYSTEM", "1"),
-            ("GIT_CONFIG_GLOBAL", "/dev/null"),
-            ("GIT_ATTR_NOSYSTEM", "1"),
-            ("GIT_TERMINAL_PROMPT", "0"),
-            ("GIT_NO_LAZY_FETCH", "1"),
-            ("GIT_NO_REPLACE_OBJECTS", "1"),
-        ]);
+        command.env("GIT_NO_REPLACE_OBJECTS", "1");
         command.envs(NOBODY.iter().copied());
         // A group of its own, so that all of it can be ended.
         command.process_group(0);

@@ -43,11 +43,8 @@ const SPARES: usize = 64;
 #[must_use]
 pub fn run(restore: &Restore) -> Restored {
     let mut restored = Restored::default();
-    if let Err(error) = try_to(restore, &mut restored) {
-        restored.trouble = Some(chain(&error));
-    }
-    restored.left_out = said::short(std::mem::take(&mut restored.left_out));
-    restored.trouble = restored.trouble.map(|why| harmless(&why, 200));
+    let result = try_to(restore, &mut restored);
+    said::finish(result, &mut restored.left_out, &mut restored.trouble);
     restored
 }
 

@@ -79,9 +79,22 @@ fn lines(lines: Vec<String>) -> Vec<String> {
     lines.into_iter().take(LINES).map(|line| harmless(&line, LENGTH)).collect()
 }
 
+/// What a child says of its way as a line can hold it: few notes, and a trouble that is inert.
+pub(super) fn finish(
+    result: Result<(), impl std::error::Error>,
+    left_out: &mut Vec<String>,
+    trouble: &mut Option<String>,
+) {
+    if let Err(error) = result {
+        *trouble = Some(crate::report::chain(&error));
+    }
+    *left_out = short(std::mem::take(left_out));
+    *trouble = trouble.take().map(|why| harmless(&why, LENGTH));
+}
+
 /// Puts a list of unknown length into a line that is read whole.
 #[must_use]
-pub fn short(mut all: Vec<String>) -> Vec<String> {
+fn short(mut all: Vec<String>) -> Vec<String> {
     if all.len() > LINES {
         let more = all.len() - LINES + 1;
         all.truncate(LINES - 1);

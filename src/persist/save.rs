@@ -14,7 +14,7 @@ use super::repository::capture::{Before, Taken, capture, take_file};
 use super::said::{self, Saved};
 use super::store::Store;
 use super::{PersistError, at};
-use crate::report::{chain, harmless};
+use crate::report::chain;
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Save {
@@ -58,11 +58,8 @@ const MOST_REPOSITORIES: usize = 64;
 #[must_use]
 pub fn run(save: &Save) -> Saved {
     let mut saved = Saved::default();
-    if let Err(error) = try_to(save, &mut saved) {
-        saved.trouble = Some(chain(&error));
-    }
-    saved.left_out = said::short(std::mem::take(&mut saved.left_out));
-    saved.trouble = saved.trouble.map(|why| harmless(&why, 200));
+    let result = try_to(save, &mut saved);
+    said::finish(result, &mut saved.left_out, &mut saved.trouble);
     saved
 }
 

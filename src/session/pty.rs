@@ -17,17 +17,22 @@ const PIECES: u8 = 64;
 /// The kernel fills a piece meanwhile.
 const NEXT_PIECE: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 
-/// A new terminal of the agent's: master and slave.
-pub(super) fn open(uid: u32, size: Winsize) -> Result<(OwnedFd, OwnedFd), Errno> {
+/// A new pseudo-terminal, master and slave. The master is non-blocking: whoever copies waits for neither side.
+pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let master = openpt(flags)?;
     grantpt(&master).and_then(|()| unlockpt(&master))?;
     let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
+    rustix::fs::fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK)?;
+    Ok((master, slave))
+}
+
+/// A new terminal of the agent's: master and slave. O_NONBLOCK belongs to the open file, which the pane shares.
+pub(super) fn open(uid: u32, size: Winsize) -> Result<(OwnedFd, OwnedFd), Errno> {
+    let (master, slave) = pair()?;
     // As if the agent had opened it (pts(4)); the group is the mount's, tty.
     rustix::fs::fchmod(&slave, Mode::RUSR | Mode::WUSR | Mode::WGRP)?;
     rustix::fs::fchown(&slave, Some(Uid::from_raw(uid)), None::<Gid>)?;
-    // The flag belongs to the open file, which the pane shares: it waits for neither side.
-    rustix::fs::fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK)?;
     tcsetwinsize(&master, size)?;
     Ok((master, slave))
 }

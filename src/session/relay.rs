@@ -13,9 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::OFlags;
 use rustix::io::Errno;
-use rustix::pty::{OpenptFlags, grantpt, openpt, unlockpt};
 use rustix::termios::{Winsize, tcgetwinsize, tcsetwinsize};
 use signal_hook::SigId;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGTERM, SIGWINCH};
@@ -95,11 +93,7 @@ pub(super) fn relay(
     seat: Option<Seat>,
     keys: Keys,
 ) -> Result<End, AttachError> {
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let master = openpt(flags).map_err(AttachError::Pty)?;
-    grantpt(&master).and_then(|()| unlockpt(&master)).map_err(AttachError::Pty)?;
-    let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags).map_err(AttachError::Pty)?;
-    rustix::fs::fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK).map_err(AttachError::Pty)?;
+    let (master, slave) = super::pty::pair().map_err(AttachError::Pty)?;
     copy_size(&master);
     let changed = Signals::hear(&[SIGWINCH, SIGCHLD])?;
     let told = Signals::hear(&[SIGTERM, SIGHUP])?;

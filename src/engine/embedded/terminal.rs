@@ -7,8 +7,6 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{OFlags, fcntl_setfl};
-use rustix::pty::{OpenptFlags, grantpt, openpt, unlockpt};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
 use signal_hook::consts::SIGWINCH;
 
@@ -28,12 +26,8 @@ impl Terminal {
         if !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
             return Ok(None);
         }
-        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        let master = openpt(flags)?;
-        grantpt(&master).and_then(|()| unlockpt(&master))?;
-        let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
-        // A box that does not read must not hold up its keeper.
-        fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK)?;
+        // Non-blocking: a box that does not read must not hold up its keeper.
+        let (master, slave) = crate::session::pty::pair()?;
         let (resized, writer) = UnixStream::pair()?;
         resized.set_nonblocking(true)?;
         signal_hook::low_level::pipe::register(SIGWINCH, writer)?;
