@@ -268,6 +268,7 @@ fn rules(
         uses_group: USES_GROUP,
         vm: network.initial && network.initial_pids,
         closed: Vec::new(),
+        gate: None,
     }
 }
 
