@@ -33,6 +33,8 @@ pub(super) enum Hidden {
     #[command(hide = true)]
     Dns,
     #[command(hide = true)]
+    Gate,
+    #[command(hide = true)]
     Watch,
     #[command(hide = true)]
     Probe {
@@ -100,6 +102,10 @@ pub(super) fn run(hidden: Hidden) -> u8 {
         Hidden::Dns => {
             call_ourselves(c"innkeeper-dns");
             done("dns", crate::dns::run())
+        }
+        Hidden::Gate => {
+            call_ourselves(c"innkeeper-gate");
+            done("gate", crate::gate::run())
         }
         Hidden::Watch => {
             // Fifteen octets are all that a name may have, and these are just as many.
