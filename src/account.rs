@@ -86,7 +86,8 @@ impl Accounts {
     /// Every uid that belongs to the box's inner life: what ends with it.
     #[must_use]
     pub fn uids(&self) -> Vec<u32> {
-        let all = [Some(&self.agent), Some(&self.dns), Some(&self.gate), Some(&self.watch), self.notify.as_ref()];
+        let all =
+            [Some(&self.agent), Some(&self.dns), Some(&self.gate), Some(&self.watch), self.notify.as_ref()];
         all.into_iter().flatten().map(|account| account.uid).collect()
     }
 }

@@ -89,8 +89,9 @@ fn attend(innkeeper: &Arc<Innkeeper>) {
 }
 
 /// What this version does not close; shown for ever, since an operator who signs must know.
-const ACCEPTED: [&str; 1] =
-    ["not in this version: the credential broker (what an allowed name is used for, an upload say, is not checked)"];
+const ACCEPTED: [&str; 1] = [
+    "not in this version: the credential broker (what an allowed name is used for, an upload say, is not checked)",
+];
 
 // --- 1: config ---
 

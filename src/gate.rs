@@ -6,25 +6,28 @@
 //! standard input, and it ends when that closes. No other uid may open connections on these ports: while it is away
 //! they are closed.
 
-mod dial;
+pub mod dial;
 pub mod hello;
 pub mod http;
 pub mod keeper;
-mod link;
-mod names;
+pub mod link;
+pub mod names;
 mod octets;
-mod owner;
+pub mod owner;
 pub mod protocol;
-mod relay;
-mod roll;
+pub mod refusal;
+pub mod relay;
+pub mod roll;
 pub mod verdict;
-mod visit;
+pub mod visit;
+mod web;
 
 use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -87,6 +90,8 @@ pub enum WorkerError {
 #[derive(Debug)]
 pub struct Worker {
     allowlist: RwLock<Allowlist>,
+    /// Whether the agent can ask for what is refused.
+    requests: AtomicBool,
     names: Names,
     owners: Owners,
     roll: Arc<Roll>,
@@ -135,6 +140,7 @@ async fn work(channel: UnixStream, setup: Setup, sockets: Vec<OwnedFd>) -> Resul
     let own: Result<Vec<SocketAddr>, _> = doors.iter().map(|(_, listener)| listener.local_addr()).collect();
     let worker = Arc::new(Worker {
         allowlist: RwLock::new(setup.policy.allowlist()?),
+        requests: AtomicBool::new(setup.policy.requests),
         names: Names::new(setup.resolver).map_err(WorkerError::Resolver)?,
         owners: Owners::open().map_err(WorkerError::Owners)?,
         roll: Arc::new(Roll::new(most_connections())),
@@ -184,6 +190,10 @@ impl Worker {
         self.allowlist.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    fn takes_requests(&self) -> bool {
+        self.requests.load(Ordering::Relaxed)
+    }
+
     fn is_own(&self, address: SocketAddr) -> bool {
         self.own.contains(&address)
     }
@@ -192,6 +202,7 @@ impl Worker {
     fn follow(&self, policy: &Policy) -> Result<(), RuleError> {
         let allowlist = policy.allowlist()?;
         *self.allowlist.write().unwrap_or_else(PoisonError::into_inner) = allowlist.clone();
+        self.requests.store(policy.requests, Ordering::Relaxed);
         self.names.forget_all();
         self.roll.cut(|passage| {
             let (key, wire, ech) = (&passage.key, passage.wire, passage.ech);

@@ -101,7 +101,8 @@ impl Log {
         let key = ("used", used.name.clone(), used.port, used.uid);
         self.traffic(key, &used.last, now, |old| {
             let Some(What::Used(old)) = old else { return What::Used(used.clone()) };
-            let sum = |old: Option<u64>, new: Option<u64>| old.zip(new).map(|(a, b)| a.saturating_add(b)).or(new);
+            let sum =
+                |old: Option<u64>, new: Option<u64>| old.zip(new).map(|(a, b)| a.saturating_add(b)).or(new);
             What::Used(Use {
                 first: old.first,
                 count: old.count.saturating_add(used.count),
@@ -309,6 +310,8 @@ mod tests {
             first: last.into(),
             last: last.into(),
             count: 1,
+            bytes_out: None,
+            bytes_in: None,
         };
         log.used(&used("192.0.2.1", "2026-11-21T08:00:00Z"), now);
         log.used(&used("192.0.2.2", "2026-11-21T08:00:09Z"), now);

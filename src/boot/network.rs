@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::Ipv6Net;
 
 use super::step::{Failure, Steps, Trouble, Verified};
-use super::{DNS, FIREWALL, LOCKDOWN};
+use super::{DNS, FIREWALL, GATE, LOCKDOWN};
 use super::{host, protections};
 use crate::config::{self, ListenPort};
 use crate::dns::keeper::{self, Keeper, Sockets};
@@ -227,7 +227,8 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
             })?);
             // Both before any agent exists, and before the rules that lead there.
             doors = Some(gate::keeper::Sockets::open().map_err(|error| {
-                let next = format!("something else listens on {} of this network: stop it", gate::keeper::LISTEN);
+                let next =
+                    format!("something else listens on {} of this network: stop it", gate::keeper::LISTEN);
                 Trouble::unfit(chain(&error), next)
             })?);
             host::write_resolv_conf(Path::new(RESOLV_CONF), upstreams, innkeeper);
@@ -437,20 +438,25 @@ pub(super) fn gate(
             let Some(doors) = doors.take() else { return Ok(()) };
             let policy = Arc::<Innkeeper>::clone(innkeeper);
             let (spawner, board) = (innkeeper.spawner.clone(), Arc::clone(innkeeper.board()));
-            let started =
-                gate::keeper::Keeper::start(plan.clone(), doors, innkeeper.standing(), policy, spawner, board);
+            let started = gate::keeper::Keeper::start(
+                plan.clone(),
+                doors,
+                innkeeper.standing(),
+                policy,
+                spawner,
+                board,
+            );
             let (keeper, served) = started.map_err(|error| Trouble::internal(&error))?;
             drop(innkeeper.gate.set(keeper));
             // Whether it does is looked at below.
-            drop(served.recv_timeout(GATE_LIMIT));
+            served.recv_timeout(GATE_LIMIT).ok();
             Ok(())
         },
         |_| {
             let serving = innkeeper.gate.get().map(gate::keeper::Keeper::verify);
             let up = serving.unwrap_or_else(|| Err("it was not started".to_owned()));
             up.map_err(|found| Trouble::unfit(found, "please report this, with the lines above"))?;
-            let ports: Vec<String> =
-                innkeeper.allowlist().gated_ports().iter().map(u16::to_string).collect();
+            let ports: Vec<String> = innkeeper.allowlist().gated_ports().iter().map(u16::to_string).collect();
             let detail = format!("TCP {} by the name that is shown", ports.join(", "));
             innkeeper.board().update(|report| report.gate.how = "redirect".to_owned());
             Ok(Verified::new((), detail))

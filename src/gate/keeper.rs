@@ -285,7 +285,7 @@ impl Shared {
             match message {
                 FromWorker::Serving => {
                     *lock(&self.serving) = Some(Instant::now());
-                    drop(served.try_send(()));
+                    served.try_send(()).ok();
                 }
                 FromWorker::Denied(denial) => self.denied(denial),
                 FromWorker::Totals(totals) => self.totals(totals),
@@ -384,7 +384,11 @@ fn remedy(rule: Option<&str>) -> String {
     match rule {
         Some(rule) => {
             let text = rule.to_string();
-            if text.contains(' ') { format!("innkeeper allow '{text}'") } else { format!("innkeeper allow {text}") }
+            if text.contains(' ') {
+                format!("innkeeper allow '{text}'")
+            } else {
+                format!("innkeeper allow {text}")
+            }
         }
         None => "nothing: a rule is about the name that a connection shows".to_owned(),
     }

@@ -26,12 +26,10 @@ const LINGER_OCTETS: usize = 256 << 10;
 /// Read at a time while the name is not known.
 const PIECE: usize = 4 << 10;
 
-/// A connection that came in.
-#[derive(Debug)]
+/// Who came, and where he was going.
+#[derive(Debug, Clone, Copy)]
 pub struct Client {
-    pub stream: TcpStream,
-    /// Its own end, and where it was going.
-    pub from: SocketAddr,
+    /// Where he was going.
     pub to: SocketAddr,
     pub owner: Option<Owner>,
 }
@@ -43,29 +41,34 @@ pub async fn visit(worker: Arc<Worker>, stream: TcpStream, from: SocketAddr, pla
         return reset(&stream);
     };
     let owner = worker.owners.of(from, to);
-    let client = Client { stream, from, to, owner };
+    let client = Client { to, owner };
     let mut octets = Vec::new();
     let mut reader = hello::Reader::default();
     let mut until = None;
     loop {
-        match piece(&client.stream, &mut octets, until).await {
+        match piece(&stream, &mut octets, until).await {
             Ok(0) => return,
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                return worker.refuse_tls(client, None, &TOO_SLOW, Alert::AccessDenied).await;
+                return worker.refuse_tls(&stream, &client, None, &TOO_SLOW, Alert::AccessDenied).await;
             }
             Err(_) => return,
         }
         until = until.or_else(|| Some(Instant::now() + HELLO_LIMIT));
         match reader.read(&octets) {
             Hello::Incomplete => {}
-            Hello::NotTls => return super::http::visit(worker, client, octets, place).await,
-            Hello::Damaged(why) => return worker.refuse_tls(client, None, &why, Alert::DecodeError).await,
+            Hello::NotTls => return super::web::visit(worker, stream, client, octets, &place).await,
+            Hello::Damaged(why) => {
+                return worker.refuse_tls(&stream, &client, None, &why, Alert::DecodeError).await;
+            }
             Hello::Client(hello) => {
-                return match hello.name {
-                    Ok(name) => tls(&worker, client, octets, &place, name, hello.ech).await,
-                    Err(none) => worker.refuse_tls(client, None, &none, Alert::UnrecognizedName).await,
-                };
+                match hello.name {
+                    Ok(name) => tls(&worker, (stream, client), octets, &place, name, hello.ech).await,
+                    Err(none) => {
+                        worker.refuse_tls(&stream, &client, None, &none, Alert::UnrecognizedName).await;
+                    }
+                }
+                return;
             }
         }
     }
@@ -76,7 +79,7 @@ const TOO_SLOW: &str = "it showed no name within 10 seconds";
 /// A connection that shows a name by TLS.
 async fn tls(
     worker: &Arc<Worker>,
-    mut client: Client,
+    (mut stream, client): (TcpStream, Client),
     octets: Vec<u8>,
     place: &Place,
     name: DomainName,
@@ -86,22 +89,22 @@ async fn tls(
     let allowlist = worker.allowlist();
     if let Err(why) = judge(&allowlist, shown) {
         let rule = rule_for(shown, &why);
-        return worker.refuse_tls(client, Some((&name, rule)), &why, Alert::AccessDenied).await;
+        return worker.refuse_tls(&stream, &client, Some((&name, rule)), &why, Alert::AccessDenied).await;
     }
     drop(allowlist);
     let (mut server, passage) = match worker.open(&client, place, &name, Wire::Tls, ech).await {
         Ok(opened) => opened,
         Err(error) => {
             worker.failed(&error);
-            return end(&client.stream, &alert(Alert::InternalError)).await;
+            return end(&stream, &alert(Alert::InternalError)).await;
         }
     };
     if write_all(&server, &octets).await.is_err() {
-        return reset(&client.stream);
+        return reset(&stream);
     }
     passage.sent(octets.len());
     drop(octets);
-    relay(&mut client.stream, &mut server, &passage).await;
+    relay(&mut stream, &mut server, &passage).await;
 }
 
 impl Worker {
@@ -124,14 +127,15 @@ impl Worker {
     /// Tells the client by an alert, once it is known who it is.
     async fn refuse_tls(
         &self,
-        client: Client,
+        stream: &TcpStream,
+        client: &Client,
         shown: Option<(&DomainName, Option<String>)>,
         why: &(dyn std::fmt::Display + Sync),
         with: Alert,
     ) {
         let (name, rule) = shown.map_or((None, None), |(name, rule)| (Some(name), rule));
-        self.denied(&client, name, why, rule).await;
-        end(&client.stream, &alert(with)).await;
+        self.denied(client, name, why, rule).await;
+        end(stream, &alert(with)).await;
     }
 }
 

@@ -51,7 +51,7 @@ impl Innkeeper {
         }
         if let Some(gate) = self.gate.get() {
             report.traffic.extend(gate.traffic());
-            report.traffic.sort_by(|a, b| (b.bytes_out, b.bytes_in).cmp(&(a.bytes_out, a.bytes_in)));
+            report.traffic.sort_by_key(|row| std::cmp::Reverse((row.bytes_out, row.bytes_in)));
         }
     }
 }

@@ -101,7 +101,8 @@ fn forbidden(attack: &Attack) -> Vec<Forbidden> {
     places
 }
 
-/// Every packet that an attack gets refused: one to each place, since the refusal is at once.
+/// Every packet that an attack gets refused: one to each place, since the refusal is at once. What is meant for the gate
+/// is among them, should it not get there.
 #[must_use]
 pub fn refusals(attack: &Attack) -> Vec<Target> {
     let target = |Forbidden { to, udp, .. }| Target {
@@ -110,7 +111,9 @@ pub fn refusals(attack: &Attack) -> Vec<Target> {
         port: Some(to.port()),
         icmp: None,
     };
-    forbidden(attack).into_iter().map(target).collect()
+    let at_gate =
+        gate::places().map(|to| Forbidden { name: String::new(), protection: "gate", to, udp: false });
+    forbidden(attack).into_iter().chain(at_gate).map(target).collect()
 }
 
 fn network(attack: &Attack) -> Vec<Trial<'static>> {

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
-use super::{DENIED_NAME, DENIED_V4, DENIED_V6, METADATA_V4, Outcome, PATIENCE, Result, Trial, refused, trial};
+use super::{
+    DENIED_NAME, DENIED_V4, DENIED_V6, METADATA_V4, Outcome, PATIENCE, Result, Trial, refused, trial,
+};
 
 /// Whether a refusal by the gate is one of these attempts'. Who imitates them is refused all the same.
 #[must_use]
@@ -16,6 +18,12 @@ pub fn is_own(what: &str) -> bool {
     what.strip_prefix(DENIED_NAME).is_some_and(|rest| rest.starts_with(':'))
         || of(DENIED_V4.into(), 443)
         || of(METADATA_V4.into(), 80)
+}
+
+/// Where they go, each as often as it is tried.
+pub(super) fn places() -> impl Iterator<Item = SocketAddr> {
+    let (v4, metadata) = (SocketAddr::from((DENIED_V4, 443)), SocketAddr::from((METADATA_V4, 80)));
+    [v4, v4, SocketAddr::from((DENIED_V6, 443)), metadata, metadata].into_iter()
 }
 
 pub(super) fn trials() -> Vec<Trial<'static>> {
