@@ -122,6 +122,10 @@ impl Innkeeper {
         firewall.policy(allowlist.clone()).map_err(|error| chain(&error))?;
         *lock(&self.policy) = next;
         *lock(&self.allowlist) = allowlist;
+        // The gate before the resolver: what lives by a rule that is gone ends.
+        if let Some(gate) = self.gate.get() {
+            gate.policy(self.standing());
+        }
         keeper.policy(self.standing());
         Ok(())
     }
