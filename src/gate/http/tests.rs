@@ -560,6 +560,6 @@ async fn a_waiting_connection_is_small() {
     let server = world.servers.local_addr().unwrap();
     let zero = AtomicU64::default;
     let mut door = Door { server, opened: Vec::new(), refused: Vec::new(), sent: zero(), received: zero() };
-    let size = std::mem::size_of_val(&serve(world.client, Vec::new(), &mut door, LIMITS));
+    let size = size_of_val(&serve(world.client, Vec::new(), &mut door, LIMITS));
     assert!(size < 2048, "{size} octets");
 }
