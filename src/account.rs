@@ -8,6 +8,8 @@ use crate::filesystem::layout::Owner;
 pub const AGENT: &str = "claude";
 /// The user of the worker `dns`.
 pub const DNS: &str = "innkeeper-dns";
+/// The user of the worker `gate`.
+pub const GATE: &str = "innkeeper-gate";
 /// The user of the worker `watch`.
 pub const WATCH: &str = "innkeeper-watch";
 
@@ -55,6 +57,7 @@ impl Account {
 pub struct Accounts {
     pub agent: Account,
     pub dns: Account,
+    pub gate: Account,
     pub watch: Account,
     /// Needed by `notices` alone: an image may lack it.
     pub notify: Option<Account>,
@@ -63,26 +66,28 @@ pub struct Accounts {
 impl Accounts {
     /// Finds them, and that none of them is root or another one.
     pub fn find() -> Result<Self, AccountError> {
-        let (agent, dns, watch) = (Account::find(AGENT)?, Account::find(DNS)?, Account::find(WATCH)?);
+        let (agent, dns) = (Account::find(AGENT)?, Account::find(DNS)?);
+        let (gate, watch) = (Account::find(GATE)?, Account::find(WATCH)?);
         let notify = match Account::find(NOTIFY) {
             Ok(account) => Some(account),
             Err(AccountError::Missing(_)) => None,
             Err(error) => return Err(error),
         };
-        let mut all = vec![(AGENT, agent.uid), (DNS, dns.uid), (WATCH, watch.uid)];
+        let mut all = vec![(AGENT, agent.uid), (DNS, dns.uid), (GATE, gate.uid), (WATCH, watch.uid)];
         all.extend(notify.as_ref().map(|account| (NOTIFY, account.uid)));
         while let Some((name, uid)) = all.pop() {
             if let Some((other, _)) = all.iter().find(|(_, taken)| *taken == uid) {
                 return Err(AccountError::Shared(other, name));
             }
         }
-        Ok(Self { agent, dns, watch, notify })
+        Ok(Self { agent, dns, gate, watch, notify })
     }
 
     /// Every uid that belongs to the box's inner life: what ends with it.
     #[must_use]
     pub fn uids(&self) -> Vec<u32> {
-        let all = [Some(&self.agent), Some(&self.dns), Some(&self.watch), self.notify.as_ref()];
+        let all =
+            [Some(&self.agent), Some(&self.dns), Some(&self.gate), Some(&self.watch), self.notify.as_ref()];
         all.into_iter().flatten().map(|account| account.uid).collect()
     }
 }

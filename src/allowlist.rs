@@ -4,7 +4,7 @@
 //! asks "may this name be used?" goes through [`Allowlist::verdict`]. Nothing here reads files or the network.
 
 use std::borrow::Borrow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -231,6 +231,23 @@ impl fmt::Display for Origin {
     }
 }
 
+/// What the connections to a rule's ports must be, all of them: the egress gate reads the name in each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wire {
+    Tls,
+    Http,
+}
+
+impl fmt::Display for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tls => "tls",
+            Self::Http => "http",
+        })
+    }
+}
+
 /// What a rule says beside name and ports. Unknown words are errors, so that new ones can be added safely.
 #[expect(
     clippy::struct_excessive_bools,
@@ -247,11 +264,23 @@ pub struct RuleOptions {
     pub telemetry: bool,
     /// A wildcard on a public suffix is meant: it allows names of strangers.
     pub public_suffix: bool,
+    /// What its ports speak; where it says nothing, the port decides (see [`Allowlist::gated_ports`]).
+    pub wire: Option<Wire>,
+    /// Its TLS connections may carry an Encrypted ClientHello, whose inner name nobody can read.
+    pub ech: bool,
 }
 
 impl Default for RuleOptions {
     fn default() -> Self {
-        Self { private: false, by: Subject::Agent, required: false, telemetry: false, public_suffix: false }
+        Self {
+            private: false,
+            by: Subject::Agent,
+            required: false,
+            telemetry: false,
+            public_suffix: false,
+            wire: None,
+            ech: false,
+        }
     }
 }
 
@@ -282,6 +311,16 @@ impl Rule {
         }
     }
 
+    /// What connections to this port must be by this rule; none: TLS or HTTP where the port is gated, anything elsewhere.
+    #[must_use]
+    pub fn wire_on(&self, port: u16) -> Option<Wire> {
+        self.options.wire.or(match port {
+            443 => Some(Wire::Tls),
+            80 => Some(Wire::Http),
+            _ => None,
+        })
+    }
+
     /// Whether both say the same, whoever wrote them.
     #[must_use]
     pub fn says_the_same(&self, other: &Self) -> bool {
@@ -294,6 +333,11 @@ impl Rule {
 
 /// The port of a rule that names none.
 pub const DEFAULT_PORT: u16 = 443;
+
+/// Ports whose connections go through the egress gate, whatever the rules say: what is spoken there is known.
+pub const ALWAYS_GATED: [u16; 2] = [80, 443];
+/// Ports that the gate can have, in all: each costs rules of the firewall.
+pub const MAX_GATED: usize = 64;
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -310,6 +354,12 @@ impl fmt::Display for Rule {
         }
         if self.options.public_suffix {
             f.write_str(" public-suffix")?;
+        }
+        if let Some(wire) = self.options.wire {
+            write!(f, " {wire}")?;
+        }
+        if self.options.ech {
+            f.write_str(" ech")?;
         }
         if self.options.by != Subject::Agent {
             write!(f, " by={}", self.options.by)?;
@@ -330,9 +380,13 @@ pub enum RuleError {
     #[error("\"{0}\" is not a port (1 to 65535)")]
     Port(String),
     #[error(
-        "unknown option \"{0}\"; there are private, by=agent|broker|boot, required, telemetry, public-suffix"
+        "unknown option \"{0}\"; there are private, tls, http, ech, by=agent|broker|boot, required, telemetry, public-suffix"
     )]
     Option(String),
+    #[error("a rule can't say both tls and http: write one rule for the ports of each")]
+    BothWires,
+    #[error("a rule can't say both http and ech: an Encrypted ClientHello is part of TLS")]
+    EchWithoutTls,
     #[error(
         "port 53 can't be opened: every question about a name is the box's own resolver's (network.upstreams)"
     )]
@@ -394,6 +448,9 @@ pub fn parse_rule(text: &str, origin: Origin) -> Result<Rule, RuleError> {
     if deny && (has_options || ports.is_some()) {
         return Err(RuleError::DenyWithDetails);
     }
+    if options.ech && options.wire == Some(Wire::Http) {
+        return Err(RuleError::EchWithoutTls);
+    }
     Ok(Rule { deny, pattern, ports: ports.unwrap_or_else(|| vec![DEFAULT_PORT]), options, origin, why: None })
 }
 
@@ -439,11 +496,22 @@ fn apply_option(options: &mut RuleOptions, word: &str) -> Result<(), RuleError> 
         "required" => options.required = true,
         "telemetry" => options.telemetry = true,
         "public-suffix" => options.public_suffix = true,
+        "tls" => set_wire(options, Wire::Tls)?,
+        "http" => set_wire(options, Wire::Http)?,
+        "ech" => options.ech = true,
         "by=agent" => options.by = Subject::Agent,
         "by=broker" => options.by = Subject::Broker,
         "by=boot" => options.by = Subject::Boot,
         other => return Err(RuleError::Option(other.to_owned())),
     }
+    Ok(())
+}
+
+fn set_wire(options: &mut RuleOptions, wire: Wire) -> Result<(), RuleError> {
+    if options.wire.is_some_and(|known| known != wire) {
+        return Err(RuleError::BothWires);
+    }
+    options.wire = Some(wire);
     Ok(())
 }
 
@@ -582,6 +650,13 @@ impl Allowlist {
         exact.chain(below).flat_map(Places::iter).filter_map(|index| rules.get(*index)).map(|rule| &**rule)
     }
 
+    /// The ports whose connections go through the egress gate, whoever they are for: sorted, always with
+    /// [`ALWAYS_GATED`]. Never longer than [`MAX_GATED`] where [`check_gated`] was asked before.
+    #[must_use]
+    pub fn gated_ports(&self) -> Vec<u16> {
+        gated_ports(self.rules().iter().map(|rule| &**rule))
+    }
+
     /// The names that are known without a question: resolved at boot and kept fresh.
     #[must_use]
     pub fn exact_names(&self) -> Vec<DomainName> {
@@ -595,6 +670,29 @@ impl Allowlist {
         }
         names.into_keys().cloned().collect()
     }
+}
+
+/// See [`Allowlist::gated_ports`]. Rules that deny, and those for somebody else than the agent, gate nothing.
+fn gated_ports<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> Vec<u16> {
+    let marked =
+        |rule: &&Rule| !rule.deny && rule.options.by == Subject::Agent && rule.options.wire.is_some();
+    let marked = rules.into_iter().filter(marked).flat_map(|rule| rule.ports.iter().copied());
+    let ports: BTreeSet<u16> = ALWAYS_GATED.into_iter().chain(marked).collect();
+    ports.into_iter().collect()
+}
+
+/// More ports are marked than the gate can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0} ports are the egress gate's (80, 443 and those of rules that say tls or http), and it can have {MAX_GATED}: \
+     mark fewer"
+)]
+pub struct TooManyGated(pub usize);
+
+/// Whether the gate can have all the ports that these rules mark.
+pub fn check_gated<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> Result<(), TooManyGated> {
+    let count = gated_ports(rules).len();
+    if count > MAX_GATED { Err(TooManyGated(count)) } else { Ok(()) }
 }
 
 #[cfg(test)]

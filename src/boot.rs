@@ -16,7 +16,7 @@ pub(crate) mod undo;
 use std::sync::Arc;
 use std::time::Duration;
 
-use network::{dns, firewall, lockdown};
+use network::{dns, firewall, gate, lockdown};
 use places::{furnish, identity, mounts, seal};
 use step::{Failure, Step, Steps, Trouble, Verified};
 
@@ -38,10 +38,11 @@ const HOME: Step = Step { name: "home", limit: Duration::from_secs(20) };
 const DNS: Step = Step { name: "dns", limit: Duration::from_secs(10) };
 /// Longer than `network.boot_timeout` can be, which is five minutes. Finding out about iptables takes a second or two.
 const FIREWALL: Step = Step { name: "firewall", limit: Duration::from_secs(330) };
+const GATE: Step = Step { name: "gate", limit: Duration::from_secs(10) };
 const IDENTITY: Step = Step { name: "identity", limit: Duration::from_secs(20) };
 const SEAL: Step = Step { name: "seal", limit: Duration::from_secs(20) };
 const READINESS: Step = Step { name: "readiness", limit: Duration::from_secs(30) };
-const STEPS: [Step; 9] = [CONFIG, LOCKDOWN, MOUNTS, HOME, DNS, FIREWALL, IDENTITY, SEAL, READINESS];
+const STEPS: [Step; 10] = [CONFIG, LOCKDOWN, MOUNTS, HOME, DNS, FIREWALL, GATE, IDENTITY, SEAL, READINESS];
 
 pub(crate) use places::agent_identity;
 pub use protections::remedy;
@@ -60,7 +61,8 @@ pub fn run(innkeeper: &Arc<Innkeeper>) -> Result<(), Failure> {
     furnish(innkeeper, &steps)?;
     let resolver = dns(innkeeper, &steps, &network)?;
     attend(innkeeper);
-    let locked = firewall(innkeeper, &steps, resolver)?;
+    let (locked, doors) = firewall(innkeeper, &steps, resolver)?;
+    gate(innkeeper, &steps, doors)?;
     identity(innkeeper, &steps)?;
     if network.initial && network.initial_pids {
         for wrong in crate::kernel::harden() {
@@ -87,9 +89,9 @@ fn attend(innkeeper: &Arc<Innkeeper>) {
 }
 
 /// What this version does not close; shown for ever, since an operator who signs must know.
-const ACCEPTED: [&str; 1] =
-    ["not in this version: the egress gate (names that share an address share what is open) \
-     and the credential broker (what an allowed name is used for, an upload say, is not checked)"];
+const ACCEPTED: [&str; 1] = [
+    "not in this version: the credential broker (what an allowed name is used for, an upload say, is not checked)",
+];
 
 // --- 1: config ---
 

@@ -130,7 +130,7 @@ async fn work(channel: UnixStream, setup: Setup, sockets: Vec<OwnedFd>) -> Resul
         longest,
         ipv4,
         ipv6: ipv6.clone(),
-        at_once: refresh::at_once(raise_descriptors()),
+        at_once: refresh::at_once(raise_descriptors(DESCRIPTORS)),
     };
     tasks.spawn(fresh.keep(policies, all_due.clone()));
     link.tell(FromWorker::Serving).await;
@@ -162,10 +162,10 @@ async fn work(channel: UnixStream, setup: Setup, sockets: Vec<OwnedFd>) -> Resul
 }
 
 /// As many descriptors as the host lets the worker have, within reason; how many that are.
-fn raise_descriptors() -> u64 {
+pub(crate) fn raise_descriptors(most: u64) -> u64 {
     let limit = getrlimit(Resource::Nofile);
-    let wanted = limit.maximum.map_or(DESCRIPTORS, |hard| hard.min(DESCRIPTORS));
-    let has = limit.current.unwrap_or(DESCRIPTORS);
+    let wanted = limit.maximum.map_or(most, |hard| hard.min(most));
+    let has = limit.current.unwrap_or(most);
     if has < wanted && setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit }).is_ok() {
         wanted
     } else {

@@ -29,6 +29,7 @@ use crate::control::server::Desk;
 use crate::dns::keeper::{Keeper, Standing};
 use crate::filesystem::Sealed;
 use crate::firewall::{EgressLocked, Firewall};
+use crate::gate;
 use crate::headless::Headless;
 use crate::namespace::{Surroundings, changes};
 use crate::policy::LivePolicy;
@@ -60,6 +61,7 @@ pub struct Innkeeper {
     allowlist: Mutex<Allowlist>,
     pub firewall: OnceLock<Firewall>,
     pub keeper: OnceLock<Keeper>,
+    pub gate: OnceLock<gate::keeper::Keeper>,
     /// None where the kernel can't log packets.
     pub watch: OnceLock<watch::keeper::Keeper>,
     /// Finds the processes behind refused packets and questions.
@@ -149,6 +151,7 @@ impl Innkeeper {
             began,
             firewall: OnceLock::new(),
             keeper: OnceLock::new(),
+            gate: OnceLock::new(),
             watch: OnceLock::new(),
             session: OnceLock::new(),
             headless: OnceLock::new(),

@@ -39,6 +39,8 @@ pub mod filesystem;
 #[cfg(target_os = "linux")]
 pub mod firewall;
 #[cfg(target_os = "linux")]
+pub mod gate;
+#[cfg(target_os = "linux")]
 pub(crate) mod git;
 #[cfg(target_os = "linux")]
 pub mod headless;

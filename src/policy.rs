@@ -9,7 +9,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::allowlist::{Allowlist, Ceiling, DomainPattern, Origin, Rule, RuleError, Verdict, parse_rules};
+use crate::allowlist::{
+    Allowlist, Ceiling, DomainPattern, Origin, Rule, RuleError, TooManyGated, Verdict, check_gated,
+    parse_rules,
+};
 use crate::secrets::shape::mask_tokens;
 
 pub mod check;
@@ -94,6 +97,8 @@ pub enum Refusal {
         "there are {MAX_GRANTS} rules of the operator's already; put rules into network/domains.conf and reload"
     )]
     TooMany,
+    #[error(transparent)]
+    Gated(#[from] TooManyGated),
 }
 
 /// Problems that are told at once.
@@ -203,6 +208,7 @@ impl LivePolicy {
         if self.grants.len() > MAX_GRANTS {
             return Err(Refusal::TooMany);
         }
+        check_gated(self.rules().iter().map(|rule| &**rule))?;
         self.generation += 1;
         Ok(said)
     }

@@ -30,6 +30,8 @@ pub struct Attack {
     /// The box's own resolver.
     pub resolver: IpAddr,
     pub upstreams: Vec<std::net::SocketAddr>,
+    /// Ports that lead to the gate.
+    pub gated: Vec<u16>,
     /// Places where no file may be made.
     pub sealed: Vec<PathBuf>,
     /// Host doors that were covered.

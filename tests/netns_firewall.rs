@@ -52,6 +52,7 @@ fn plan() -> FirewallPlan {
         uses_group: 6,
         vm: false,
         closed: vec![],
+        gate: None,
     }
 }
 

@@ -36,6 +36,7 @@ fn plan() -> FirewallPlan {
         uses_group: 6,
         vm: false,
         closed: vec![],
+        gate: None,
     }
 }
 

@@ -35,7 +35,7 @@ impl Ceiling {
     }
 
     /// Whether the rule stays below the ceiling. A deny rule only narrows and is always permitted. One single rule
-    /// of the ceiling has to cover the whole of an allowing rule: names, ports, private addresses and subject; and
+    /// of the ceiling has to cover the whole of an allowing rule: names, ports, private addresses, subject and what is spoken; and
     /// no name of it may be denied by the ceiling, so that a permitted rule needs no further look.
     #[must_use]
     pub fn permits(&self, rule: &Rule) -> bool {
@@ -59,6 +59,9 @@ fn covers(bound: &Rule, rule: &Rule) -> bool {
         && bound.pattern.covers(&rule.pattern)
         && rule.ports.iter().all(|port| bound.ports.contains(port))
         && (!rule.options.private || bound.options.private)
+        && (!rule.options.ech || bound.options.ech)
+        // What the ceiling wants read at the gate may not be opened to anything else.
+        && bound.options.wire.is_none_or(|wire| rule.ports.iter().all(|port| rule.wire_on(*port) == Some(wire)))
 }
 
 /// Patterns are single names or whole subtrees, so two of them share a name only if one covers the other.
@@ -121,6 +124,17 @@ mod tests {
             "keys.example.net by=boot",
             "evil.example",
         ] {
+            assert!(!permits(&bound, rule), "{rule} should be refused");
+        }
+    }
+
+    #[test]
+    fn what_the_ceiling_wants_read_stays_read() {
+        let bound = ceiling("a.example:443,8443 tls\nb.example\nc.example ech\n");
+        for rule in ["a.example:8443 tls", "a.example", "b.example http", "c.example ech", "c.example"] {
+            assert!(permits(&bound, rule), "{rule} should be permitted");
+        }
+        for rule in ["a.example:8443", "a.example:8443 http", "a.example tls ech", "b.example ech"] {
             assert!(!permits(&bound, rule), "{rule} should be refused");
         }
     }

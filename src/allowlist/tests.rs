@@ -133,6 +133,55 @@ fn rules_are_read_with_ports_and_options() {
 }
 
 #[test]
+fn marks_say_what_is_spoken_on_all_ports_of_a_rule() {
+    for (text, wire, ech) in [
+        ("a.example", None, false),
+        ("a.example:8443 tls", Some(Wire::Tls), false),
+        ("a.example:8080,80 http http", Some(Wire::Http), false),
+        ("a.example ech tls", Some(Wire::Tls), true),
+    ] {
+        let options = rule(text).options;
+        assert_eq!((options.wire, options.ech), (wire, ech), "{text}");
+    }
+    for (text, error) in [
+        ("a.example tls http", RuleError::BothWires),
+        ("a.example http ech", RuleError::EchWithoutTls),
+        ("!a.example tls", RuleError::DenyWithDetails),
+        ("!a.example ech", RuleError::DenyWithDetails),
+        ("a.example TLS", RuleError::Option("TLS".to_owned())),
+    ] {
+        assert_eq!(rule_error(text), error, "{text}");
+    }
+    let same = |one: &str, other: &str| rule(one).says_the_same(&rule(other));
+    assert!(same("a.example tls", "a.example tls") && !same("a.example tls", "a.example"));
+    assert!(!same("a.example ech", "a.example"));
+    let on = |text: &str, port| rule(text).wire_on(port);
+    assert_eq!(
+        (on("a.example:80,443", 443), on("a.example:80,443", 80)),
+        (Some(Wire::Tls), Some(Wire::Http))
+    );
+    assert_eq!((on("a.example:443 http", 443), on("a.example:22", 22)), (Some(Wire::Http), None));
+}
+
+#[test]
+fn gated_are_80_443_and_what_rules_mark() {
+    assert_eq!(list("").gated_ports(), [80, 443]);
+    let text = "a.example:22,8443 tls\nb.example:3000,443 http\nc.example:5000\n!d.example\ne.example:7000 tls by=broker";
+    assert_eq!(
+        list(text).gated_ports(),
+        [22, 80, 443, 3000, 8443],
+        "not those for somebody else than the agent"
+    );
+    let ports = |count: u16| {
+        let ports: Vec<String> = (2000..2000 + count).map(|port| port.to_string()).collect();
+        rule(&format!("a.example:{} tls", ports.join(",")))
+    };
+    assert_eq!(check_gated(&[ports(62)]), Ok(()));
+    let refused = check_gated(&[ports(63), rule("b.example")]).unwrap_err();
+    assert!(refused.to_string().starts_with("65 ports are the egress gate's"), "{refused}");
+}
+
+#[test]
 fn what_is_shown_is_read_the_same() {
     for text in [
         "github.com",
@@ -140,6 +189,10 @@ fn what_is_shown_is_read_the_same() {
         "*.example.org",
         "git.corp.example:7999 private",
         "keys.example by=broker",
+        "git.example:8443 tls",
+        "cache.example:8080 private http",
+        "hidden.example tls ech by=boot",
+        "hidden.example ech",
         "boot.example private by=boot",
         "!evil.example",
         "!*.evil.example",

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::report;
+use crate::resources::warnings::octets;
 use crate::status::report::{RequestState, SessionState};
 
 /// One entry. `seq` grows; an entry that is counted up gets a new one.
@@ -154,6 +155,11 @@ pub struct Use {
     pub first: String,
     pub last: String,
     pub count: u64,
+    /// Octets, where the gate carried it: a packet filter does not count them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_out: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_in: Option<u64>,
 }
 
 /// Entries after a given one.
@@ -198,9 +204,13 @@ impl std::fmt::Display for Entry {
                     0 => String::new(),
                     others => format!(" or {others} more names of this address"),
                 };
+                let carried = match (used.bytes_out, used.bytes_in) {
+                    (Some(out), Some(inward)) => format!(", {} out, {} in", octets(out), octets(inward)),
+                    (Some(_) | None, _) => String::new(),
+                };
                 let who = who(used.uid, None);
                 format!(
-                    "used      {}:{}{also} ({}), {}×, {who}",
+                    "used      {}:{}{also} ({}), {}×{carried}, {who}",
                     used.name, used.port, used.address, used.count
                 )
             }

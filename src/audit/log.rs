@@ -100,11 +100,16 @@ impl Log {
     pub(super) fn used(&mut self, used: &Use, now: Instant) -> Option<Entry> {
         let key = ("used", used.name.clone(), used.port, used.uid);
         self.traffic(key, &used.last, now, |old| {
-            let (first, count) = match old {
-                Some(What::Used(old)) => (old.first, old.count),
-                Some(_) | None => (used.first.clone(), 0),
-            };
-            What::Used(Use { first, count: count.saturating_add(used.count), ..used.clone() })
+            let Some(What::Used(old)) = old else { return What::Used(used.clone()) };
+            let sum =
+                |old: Option<u64>, new: Option<u64>| old.zip(new).map(|(a, b)| a.saturating_add(b)).or(new);
+            What::Used(Use {
+                first: old.first,
+                count: old.count.saturating_add(used.count),
+                bytes_out: sum(old.bytes_out, used.bytes_out),
+                bytes_in: sum(old.bytes_in, used.bytes_in),
+                ..used.clone()
+            })
         })
     }
 
@@ -305,6 +310,8 @@ mod tests {
             first: last.into(),
             last: last.into(),
             count: 1,
+            bytes_out: None,
+            bytes_in: None,
         };
         log.used(&used("192.0.2.1", "2026-11-21T08:00:00Z"), now);
         log.used(&used("192.0.2.2", "2026-11-21T08:00:09Z"), now);

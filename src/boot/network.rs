@@ -3,11 +3,12 @@
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::Ipv6Net;
 
 use super::step::{Failure, Steps, Trouble, Verified};
-use super::{DNS, FIREWALL, LOCKDOWN};
+use super::{DNS, FIREWALL, GATE, LOCKDOWN};
 use super::{host, protections};
 use crate::config::{self, ListenPort};
 use crate::dns::keeper::{self, Keeper, Sockets};
@@ -19,8 +20,9 @@ use crate::firewall::detect::{self, Scope};
 use crate::firewall::ground::{Candidate, Offer};
 use crate::firewall::nftables::NftablesError;
 use crate::firewall::programs::{Programs, Supervised};
-use crate::firewall::ruleset::{EngineDns, Family, FirewallPlan, Transport};
+use crate::firewall::ruleset::{EngineDns, Family, FirewallPlan, GatePlan, Transport};
 use crate::firewall::{EgressLocked, Firewall, FirewallError, Notices};
+use crate::gate;
 use crate::innkeeper::Innkeeper;
 use crate::namespace::Network;
 use crate::prerequisites::network::{self as needs, RESOLV_CONF};
@@ -188,6 +190,7 @@ const FLY_SSH: [Ipv6Net; 2] = [
 /// What the firewall step needs of this one.
 pub(super) struct Resolver {
     sockets: Sockets,
+    doors: gate::keeper::Sockets,
     servers: Vec<NameServer>,
     plan: FirewallPlan,
     ipv6: bool,
@@ -214,12 +217,19 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
         Ok((upstreams, host::closed_listeners(&listeners, &innkeeper.config.network.loopback)))
     };
     let mut sockets = None;
+    let mut doors = None;
     let resolver = steps.run(
         DNS,
         plan,
         |(upstreams, _)| {
             sockets = Some(Sockets::open().map_err(|error| {
                 Trouble::unfit(chain(&error), "something else listens on port 53 of this network: stop it")
+            })?);
+            // Both before any agent exists, and before the rules that lead there.
+            doors = Some(gate::keeper::Sockets::open().map_err(|error| {
+                let next =
+                    format!("something else listens on {} of this network: stop it", gate::keeper::LISTEN);
+                Trouble::unfit(chain(&error), next)
             })?);
             host::write_resolv_conf(Path::new(RESOLV_CONF), upstreams, innkeeper);
             Ok(())
@@ -234,27 +244,29 @@ pub(super) fn dns(innkeeper: &Innkeeper, steps: &Steps, network: &Network) -> Re
         },
     )?;
     let (upstreams, closed) = resolver;
-    let Some(sockets) = sockets else {
+    let (Some(sockets), Some(doors)) = (sockets, doors) else {
         let trouble = Trouble::unfit("no socket was opened", "please report this");
         return Err(Failure { step: DNS.name, trouble });
     };
-    let plan = rules(innkeeper, network, &sockets, (&upstreams, closed));
+    let plan = rules(innkeeper, network, (&sockets, &doors), (&upstreams, closed));
     let servers = if configured.is_empty() {
         upstreams.servers.into_iter().map(NameServer::plain).collect()
     } else {
         configured.clone()
     };
-    Ok(Resolver { sockets, servers, plan, ipv6: network.ipv6_route })
+    Ok(Resolver { sockets, doors, servers, plan, ipv6: network.ipv6_route })
 }
 
 /// The facts that the rules depend on.
 fn rules(
     innkeeper: &Innkeeper,
     network: &Network,
-    sockets: &Sockets,
+    (sockets, doors): (&Sockets, &gate::keeper::Sockets),
     (upstreams, closed): (&Upstreams, Vec<SocketAddr>),
 ) -> FirewallPlan {
     let dns_v6 = sockets.v6.then(|| SocketAddrV6::new(Ipv6Addr::LOCALHOST, keeper::PORT, 0, 0));
+    let ports = innkeeper.allowlist().gated_ports();
+    let gate = GatePlan { uid: innkeeper.accounts.gate.uid, v4: doors.v4, v6: doors.v6, ports };
     FirewallPlan {
         dns_uid: innkeeper.accounts.dns.uid,
         dns_v4: std::net::SocketAddrV4::new(keeper::LISTEN_V4, keeper::PORT),
@@ -268,6 +280,7 @@ fn rules(
         uses_group: USES_GROUP,
         vm: network.initial && network.initial_pids,
         closed: Vec::new(),
+        gate: Some(gate),
     }
 }
 
@@ -342,17 +355,17 @@ pub(super) fn firewall(
     innkeeper: &Arc<Innkeeper>,
     steps: &Steps,
     resolver: Resolver,
-) -> Result<EgressLocked, Failure> {
+) -> Result<(EgressLocked, gate::keeper::Sockets), Failure> {
     let Some(firewall) = innkeeper.firewall.get() else {
         let trouble = Trouble::unfit("the lockdown is gone", "please report this");
         return Err(Failure { step: FIREWALL.name, trouble });
     };
-    let Resolver { sockets, servers, plan, ipv6 } = resolver;
+    let Resolver { sockets, doors, servers, plan, ipv6 } = resolver;
     if let Some(engine) = &plan.engine_dns {
         innkeeper.board().warn(host::engine_warning(engine));
     }
     let limit = innkeeper.config.network.boot_timeout;
-    steps.run(
+    let locked = steps.run(
         FIREWALL,
         || Ok(plan),
         |plan| {
@@ -392,6 +405,61 @@ pub(super) fn firewall(
             }
             let by = firewall.backend();
             Ok(Verified::new(locked, format!("{open} addresses open; the rest is refused ({by})")))
+        },
+    )?;
+    Ok((locked, doors))
+}
+
+/// Connections on which nothing moves, and those that are so old, end.
+const IDLE: Duration = Duration::from_secs(3600);
+const LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// The worker says that it serves within milliseconds.
+const GATE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Behind rules that open gated ports to it alone: nothing passes there before.
+pub(super) fn gate(
+    innkeeper: &Arc<Innkeeper>,
+    steps: &Steps,
+    doors: gate::keeper::Sockets,
+) -> Result<(), Failure> {
+    let accounts = &innkeeper.accounts;
+    let plan = gate::keeper::Plan {
+        identity: Identity::worker(accounts.gate.uid, accounts.gate.gid),
+        agent_uid: accounts.agent.uid,
+        idle: IDLE,
+        lifetime: LIFETIME,
+        attributor: innkeeper.attributor.clone(),
+    };
+    let doors = std::cell::Cell::new(Some(doors));
+    steps.run(
+        GATE,
+        || Ok(plan),
+        |plan| {
+            let Some(doors) = doors.take() else { return Ok(()) };
+            let policy = Arc::<Innkeeper>::clone(innkeeper);
+            let (spawner, board) = (innkeeper.spawner.clone(), Arc::clone(innkeeper.board()));
+            let started = gate::keeper::Keeper::start(
+                plan.clone(),
+                doors,
+                innkeeper.standing(),
+                policy,
+                spawner,
+                board,
+            );
+            let (keeper, served) = started.map_err(|error| Trouble::internal(&error))?;
+            drop(innkeeper.gate.set(keeper));
+            // Whether it does is looked at below.
+            served.recv_timeout(GATE_LIMIT).ok();
+            Ok(())
+        },
+        |_| {
+            let serving = innkeeper.gate.get().map(gate::keeper::Keeper::verify);
+            let up = serving.unwrap_or_else(|| Err("it was not started".to_owned()));
+            up.map_err(|found| Trouble::unfit(found, "please report this, with the lines above"))?;
+            let ports: Vec<String> = innkeeper.allowlist().gated_ports().iter().map(u16::to_string).collect();
+            let detail = format!("TCP {} by the name that is shown", ports.join(", "));
+            innkeeper.board().update(|report| report.gate.how = "redirect".to_owned());
+            Ok(Verified::new((), detail))
         },
     )
 }

@@ -40,6 +40,7 @@ impl Attack {
                 supervisor: std::process::id(),
                 resolver: readiness::probe::resolver(),
                 upstreams: innkeeper.upstreams.get().cloned().unwrap_or_default(),
+                gated: innkeeper.allowlist().gated_ports(),
                 sealed: sealed_directories(sealed.writable()),
                 doors: sealed.doors().to_vec(),
                 userns: innkeeper.config.agent.userns,
@@ -87,10 +88,11 @@ pub(super) fn register(innkeeper: &Arc<Innkeeper>, attack: &Attack, sealed: &Sea
     let Some(firewall) = innkeeper.firewall.get() else {
         return Err(Trouble::unfit("there is no firewall", "please report this"));
     };
-    let checks: [(&'static str, Verify); 7] = [
+    let checks: [(&'static str, Verify); 8] = [
         ("egress-ipv4", egress(firewall, attack, "egress-ipv4", innkeeper.closed_ipv4.get())),
         ("egress-ipv6", egress_ipv6(innkeeper, firewall, attack)),
         ("dns", dns(innkeeper, attack)),
+        ("gate", gate(innkeeper, attack)),
         ("rootfs", rootfs(sealed, attack)),
         ("host-doors", by_attack(attack, "host-doors", "covered")),
         ("agent", by_attack(attack, "agent", "uid, no caps, seccomp")),
@@ -161,6 +163,16 @@ fn dns(innkeeper: &Arc<Innkeeper>, attack: &Attack) -> Verify {
         let up = keeper.verify()?;
         let tried = attack.judge("dns")?;
         Ok(Held::by("allowlist").detail(format!("{tried}; {up}")))
+    })
+}
+
+fn gate(innkeeper: &Arc<Innkeeper>, attack: &Attack) -> Verify {
+    let (innkeeper, attack) = (Arc::clone(innkeeper), attack.clone());
+    Arc::new(move || {
+        let Some(keeper) = innkeeper.gate.get() else { return Err("no gate".to_owned()) };
+        let up = keeper.verify()?;
+        let tried = attack.judge("gate")?;
+        Ok(Held::by("names shown").detail(format!("{tried}; {up}")))
     })
 }
 

@@ -1,6 +1,6 @@
 //! Workers, trampolines and helpers: commands by which Innkeeper calls itself, and that no help lists.
 
-use std::ffi::OsString;
+use std::ffi::{CStr, OsString};
 
 use super::{call_ourselves, done, failed, print};
 use crate::comforts::Comfort;
@@ -32,6 +32,8 @@ pub(super) enum Hidden {
     Tables,
     #[command(hide = true)]
     Dns,
+    #[command(hide = true)]
+    Gate,
     #[command(hide = true)]
     Watch,
     #[command(hide = true)]
@@ -97,15 +99,10 @@ pub(super) fn run(hidden: Hidden) -> u8 {
             Ok(answer) => print(&answer),
             Err(error) => failed("tables", &error),
         },
-        Hidden::Dns => {
-            call_ourselves(c"innkeeper-dns");
-            done("dns", crate::dns::run())
-        }
-        Hidden::Watch => {
-            // Fifteen octets are all that a name may have, and these are just as many.
-            call_ourselves(c"innkeeper-watch");
-            done("watch", crate::watch::run())
-        }
+        Hidden::Dns => worker(c"innkeeper-dns", || done("dns", crate::dns::run())),
+        Hidden::Gate => worker(c"innkeeper-gate", || done("gate", crate::gate::run())),
+        // Fifteen octets are all that a name may have, and these are just as many.
+        Hidden::Watch => worker(c"innkeeper-watch", || done("watch", crate::watch::run())),
         Hidden::Probe { attack, identity } => probe(&attack, &identity),
         Hidden::Stream { identity } => match run_as::become_untouchable(&identity) {
             Ok(()) => {
@@ -145,6 +142,11 @@ pub(super) fn run(hidden: Hidden) -> u8 {
         Hidden::Credential { operation } => answer_git(&operation),
         Hidden::RunAs { identity, command } => failed("run-as", &run_as::run(&identity, &command)),
     }
+}
+
+fn worker(name: &CStr, work: impl FnOnce() -> u8) -> u8 {
+    call_ourselves(name);
+    work()
 }
 
 fn probe(attack: &str, identity: &Identity) -> u8 {

@@ -24,7 +24,7 @@ pub(super) enum PolicyCommand {
     /// Allow names in this box until it ends, or for a while; `!NAME` denies one
     #[command(after_help = ALLOW_HELP)]
     Allow {
-        /// NAME[:PORT[,PORT…]] [private], as in network/domains.conf; all of them or none
+        /// NAME[:PORT[,PORT…]] [private] [tls|http] [ech], as in network/domains.conf; all of them or none
         #[arg(required = true)]
         rules: Vec<String>,
         /// For how long: 90s, 15m, 1h, 2days

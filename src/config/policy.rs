@@ -13,7 +13,7 @@ use super::values::Values;
 use super::{Network, Sources};
 use crate::allowlist::{
     Allowlist, Ceiling, Denied, DomainName, DomainPattern, Origin, Rule, RuleError, RuleOptions, RuleProblem,
-    Verdict, parse_rules,
+    Verdict, check_gated, parse_rules,
 };
 use crate::policy::STRANGERS;
 use crate::secrets::shape::mask_tokens;
@@ -25,7 +25,7 @@ pub struct Policy {
     pub ceiling: Ceiling,
 }
 
-const RULE_FORM: &str = "a rule is NAME[:PORT[,PORT…]] [private], one a line";
+const RULE_FORM: &str = "a rule is NAME[:PORT[,PORT…]] [private] [tls|http] [ech], one a line";
 
 /// Gathers the policy; what is wrong goes into `values.problems`.
 #[must_use]
@@ -44,6 +44,10 @@ pub(super) fn gather(
     gathering.model(model);
     let ceiling = gathering.ceiling();
     gathering.refuse_beyond(&ceiling);
+    if let Err(error) = check_gated(&gathering.rules) {
+        let next = "leave tls and http out where the firewall's lock by address is enough";
+        gathering.problem("the allowlist", error.to_string(), next);
+    }
     let rules = gathering.rules;
     (Policy { rules, ceiling }, profiles)
 }
@@ -185,7 +189,11 @@ impl Gathering<'_> {
             let rules = self.without_strangers(rules);
             self.rules.extend(rules);
             for RuleProblem { error, .. } in problems {
-                self.problem(what.clone(), bad_rule(&error), "a rule is NAME[:PORT[,PORT…]] [private]");
+                self.problem(
+                    what.clone(),
+                    bad_rule(&error),
+                    "a rule is NAME[:PORT[,PORT…]] [private] [tls|http] [ech]",
+                );
             }
         }
     }

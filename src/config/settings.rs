@@ -88,7 +88,7 @@ impl Kind {
             Self::Url => "an https:// address".to_owned(),
             Self::Words(words) => format!("a list of {}", list(words)),
             Self::Names => "a list of names".to_owned(),
-            Self::Rules => "a list of rules, NAME[:PORT[,PORT…]] [private]".to_owned(),
+            Self::Rules => "a list of rules, NAME[:PORT[,PORT…]] [private] [tls|http] [ech]".to_owned(),
             Self::Addresses => {
                 "a list of IP addresses, with :PORT if it is not 53; tls://ADDRESS#NAME asks by TLS"
                     .to_owned()

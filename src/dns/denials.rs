@@ -114,18 +114,18 @@ impl Denials {
     }
 
     /// Counts one refused question. Without an owner it joins an earlier one of the same name, if there is one.
-    pub fn add(&mut self, what: &str, reason: &impl Display, owner: Option<Owner>) {
+    pub fn add(&mut self, what: &str, reason: &impl Display, owner: Option<Owner>, rule: Option<String>) {
         let uid = owner.map(|owner| owner.uid);
         if let Some(known) = self.find(what, uid) {
             known.count += 1;
             return;
         }
         if self.order.len() < MAX_NAMES {
-            self.list(what, reason.to_string(), owner);
+            self.list(what, reason.to_string(), owner, rule);
         } else if let Some(others) = self.find(OTHERS, None) {
             others.count += 1;
         } else {
-            self.list(OTHERS, "refused; too many different names to list".to_owned(), None);
+            self.list(OTHERS, "refused; too many different names to list".to_owned(), None, None);
         }
     }
 
@@ -133,9 +133,9 @@ impl Denials {
         self.pending.get_mut(what)?.iter_mut().rev().find(|known| uid.is_none() || known.uid == uid)
     }
 
-    fn list(&mut self, what: &str, reason: String, owner: Option<Owner>) {
+    fn list(&mut self, what: &str, reason: String, owner: Option<Owner>, rule: Option<String>) {
         let (uid, inode) = (owner.map(|owner| owner.uid), owner.map(|owner| owner.inode));
-        let denial = DnsDenial { what: what.to_owned(), reason, uid, inode, count: 1, id: None };
+        let denial = DnsDenial { what: what.to_owned(), reason, uid, inode, count: 1, id: None, rule };
         self.order.push_back((what.to_owned(), uid));
         self.pending.entry(what.to_owned()).or_default().push(denial);
     }
@@ -183,10 +183,10 @@ mod tests {
         let now = Instant::now();
         let mut denials = Denials::new(now);
         for _ in 0..5 {
-            denials.add("evil.test", &"not in the allowlist", OWNER);
+            denials.add("evil.test", &"not in the allowlist", OWNER, None);
         }
-        denials.add("evil.test", &"not in the allowlist", None);
-        denials.add("evil.test", &"not in the allowlist", Some(Owner { uid: 0, inode: 8 }));
+        denials.add("evil.test", &"not in the allowlist", None, None);
+        denials.add("evil.test", &"not in the allowlist", Some(Owner { uid: 0, inode: 8 }), None);
         let first = denials.take(now).unwrap();
         assert_eq!(
             (first.what.as_str(), first.uid, first.inode, first.count),
@@ -201,7 +201,7 @@ mod tests {
         let mut now = Instant::now();
         let mut denials = Denials::new(now);
         for i in 0..5000 {
-            denials.add(&format!("n{i}.evil.test"), &"not in the allowlist", OWNER);
+            denials.add(&format!("n{i}.evil.test"), &"not in the allowlist", OWNER, None);
         }
         let mut counted = 0;
         let mut at_once = 0;
@@ -229,8 +229,8 @@ mod tests {
     fn what_could_not_be_sent_comes_again_first() {
         let now = Instant::now();
         let mut denials = Denials::new(now);
-        denials.add("a.test", &"r", OWNER);
-        denials.add("b.test", &"r", OWNER);
+        denials.add("a.test", &"r", OWNER, None);
+        denials.add("b.test", &"r", OWNER, None);
         let taken = denials.take(now).unwrap();
         denials.put_back(taken);
         assert_eq!(denials.take(now).unwrap().what, "a.test");
@@ -247,7 +247,7 @@ mod tests {
         }
         denials.attributed(Duration::from_millis(40));
         let known = "known.test";
-        denials.add(known, &"r", None);
+        denials.add(known, &"r", None, None);
         assert!(!denials.may_attribute("a.test", now + Duration::from_millis(900)), "a flood has to wait");
         assert!(denials.may_attribute("a.test", now + Duration::from_millis(1100)));
         assert!(!denials.may_attribute(known, now + Duration::from_millis(1200)), "not for the same again");
@@ -259,7 +259,7 @@ mod tests {
         let now = Instant::now();
         let mut denials = Denials::new(now);
         for i in 0..MAX_NAMES + 9 {
-            denials.add(&format!("n{i}.evil.test"), &"r", None);
+            denials.add(&format!("n{i}.evil.test"), &"r", None, None);
         }
         assert!(!denials.may_attribute("new.evil.test", now));
         assert!(denials.may_attribute("n1.evil.test", now));

@@ -122,7 +122,7 @@ pub struct Standing {
 
 impl Standing {
     /// As text, which lives no longer than it takes to tell it.
-    fn for_worker(&self) -> Policy {
+    pub(crate) fn for_worker(&self) -> Policy {
         let rules = self.allowlist.rules().iter().map(ToString::to_string).collect();
         Policy { generation: self.generation, rules, requests: self.requests }
     }

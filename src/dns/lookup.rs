@@ -17,7 +17,7 @@ use super::cache::{Cache, Failure, Key, Known};
 use super::link::Link;
 use super::protocol::{LastGood, Policy};
 use super::upstream::{BUDGET, Response, UpstreamError, Upstreams};
-use crate::allowlist::{Allowlist, DomainName, Origin, RuleError, Verdict, parse_rule};
+use crate::allowlist::{Allowlist, DomainName, RuleError, Verdict};
 
 /// Names of patterns that are remembered. An entry takes some 300 octets.
 const PATTERN_NAMES: usize = 4096;
@@ -56,11 +56,7 @@ pub struct Rules {
 impl Rules {
     /// One rule that is not understood makes the whole policy unusable: it might have been a denial.
     pub fn new(policy: &Policy) -> Result<Self, RuleError> {
-        let name: Arc<str> = "policy".into();
-        let origin = || Origin::Setting { name: name.clone() };
-        let rules =
-            policy.rules.iter().map(|text| parse_rule(text, origin())).collect::<Result<Vec<_>, _>>()?;
-        let allowlist = Allowlist::new(rules);
+        let allowlist = policy.allowlist()?;
         let exact = allowlist.exact_names().into_iter().collect();
         Ok(Self { generation: policy.generation, allowlist, requests: policy.requests, exact })
     }

@@ -4,11 +4,12 @@
 //! [`Setup::sockets`].
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::name_server::NameServer;
-use crate::allowlist::DomainName;
+use crate::allowlist::{Allowlist, DomainName, Origin, RuleError, parse_rule};
 
 /// The largest frame from PID 1: a policy of 10,000 names is under 1 MiB.
 pub const MAX_TO_WORKER: usize = 16 << 20;
@@ -134,6 +135,20 @@ pub struct DnsDenial {
     /// Set while the client is kept waiting, so that its process still exists when PID 1 looks; PID 1 answers with
     /// [`ToWorker::Attributed`].
     pub id: Option<u64>,
+    /// The rule that would let it pass, where that is not the bare name's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+}
+
+impl Policy {
+    /// The rules as they decide.
+    pub fn allowlist(&self) -> Result<Allowlist, RuleError> {
+        let name: Arc<str> = "policy".into();
+        let origin = || Origin::Setting { name: name.clone() };
+        let rules =
+            self.rules.iter().map(|text| parse_rule(text, origin())).collect::<Result<Vec<_>, _>>()?;
+        Ok(Allowlist::new(rules))
+    }
 }
 
 /// Sent at most once a second, when something changed.

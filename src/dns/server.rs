@@ -185,7 +185,7 @@ impl Responder {
         {
             return Some((looked, place));
         }
-        denials.add(what, cause, owner);
+        denials.add(what, cause, owner, None);
         drop(denials);
         self.denied.notify_one();
         None
@@ -194,7 +194,7 @@ impl Responder {
 
 fn denial(what: &str, cause: &Cause<'_>, owner: socket_table::Owner) -> DnsDenial {
     let (what, reason) = (what.to_owned(), cause.to_string());
-    DnsDenial { what, reason, uid: Some(owner.uid), inode: Some(owner.inode), count: 1, id: None }
+    DnsDenial { what, reason, uid: Some(owner.uid), inode: Some(owner.inode), count: 1, id: None, rule: None }
 }
 
 fn transport(protocol: Protocol) -> socket_table::Protocol {

@@ -106,6 +106,7 @@ fn everything() -> Option<FirewallPlan> {
         uses_group: 1,
         vm: true,
         closed: Vec::new(),
+        gate: None,
     })
 }
 

@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::Ipv6Net;
 use serde::{Deserialize, Serialize};
 
-pub use plan::{EngineDns, FirewallPlan, lockdown, skeleton};
+pub use plan::{EngineDns, FirewallPlan, GatePlan, lockdown, skeleton};
 
 /// The only table that Innkeeper touches; Docker's, Kubernetes' and the operator's own stay as they are.
 pub const TABLE: &str = "innkeeper";

@@ -15,6 +15,12 @@ use crate::policy::suggest::{Circumstances, suggest};
 use crate::policy::{InForce, hosts};
 use crate::report;
 
+impl crate::gate::keeper::Policy for Innkeeper {
+    fn rule_for(&self, name: &str, port: u16) -> Option<String> {
+        Self::rule_for(self, name, port)
+    }
+}
+
 impl Innkeeper {
     /// The rule by which a name is allowed on a port, for the audit log.
     #[must_use]

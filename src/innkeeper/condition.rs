@@ -49,5 +49,9 @@ impl Innkeeper {
             Some(Err(why)) => report.traffic_note = Some(why.clone()),
             None => report.traffic_note = Some("not measured yet".to_owned()),
         }
+        if let Some(gate) = self.gate.get() {
+            report.traffic.extend(gate.traffic());
+            report.traffic.sort_by_key(|row| std::cmp::Reverse((row.bytes_out, row.bytes_in)));
+        }
     }
 }

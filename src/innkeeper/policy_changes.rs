@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::{Innkeeper, lock};
-use crate::allowlist::{Allowlist, Origin};
+use crate::allowlist::{Allowlist, Origin, check_gated};
 use crate::audit::{self, PolicyChange};
 use crate::clock::boottime;
 use crate::config;
@@ -23,7 +23,8 @@ impl From<Refusal> for Response {
             | Refusal::Strangers(_)
             | Refusal::DenyRule { .. }
             | Refusal::NothingToRevoke(_)
-            | Refusal::TooMany => Self::Invalid { reason },
+            | Refusal::TooMany
+            | Refusal::Gated(_) => Self::Invalid { reason },
         }
     }
 }
@@ -115,10 +116,16 @@ impl Innkeeper {
             return Err("the box is still booting; try again when it is ready".to_owned());
         };
         let allowlist = Allowlist::new(next.rules());
+        // Files that were read again and what the operator granted, together.
+        check_gated(next.rules().iter().map(|rule| &**rule)).map_err(|error| error.to_string())?;
         // The firewall first: what is no longer allowed is closed before a name could open it again.
         firewall.policy(allowlist.clone()).map_err(|error| chain(&error))?;
         *lock(&self.policy) = next;
         *lock(&self.allowlist) = allowlist;
+        // The gate before the resolver: what lives by a rule that is gone ends.
+        if let Some(gate) = self.gate.get() {
+            gate.policy(self.standing());
+        }
         keeper.policy(self.standing());
         Ok(())
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::InForce;
 use super::hosts::{Hosts, Trait};
-use crate::allowlist::{DomainName, DomainPattern, Rule, Subject, is_public_suffix};
+use crate::allowlist::{ALWAYS_GATED, DomainName, DomainPattern, Rule, Subject, is_public_suffix};
 
 /// What is wrong with a rule, or worth knowing; the gravest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -24,6 +24,10 @@ pub enum Kind {
     /// One host for many customers.
     Shared,
     Telemetry,
+    /// May hide which name of a host is meant.
+    Hidden,
+    /// Names a port that another rule gave to the egress gate.
+    Gated,
     /// The name does not resolve.
     Dead,
     /// Another rule allows all of it.
@@ -43,6 +47,8 @@ impl Kind {
             | Self::UserContent
             | Self::Shared
             | Self::Telemetry
+            | Self::Hidden
+            | Self::Gated
             | Self::Covered
             | Self::IdleDeny => true,
             Self::Dead | Self::Unused => false,
@@ -58,6 +64,8 @@ impl fmt::Display for Kind {
             Self::UserContent => "hosts that serve what strangers put there",
             Self::Shared => "hosts that many customers share",
             Self::Telemetry => "statistics alone",
+            Self::Hidden => "names whose connections may hide where they go",
+            Self::Gated => "ports that are the gate's by another rule",
             Self::Dead => "names that do not resolve",
             Self::Covered => "covered by another rule",
             Self::IdleDeny => "denials of what nothing allows",
@@ -94,6 +102,7 @@ pub fn lint(rules: &[InForce], hosts: &Hosts, seen: Option<&Seen>) -> Vec<Findin
             index.denial(rule)
         } else {
             let mut said = by_itself(rule, hosts);
+            said.extend(index.gated(rule).map(|detail| (Kind::Gated, detail)));
             said.extend(index.covering(place, entry).map(|other| {
                 (Kind::Covered, format!("{} ({}) allows all of it", other.rule, other.rule.origin))
             }));
@@ -121,6 +130,9 @@ fn by_itself(rule: &Rule, hosts: &Hosts) -> Vec<(Kind, String)> {
     }
     if rule.options.telemetry {
         said.insert(Kind::Telemetry, "the rule says so; safe to remove".to_owned());
+    }
+    if rule.options.ech {
+        said.insert(Kind::Hidden, "an Encrypted ClientHello may name any site of the same host".to_owned());
     }
     for host in hosts.reached_by(&rule.pattern) {
         for kind in host.traits.iter().map(|found| kind_of(*found)) {
@@ -159,12 +171,20 @@ struct Index<'a> {
     rules: &'a [InForce],
     exact: HashMap<&'a str, Vec<usize>>,
     below: HashMap<&'a str, Vec<usize>>,
+    /// The first rule that marked a port which is not the gate's anyway.
+    marked: BTreeMap<u16, &'a Rule>,
 }
 
 impl<'a> Index<'a> {
     fn new(rules: &'a [InForce]) -> Self {
-        let mut index = Self { rules, exact: HashMap::new(), below: HashMap::new() };
+        let mut index = Self { rules, exact: HashMap::new(), below: HashMap::new(), marked: BTreeMap::new() };
         for (place, entry) in rules.iter().enumerate().filter(|(_, entry)| !entry.rule.deny) {
+            let rule = &*entry.rule;
+            if rule.options.wire.is_some() && rule.options.by == Subject::Agent {
+                for port in rule.ports.iter().filter(|port| !ALWAYS_GATED.contains(port)) {
+                    index.marked.entry(*port).or_insert(rule);
+                }
+            }
             let (map, name) = match &entry.rule.pattern {
                 DomainPattern::Exact(name) => (&mut index.exact, name),
                 DomainPattern::Below(name) => (&mut index.below, name),
@@ -191,6 +211,15 @@ impl<'a> Index<'a> {
         vec![(Kind::IdleDeny, "no rule allows what it denies; it is refused without it".to_owned())]
     }
 
+    /// A rule that says nothing of what it speaks, on a port where another one does: it may not know.
+    fn gated(&self, rule: &Rule) -> Option<String> {
+        if rule.options.wire.is_some() || rule.options.by != Subject::Agent {
+            return None;
+        }
+        let (port, by) = rule.ports.iter().find_map(|port| Some((port, self.marked.get(port)?)))?;
+        Some(format!("{by} ({}) made port {port} the gate's: only TLS and HTTP pass there", by.origin))
+    }
+
     /// A rule that allows all that this one does, for as long. Of two that are the same the second is covered.
     fn covering(&self, place: usize, entry: &InForce) -> Option<&'a InForce> {
         let (same, name) = match &entry.rule.pattern {
@@ -212,6 +241,8 @@ fn covers(one: &InForce, other: &InForce) -> bool {
     wide.pattern.covers(&narrow.pattern)
         && narrow.ports.iter().all(|port| wide.ports.contains(port))
         && (wide.options.private || !narrow.options.private)
+        && (wide.options.ech || !narrow.options.ech)
+        && narrow.ports.iter().all(|port| wide.wire_on(*port) == narrow.wire_on(*port))
         && wide.options.by == narrow.options.by
         && one.until.unwrap_or(Duration::MAX) >= other.until.unwrap_or(Duration::MAX)
 }
@@ -292,6 +323,19 @@ mod tests {
     }
 
     #[test]
+    fn a_port_that_another_rule_gave_to_the_gate_is_told() {
+        let text = "a.test:8443 tls\nb.test:22,8443\nc.test:22\nd.test:8443 http\ne.test:8443 by=boot\n";
+        assert_eq!(found(text, None), [(Kind::Gated, "b.test:22,8443".into())]);
+        assert_eq!(found("a.test http\nb.test\nc.test:8443 tls by=boot\nd.test:8443", None), []);
+        let entries: Vec<InForce> = policy(text).entries().collect();
+        assert_eq!(
+            lint(&entries, &hosts(), None).first().unwrap().detail,
+            "a.test:8443 tls (d.conf:1) made port 8443 the gate's: only TLS and HTTP pass there"
+        );
+        assert_eq!(found("a.test ech", None), [(Kind::Hidden, "a.test ech".into())]);
+    }
+
+    #[test]
     fn what_another_rule_allows_is_covered_and_of_twins_the_second() {
         let covered = |text: &str| {
             let all = found(text, None).into_iter().filter(|(kind, _)| *kind == Kind::Covered);
@@ -303,6 +347,9 @@ mod tests {
         assert_eq!(covered("*.x.test\na.x.test:22\n"), [""; 0]);
         assert_eq!(covered("*.x.test\na.x.test private\n"), [""; 0]);
         assert_eq!(covered("*.x.test by=broker\na.x.test\n"), [""; 0]);
+        assert_eq!(covered("*.x.test:8443\na.x.test:8443 tls\n"), [""; 0]);
+        assert_eq!(covered("*.x.test\na.x.test ech\n"), [""; 0]);
+        assert_eq!(covered("*.x.test tls\na.x.test\n"), ["a.x.test"], "443 is TLS anyway");
         // What ends covers nothing that lasts.
         let mut policy = policy("a.x.test");
         policy.allow(&["*.x.test".to_owned()], Some(Duration::from_secs(9))).unwrap();

@@ -1,5 +1,7 @@
 //! The child of the self-attack, `innkeeper probe`: runs as the agent and tries the doors, side by side.
 
+mod gate;
+
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -8,6 +10,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::libc;
+
+pub use gate::is_own;
 
 use super::{Attack, Attempt, Outcome};
 use crate::control::protocol::{Request, SOCKET};
@@ -65,6 +69,9 @@ const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)
 /// A public resolver that agents and tools hard-code.
 pub(crate) const OUTSIDE_RESOLVER: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
 
+/// More than a policy can gate ([`MAX_GATED`](crate::allowlist::MAX_GATED)): the first that this one does not is tried.
+const UNGATED: std::ops::Range<u16> = 853..1000;
+
 /// A packet that must be refused.
 struct Forbidden {
     name: String,
@@ -76,23 +83,26 @@ struct Forbidden {
 fn forbidden(attack: &Attack) -> Vec<Forbidden> {
     let place = |name: &str, protection, to, udp| Forbidden { name: name.to_owned(), protection, to, udp };
     let (v4, v6) = ("egress-ipv4", "egress-ipv6");
+    // Gated ports and 53 lead to a worker: at others the address itself must be closed.
+    let port = UNGATED.clone().find(|port| !attack.gated.contains(port)).unwrap_or_default();
     let mut places = vec![
-        place("denied-address", v4, SocketAddr::from((DENIED_V4, 443)), false),
+        place("denied-address", v4, SocketAddr::from((DENIED_V4, port)), false),
         place("denied-udp", v4, SocketAddr::from((DENIED_V4, 443)), true),
-        place("metadata-ipv4", v4, SocketAddr::from((METADATA_V4, 80)), false),
-        place("ipv6-literal", v6, SocketAddr::from((DENIED_V6, 443)), false),
-        place("metadata-ipv6", v6, SocketAddr::from((METADATA_V6, 80)), false),
+        place("metadata-ipv4", v4, SocketAddr::from((METADATA_V4, port)), false),
+        place("ipv6-literal", v6, SocketAddr::from((DENIED_V6, port)), false),
+        place("metadata-ipv6", v6, SocketAddr::from((METADATA_V6, port)), false),
+        place("gate-itself", "gate", SocketAddr::V4(crate::gate::keeper::LISTEN), false),
     ];
     for upstream in &attack.upstreams {
-        // By another port than 53, which would be redirected: the address itself must be closed.
-        let other = SocketAddr::new(upstream.ip(), 853);
+        let other = SocketAddr::new(upstream.ip(), port);
         let protection = if upstream.is_ipv4() { v4 } else { v6 };
         places.push(place(&format!("upstream-{}", upstream.ip()), protection, other, false));
     }
     places
 }
 
-/// Every packet that an attack gets refused: one to each place, since the refusal is at once.
+/// Every packet that an attack gets refused: one to each place, since the refusal is at once. What is meant for the gate
+/// is among them, should it not get there.
 #[must_use]
 pub fn refusals(attack: &Attack) -> Vec<Target> {
     let target = |Forbidden { to, udp, .. }| Target {
@@ -101,7 +111,9 @@ pub fn refusals(attack: &Attack) -> Vec<Target> {
         port: Some(to.port()),
         icmp: None,
     };
-    forbidden(attack).into_iter().map(target).collect()
+    let at_gate =
+        gate::places().map(|to| Forbidden { name: String::new(), protection: "gate", to, udp: false });
+    forbidden(attack).into_iter().chain(at_gate).map(target).collect()
 }
 
 fn network(attack: &Attack) -> Vec<Trial<'static>> {
@@ -115,10 +127,11 @@ fn network(attack: &Attack) -> Vec<Trial<'static>> {
         trial(name, protection, move || if udp { send_udp(to) } else { connect(to) })
     });
     trials.extend(places);
+    trials.extend(gate::trials());
     trials
 }
 
-/// Judged by bytes that come back, not by the connect: a gate may accept and mean nothing.
+/// Judged by bytes that come back, not by the connect.
 pub(crate) fn connect(target: SocketAddr) -> Result {
     let mut stream = match TcpStream::connect_timeout(&target, PATIENCE) {
         Ok(stream) => stream,

@@ -295,14 +295,24 @@ pub struct OpenAddress {
     pub stale: bool,
 }
 
-/// The egress gate is not in this version: its numbers are zero.
+/// The egress gate.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Gate {
+    /// Connections that were let through.
     pub connections: u64,
     pub denied: u64,
+    /// Allowed, and nobody could be reached.
+    #[serde(default)]
+    pub failed: u64,
+    /// Living now.
+    #[serde(default)]
+    pub open: u64,
     pub bytes_out: u64,
     pub bytes_in: u64,
+    /// How connections get there.
+    #[serde(default)]
+    pub how: String,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

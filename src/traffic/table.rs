@@ -40,7 +40,12 @@ impl Table {
     /// Adds a connection. Where there are too many rows, the one that carried least joins the others: whoever carries
     /// much stays visible, however many small ones there are.
     pub fn add(&mut self, name: &str, port: u16, connection: &Connection) {
-        let sum = Sum { connections: 1, sent: connection.sent, received: connection.received };
+        self.carried(name, port, 1, connection.sent, connection.received);
+    }
+
+    /// Adds what was counted elsewhere.
+    pub fn carried(&mut self, name: &str, port: u16, connections: u64, sent: u64, received: u64) {
+        let sum = Sum { connections, sent, received };
         self.rows.entry((name.to_owned(), port)).or_default().add(sum);
         if self.rows.len() > MAX_ROWS {
             let least =

@@ -125,6 +125,8 @@ impl Reporter {
             first: time(flow.first),
             last: time(flow.last),
             count: flow.count,
+            bytes_out: None,
+            bytes_in: None,
         }
     }
 

@@ -41,6 +41,7 @@ pub(crate) fn plan() -> FirewallPlan {
         uses_group: USED,
         vm: false,
         closed: vec![],
+        gate: None,
     }
 }
 

@@ -36,6 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         uses_group: 0,
         vm: false,
         closed: vec![],
+        gate: None,
     };
     firewall.load(plan, Allowlist::new(rules))?;
     let new = admit(&firewall, 0..ADDRESSES, Duration::ZERO)?;

@@ -55,6 +55,21 @@ pub struct FirewallPlan {
     pub vm: bool,
     /// Families that this host lets us close but not open safely: loopback and what the link needs, nothing else.
     pub closed: Vec<Family>,
+    /// The egress gate; `None`: every port is as open as the sets of addresses say.
+    pub gate: Option<GatePlan>,
+}
+
+/// Who checks the names in connections, and of which ports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatePlan {
+    /// The uid of the gate, shared with nobody.
+    pub uid: u32,
+    /// Where it listens.
+    pub v4: SocketAddrV4,
+    /// Where it listens on IPv6; `None` where the host has no ::1: then gated ports are closed there.
+    pub v6: Option<SocketAddrV6>,
+    /// The gated TCP ports ([`crate::allowlist::Allowlist::gated_ports`]): to them the gate alone opens connections.
+    pub ports: Vec<u16>,
 }
 
 /// Docker's resolver forwards from a uid-0 socket inside the box's namespace.

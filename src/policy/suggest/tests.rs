@@ -24,6 +24,8 @@ fn used(name: &str, port: u16, uid: Option<u32>, also: &[&str]) -> Entry {
         first: "2026-11-21T08:00:01.000Z".into(),
         last: "2026-11-21T09:30:00.000Z".into(),
         count: 2,
+        bytes_out: None,
+        bytes_in: None,
     }))
 }
 

@@ -1,0 +1,341 @@
+//! The worker `innkeeper gate`: lets a connection pass if the name that it shows is allowed, to where that name leads.
+//!
+//! The firewall sends every TCP connection to a gated port here. The gate reads the name (TLS SNI, HTTP Host), judges it,
+//! resolves it itself and dials what *it* resolved: an address that many names share opens none but the allowed ones.
+//! Nothing is decrypted and nothing rewritten. It has no capabilities and no files; its sockets and policy come over its
+//! standard input, and it ends when that closes. No other uid may open connections on these ports: while it is away
+//! they are closed.
+
+pub mod dial;
+pub mod hello;
+pub mod http;
+pub mod keeper;
+pub mod link;
+pub mod names;
+mod octets;
+pub mod owner;
+pub mod protocol;
+pub mod refusal;
+pub mod relay;
+pub mod roll;
+pub mod verdict;
+pub mod visit;
+mod web;
+
+use std::fmt::Display;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use crate::allowlist::{Allowlist, DomainName, RuleError};
+use crate::channel::{self, ChannelError};
+use crate::dns::denials::Denials;
+use crate::dns::protocol::{DnsDenial as Denial, Policy};
+use dial::DialError;
+use link::Link;
+use names::Names;
+use owner::Owners;
+use protocol::{Door, FromWorker, MAX_TO_WORKER, MAX_USES, Setup, ToWorker, Totals};
+use roll::{Roll, Room};
+use verdict::{Shown, judge};
+use visit::Client;
+
+/// Totals and uses go to PID 1, and connections are looked over, at most this often.
+const TICK: Duration = Duration::from_secs(1);
+/// Denials that could not leave are tried again after this.
+const DENIAL_PAUSE: Duration = Duration::from_millis(50);
+/// How long a refused client is kept waiting for PID 1 to see who it is.
+const ATTRIBUTION_LIMIT: Duration = Duration::from_millis(50);
+/// Connections at a time, where the descriptors suffice: each takes two.
+const MOST_CONNECTIONS: u64 = 8192;
+/// Descriptors that are not connections.
+const OTHER_DESCRIPTORS: u64 = 64;
+/// When the kernel has no more of what a connection takes.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// Why the worker ended. PID 1 starts another one.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    #[error("gate: can't protect the process's memory (prctl PR_SET_DUMPABLE)")]
+    Dumpable(#[source] io::Error),
+    #[error("gate: can't take over the channel to PID 1 from standard input")]
+    Channel(#[source] io::Error),
+    #[error("gate: the channel to PID 1 failed")]
+    Frame(#[from] ChannelError),
+    #[error("gate: can't start the runtime")]
+    Runtime(#[source] io::Error),
+    #[error("gate: can't use a listening socket")]
+    Socket(#[source] io::Error),
+    #[error("gate: can't ask the kernel whose a connection is (CONFIG_INET_TCP_DIAG)")]
+    Owners(#[source] io::Error),
+    #[error("gate: can't ask the box's resolver")]
+    Resolver(#[source] hickory_resolver::net::NetError),
+    #[error("gate: a rule of the policy is not understood")]
+    Policy(#[from] RuleError),
+    #[error("gate: a part of the worker stopped")]
+    Stopped,
+}
+
+/// What all connections share.
+#[derive(Debug)]
+pub struct Worker {
+    allowlist: RwLock<Allowlist>,
+    /// Whether the agent can ask for what is refused.
+    requests: AtomicBool,
+    names: Names,
+    owners: Owners,
+    roll: Arc<Roll>,
+    link: Link,
+    denials: Mutex<Denials>,
+    denied: Notify,
+    /// Its own listening sockets: no connection leads there.
+    own: Vec<SocketAddr>,
+    agent_uid: u32,
+}
+
+/// The command `innkeeper gate`, after privileges were dropped. Returns when PID 1 closes the channel.
+pub fn run() -> Result<(), WorkerError> {
+    // The worker's uid has no other process, but a bug elsewhere should not make its memory readable either.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|e| WorkerError::Dumpable(e.into()))?;
+    let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(WorkerError::Channel)?;
+    serve(UnixStream::from(stdin))
+}
+
+/// Serves what comes over `channel` until PID 1 closes it.
+pub fn serve(channel: UnixStream) -> Result<(), WorkerError> {
+    let (setup, sockets) = match channel::receive_with_sockets(&channel, MAX_TO_WORKER)? {
+        (ToWorker::Setup(setup), sockets) if setup.sockets.len() == sockets.len() => (setup, sockets),
+        (ToWorker::Setup(setup), sockets) => {
+            let (got, expected) = (sockets.len(), setup.sockets.len());
+            return Err(ChannelError::Sockets { got, expected }.into());
+        }
+        (ToWorker::Policy(_) | ToWorker::Attributed { .. }, _) => return Err(ChannelError::NotSetup.into()),
+    };
+    channel.set_nonblocking(true).map_err(WorkerError::Channel)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(WorkerError::Runtime)?;
+    runtime.block_on(work(channel, setup, sockets))
+}
+
+async fn work(channel: UnixStream, setup: Setup, sockets: Vec<OwnedFd>) -> Result<(), WorkerError> {
+    let (reader, writer) =
+        tokio::net::UnixStream::from_std(channel).map_err(WorkerError::Channel)?.into_split();
+    let (link, queue) = Link::new();
+    let mut doors = Vec::new();
+    for (door, socket) in setup.sockets.iter().zip(sockets) {
+        let socket = std::net::TcpListener::from(socket);
+        socket.set_nonblocking(true).map_err(WorkerError::Socket)?;
+        doors.push((*door, TcpListener::from_std(socket).map_err(WorkerError::Socket)?));
+    }
+    let own: Result<Vec<SocketAddr>, _> = doors.iter().map(|(_, listener)| listener.local_addr()).collect();
+    let worker = Arc::new(Worker {
+        allowlist: RwLock::new(setup.policy.allowlist()?),
+        requests: AtomicBool::new(setup.policy.requests),
+        names: Names::new(setup.resolver).map_err(WorkerError::Resolver)?,
+        owners: Owners::open().map_err(WorkerError::Owners)?,
+        roll: Arc::new(Roll::new(most_connections())),
+        link,
+        denials: Mutex::new(Denials::new(Instant::now())),
+        denied: Notify::new(),
+        own: own.map_err(WorkerError::Socket)?,
+        agent_uid: setup.agent_uid,
+    });
+    let mut tasks = JoinSet::new();
+    for (door, listener) in doors {
+        match door {
+            Door::Redirected => tasks.spawn(Arc::clone(&worker).listen(listener)),
+        };
+    }
+    tasks.spawn(Arc::clone(&worker).report_denials());
+    let (idle, lifetime) = (Duration::from_secs(setup.idle_s), Duration::from_secs(setup.lifetime_s));
+    tasks.spawn(Arc::clone(&worker).look_after(idle, lifetime));
+    // The queue is empty: there is room.
+    drop(worker.link.tell(FromWorker::Serving));
+
+    let (bad_rule, mut bad_rules) = tokio::sync::mpsc::channel(1);
+    let on_policy = |policy: Policy| {
+        if let Err(error) = worker.follow(&policy) {
+            // Full means that one is on its way already.
+            drop(bad_rule.try_send(error));
+        }
+    };
+    tokio::select! {
+        read = link::read_frames(reader, &worker.link, on_policy) => Ok(read?),
+        written = link::write_frames(writer, queue) => Ok(written?),
+        Some(error) = bad_rules.recv() => Err(error.into()),
+        Some(_) = tasks.join_next() => Err(WorkerError::Stopped),
+    }
+}
+
+/// As many as the descriptors suffice for that the host lets the worker have.
+fn most_connections() -> usize {
+    let has = crate::dns::raise_descriptors(MOST_CONNECTIONS * 2 + OTHER_DESCRIPTORS);
+    let most = (has.saturating_sub(OTHER_DESCRIPTORS) / 2).clamp(32, MOST_CONNECTIONS);
+    usize::try_from(most).unwrap_or(32)
+}
+
+impl Worker {
+    /// The policy in force.
+    fn allowlist(&self) -> Allowlist {
+        self.allowlist.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn takes_requests(&self) -> bool {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    fn is_own(&self, address: SocketAddr) -> bool {
+        self.own.contains(&address)
+    }
+
+    /// Another policy: what it does not let pass ends, also where another name keeps the address open.
+    fn follow(&self, policy: &Policy) -> Result<(), RuleError> {
+        let allowlist = policy.allowlist()?;
+        *self.allowlist.write().unwrap_or_else(PoisonError::into_inner) = allowlist.clone();
+        self.requests.store(policy.requests, Ordering::Relaxed);
+        self.names.forget_all();
+        self.roll.cut(|passage| {
+            let (key, wire, ech) = (&passage.key, passage.wire, passage.ech);
+            judge(&allowlist, Shown { name: &key.name, port: key.port, wire, ech }).is_ok()
+        });
+        Ok(())
+    }
+
+    async fn listen(self: Arc<Self>, listener: TcpListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, from)) => self.receive(stream, from),
+                // Out of descriptors or memory: what waits keeps its place in the queue.
+                Err(_) => sleep(ACCEPT_PAUSE).await,
+            }
+        }
+    }
+
+    fn receive(self: &Arc<Self>, stream: TcpStream, from: SocketAddr) {
+        match self.roll.room() {
+            Room::Yes => {}
+            // Only who is in a hurry looks whose it is: the rest is looked up once it is let in.
+            Room::Little if !self.is_agents(&stream, from) => {}
+            Room::Little | Room::No => {
+                self.roll.count_denial();
+                return relay::reset(&stream);
+            }
+        }
+        let place = self.roll.enter();
+        let id = place.id();
+        let task = tokio::spawn(visit::visit(Arc::clone(self), stream, from, place));
+        self.roll.carry(id, task.abort_handle());
+    }
+
+    fn is_agents(&self, stream: &TcpStream, from: SocketAddr) -> bool {
+        let to = visit::original_destination(stream);
+        let owner = to.and_then(|to| self.owners.of(from, to));
+        owner.is_none_or(|owner| owner.uid == self.agent_uid)
+    }
+
+    /// Notes a refusal with its owner, while the client waits: its socket may be gone afterwards. Where PID 1 is to look at
+    /// the process too, the client waits for that.
+    async fn denied(
+        &self,
+        client: &Client,
+        name: Option<&DomainName>,
+        why: &(dyn Display + Sync),
+        rule: Option<String>,
+    ) {
+        self.roll.count_denial();
+        let what = match name {
+            Some(name) => format!("{name}:{}", client.to.port()),
+            None => client.to.to_string(),
+        };
+        let looked = {
+            let mut denials = self.denials.lock().unwrap_or_else(PoisonError::into_inner);
+            let looked = client.owner.filter(|owner| denials.may_wait(&what, owner.uid, Instant::now()));
+            let looked = looked.and_then(|owner| {
+                self.link.attribute(Denial {
+                    what: what.clone(),
+                    reason: why.to_string(),
+                    uid: Some(owner.uid),
+                    inode: Some(owner.inode),
+                    count: 1,
+                    id: None,
+                    rule: rule.clone(),
+                })
+            });
+            if looked.is_none() {
+                denials.add(&what, &why, client.owner, rule);
+                self.denied.notify_one();
+            }
+            looked
+        };
+        if let Some(looked) = looked {
+            // Too late is no error: the refusal is told, only the process's name stays unknown.
+            drop(timeout(ATTRIBUTION_LIMIT, looked).await);
+        }
+    }
+
+    /// An allowed name that could not be reached.
+    fn failed(&self, error: &DialError) {
+        self.roll.count_failure();
+        crate::report::event("gate", &crate::report::chain(error));
+    }
+
+    /// Denials wait, counted, until there is room and time to tell them.
+    async fn report_denials(self: Arc<Self>) {
+        loop {
+            self.denied.notified().await;
+            while !self.tell_denials() {
+                sleep(DENIAL_PAUSE).await;
+            }
+        }
+    }
+
+    /// Whether none is left.
+    fn tell_denials(&self) -> bool {
+        let mut denials = self.denials.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(denial) = denials.take(Instant::now()) {
+            if self.link.tell(FromWorker::Denied(denial.clone())).is_err() {
+                denials.put_back(denial);
+                return false;
+            }
+        }
+        denials.is_empty()
+    }
+
+    async fn look_after(self: Arc<Self>, idle: Duration, lifetime: Duration) {
+        let mut last = Totals::default();
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.roll.sweep(idle, lifetime);
+            loop {
+                let uses = self.roll.take_uses(MAX_USES);
+                let more = uses.len() == MAX_USES;
+                if uses.is_empty() {
+                    break;
+                }
+                if let Err(FromWorker::Used { uses }) = self.link.tell(FromWorker::Used { uses }) {
+                    self.roll.put_back(uses);
+                    break;
+                }
+                if !more {
+                    break;
+                }
+            }
+            let totals = self.roll.totals();
+            if totals != last && self.link.tell(FromWorker::Totals(totals)).is_ok() {
+                last = totals;
+            }
+        }
+    }
+}

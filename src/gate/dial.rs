@@ -1,0 +1,117 @@
+//! Reaches a name: asks for its addresses and connects to one of them.
+//!
+//! Where the client was going itself comes first, if the name has that address: it chose, or fell back, for a reason.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::names::{Names, NamesError};
+use crate::allowlist::DomainName;
+use crate::dns::answer::Family;
+
+/// RFC 8305 §5: the next address is tried too after this.
+const STAGGER: Duration = Duration::from_millis(250);
+/// All addresses together.
+const LIMIT: Duration = Duration::from_secs(15);
+/// Addresses that are tried.
+const MOST: usize = 8;
+/// Whom the client's own keep-alive no longer reaches.
+const KEEPALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
+
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    #[error("{name} can't be resolved")]
+    Names { name: DomainName, source: NamesError },
+    #[error("{name}:{port} can't be reached")]
+    Connect { name: DomainName, port: u16, source: io::Error },
+}
+
+/// Connects to `name`. `toward`: where the client was going, if that is known.
+pub async fn dial(
+    names: &Names,
+    name: &DomainName,
+    port: u16,
+    toward: Option<IpAddr>,
+) -> Result<(TcpStream, IpAddr), DialError> {
+    let unresolved = |source| DialError::Names { name: name.clone(), source };
+    let failed = |source| DialError::Connect { name: name.clone(), port, source };
+    let first = if toward.is_some_and(|address| address.is_ipv6()) { Family::V6 } else { Family::V4 };
+    let other = if first == Family::V4 { Family::V6 } else { Family::V4 };
+    let mut error = None;
+    if let Some(addresses) = names.remembered(name, first) {
+        match race(order(&addresses, toward), port).await {
+            Ok(reached) => return Ok(reached),
+            // What was remembered may be closed by now.
+            Err(_) => names.forget(name),
+        }
+    }
+    for family in [first, other] {
+        let addresses: Arc<[IpAddr]> = match names.ask(name, family).await {
+            Ok(addresses) => addresses,
+            Err(source) => {
+                error = error.or(Some(unresolved(source)));
+                continue;
+            }
+        };
+        match race(order(&addresses, toward), port).await {
+            Ok(reached) => return Ok(reached),
+            // The other family's reason, if that has no address, says less.
+            Err(source) => error = Some(failed(source)),
+        }
+    }
+    Err(error.unwrap_or_else(|| unresolved(NamesError::NoAddress)))
+}
+
+fn order(addresses: &[IpAddr], toward: Option<IpAddr>) -> Vec<IpAddr> {
+    let own = addresses.iter().filter(|address| toward == Some(**address));
+    let others = addresses.iter().filter(|address| toward != Some(**address));
+    own.chain(others).take(MOST).copied().collect()
+}
+
+/// The first that answers. Most names answer at the first address, which costs no timer.
+async fn race(addresses: Vec<IpAddr>, port: u16) -> io::Result<(TcpStream, IpAddr)> {
+    let mut waiting = addresses.into_iter();
+    let Some(first) = waiting.next() else { return Err(io::ErrorKind::AddrNotAvailable.into()) };
+    let mut running = JoinSet::new();
+    running.spawn(connect(first, port));
+    let mut worst = None;
+    let all = async {
+        loop {
+            let next = sleep(STAGGER);
+            tokio::select! {
+                biased;
+                Some(done) = running.join_next() => match done {
+                    Ok(Ok(reached)) => return Ok(reached),
+                    Ok(Err(error)) => worst = Some(error),
+                    Err(_) => {}
+                },
+                () = next, if waiting.len() > 0 => {}
+            }
+            match waiting.next() {
+                Some(address) => {
+                    running.spawn(connect(address, port));
+                }
+                None if running.is_empty() => {
+                    return Err(worst.take().unwrap_or_else(|| io::ErrorKind::ConnectionRefused.into()));
+                }
+                None => {}
+            }
+        }
+    };
+    timeout(LIMIT, all).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+async fn connect(address: IpAddr, port: u16) -> io::Result<(TcpStream, IpAddr)> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_nodelay(true)?;
+    SockRef::from(&socket).set_tcp_keepalive(&KEEPALIVE)?;
+    Ok((socket.connect(SocketAddr::new(address, port)).await?, address))
+}

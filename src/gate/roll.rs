@@ -1,0 +1,316 @@
+//! The connections that live: how many there may be, which of them is over, and what each name carried.
+//!
+//! Nothing here waits. A sweep looks at all of them once a second, so that no connection needs timers of its own.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::task::AbortHandle;
+
+use super::protocol::{Totals, Used};
+use crate::allowlist::{DomainName, Wire};
+
+/// How long a client may take to say its name, and the gate to reach it.
+pub const OPENING: Duration = Duration::from_secs(30);
+/// A client that says nothing gives its place up after this, if it is needed.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The last places are for others than the agent.
+const RESERVED: usize = 16;
+
+/// What a use is counted by.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Key {
+    pub name: DomainName,
+    pub address: IpAddr,
+    pub port: u16,
+    pub uid: Option<u32>,
+}
+
+/// A connection that was let through.
+#[derive(Debug)]
+pub struct Passage {
+    pub key: Key,
+    pub wire: Wire,
+    pub ech: bool,
+    sent: AtomicU64,
+    received: AtomicU64,
+    /// When something moved last, in seconds since the worker began.
+    moved: AtomicU32,
+    clock: Arc<AtomicU32>,
+}
+
+impl Passage {
+    /// Octets went out.
+    pub fn sent(&self, octets: usize) {
+        self.count(&self.sent, octets);
+    }
+
+    /// Octets came in.
+    pub fn received(&self, octets: usize) {
+        self.count(&self.received, octets);
+    }
+
+    fn count(&self, sum: &AtomicU64, octets: usize) {
+        sum.fetch_add(u64::try_from(octets).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.moved.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
+#[derive(Debug)]
+struct Living {
+    began: Instant,
+    task: Option<AbortHandle>,
+    passages: Vec<Arc<Passage>>,
+    /// Octets of the passages that were told already.
+    told: Vec<(u64, u64)>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Sum {
+    count: u64,
+    sent: u64,
+    received: u64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    living: HashMap<u64, Living>,
+    next: u64,
+    /// Not told yet.
+    pending: HashMap<Key, Sum>,
+    totals: Totals,
+}
+
+/// All of them.
+#[derive(Debug)]
+pub struct Roll {
+    state: Mutex<State>,
+    /// Seconds since the worker began, for who counts.
+    clock: Arc<AtomicU32>,
+    began: Instant,
+    most: usize,
+}
+
+/// A connection's place; it is free again when this goes.
+#[derive(Debug)]
+pub struct Place {
+    roll: Arc<Roll>,
+    id: u64,
+}
+
+/// Whether there is a place for one more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    Yes,
+    /// For others than the agent.
+    Little,
+    No,
+}
+
+impl Roll {
+    #[must_use]
+    pub fn new(most: usize) -> Self {
+        Self { state: Mutex::default(), clock: Arc::default(), began: Instant::now(), most }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether one more may come. Where it is full, who has said nothing for longest makes room.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        let mut state = self.state();
+        let free = self.most.saturating_sub(state.living.len());
+        if free > RESERVED {
+            return Room::Yes;
+        }
+        let silent = state.living.iter().filter(|(_, living)| living.passages.is_empty());
+        let eldest = silent.min_by_key(|(_, living)| living.began).map(|(id, living)| (*id, living.began));
+        if let Some((id, began)) = eldest
+            && began.elapsed() >= PATIENCE
+            && let Some(living) = state.living.remove(&id)
+        {
+            living.end();
+            return Room::Yes;
+        }
+        if free > 0 { Room::Little } else { Room::No }
+    }
+
+    #[must_use]
+    pub fn enter(self: &Arc<Self>) -> Place {
+        let mut state = self.state();
+        state.next += 1;
+        let id = state.next;
+        let living = Living { began: Instant::now(), task: None, passages: Vec::new(), told: Vec::new() };
+        state.living.insert(id, living);
+        Place { roll: Arc::clone(self), id }
+    }
+
+    /// Who carries a connection.
+    pub fn carry(&self, id: u64, task: AbortHandle) {
+        if let Some(living) = self.state().living.get_mut(&id) {
+            living.task = Some(task);
+        } else {
+            // It is over, or had to make room.
+            task.abort();
+        }
+    }
+
+    pub fn count_denial(&self) {
+        self.state().totals.denied += 1;
+    }
+
+    pub fn count_failure(&self) {
+        self.state().totals.failed += 1;
+    }
+
+    /// Ends what is over: where nothing moves, what is too old, who takes too long to begin.
+    pub fn sweep(&self, idle: Duration, lifetime: Duration) {
+        let now = u32::try_from(self.began.elapsed().as_secs()).unwrap_or(u32::MAX);
+        self.clock.store(now, Ordering::Relaxed);
+        let still = |passage: &Arc<Passage>| {
+            let moved = passage.moved.load(Ordering::Relaxed);
+            Duration::from_secs(now.saturating_sub(moved).into()) >= idle
+        };
+        let over = |living: &Living| {
+            let age = living.began.elapsed();
+            match living.passages.last() {
+                None => age >= OPENING,
+                Some(last) => age >= lifetime || still(last),
+            }
+        };
+        self.state().end(over);
+    }
+
+    /// Ends what another policy does not let pass.
+    pub fn cut(&self, passes: impl Fn(&Passage) -> bool) {
+        self.state().end(|living| living.passages.iter().any(|passage| !passes(passage)));
+    }
+
+    /// What came on top since the last time, at most so much.
+    #[must_use]
+    pub fn take_uses(&self, most: usize) -> Vec<Used> {
+        let mut state = self.state();
+        state.collect();
+        let keys: Vec<Key> = state.pending.keys().take(most).cloned().collect();
+        let taken = keys.into_iter().filter_map(|key| state.pending.remove_entry(&key));
+        taken.map(|(key, sum)| used(key, sum)).collect()
+    }
+
+    /// What could not be told goes back.
+    pub fn put_back(&self, uses: Vec<Used>) {
+        let mut state = self.state();
+        for used in uses {
+            let Used { name, address, port, uid, count, bytes_out, bytes_in } = used;
+            let sum = Sum { count, sent: bytes_out, received: bytes_in };
+            state.add(Key { name, address, port, uid }, sum);
+        }
+    }
+
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let mut state = self.state();
+        state.collect();
+        let open = u64::try_from(state.living.len()).unwrap_or(u64::MAX);
+        Totals { open, ..state.totals }
+    }
+}
+
+fn used(key: Key, sum: Sum) -> Used {
+    let Key { name, address, port, uid } = key;
+    Used { name, address, port, uid, count: sum.count, bytes_out: sum.sent, bytes_in: sum.received }
+}
+
+/// Different uses that wait to be told. Beyond, what a use carried is in the totals alone.
+const MOST_PENDING: usize = 8192;
+
+impl State {
+    fn add(&mut self, key: Key, sum: Sum) {
+        if self.pending.len() >= MOST_PENDING && !self.pending.contains_key(&key) {
+            return;
+        }
+        let known = self.pending.entry(key).or_default();
+        known.count += sum.count;
+        known.sent = known.sent.saturating_add(sum.sent);
+        known.received = known.received.saturating_add(sum.received);
+    }
+
+    /// Notes what living connections carried since the last look.
+    fn collect(&mut self) {
+        let mut living = std::mem::take(&mut self.living);
+        for one in living.values_mut() {
+            self.note(one);
+        }
+        self.living = living;
+    }
+
+    fn note(&mut self, living: &mut Living) {
+        for (passage, told) in living.passages.iter().zip(&mut living.told) {
+            let now = (passage.sent.load(Ordering::Relaxed), passage.received.load(Ordering::Relaxed));
+            if now == *told {
+                continue;
+            }
+            let (sent, received) = (now.0.saturating_sub(told.0), now.1.saturating_sub(told.1));
+            *told = now;
+            self.totals.bytes_out = self.totals.bytes_out.saturating_add(sent);
+            self.totals.bytes_in = self.totals.bytes_in.saturating_add(received);
+            self.add(passage.key.clone(), Sum { count: 0, sent, received });
+        }
+    }
+
+    fn end(&mut self, over: impl Fn(&Living) -> bool) {
+        let ids: Vec<u64> =
+            self.living.iter().filter(|(_, living)| over(living)).map(|(id, _)| *id).collect();
+        for id in ids {
+            if let Some(mut living) = self.living.remove(&id) {
+                self.note(&mut living);
+                living.end();
+            }
+        }
+    }
+}
+
+impl Living {
+    fn end(&self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+impl Place {
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// It was let through.
+    #[must_use]
+    pub fn pass(&self, key: Key, wire: Wire, ech: bool) -> Arc<Passage> {
+        let clock = Arc::clone(&self.roll.clock);
+        let moved = AtomicU32::new(clock.load(Ordering::Relaxed));
+        let (sent, received) = (AtomicU64::new(0), AtomicU64::new(0));
+        let passage = Arc::new(Passage { key: key.clone(), wire, ech, sent, received, moved, clock });
+        let mut state = self.roll.state();
+        state.totals.connections += 1;
+        state.add(key, Sum { count: 1, ..Sum::default() });
+        if let Some(living) = state.living.get_mut(&self.id) {
+            living.passages.push(Arc::clone(&passage));
+            living.told.push((0, 0));
+        }
+        passage
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut state = self.roll.state();
+        if let Some(mut living) = state.living.remove(&self.id) {
+            state.note(&mut living);
+        }
+    }
+}

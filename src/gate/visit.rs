@@ -1,0 +1,214 @@
+//! One connection, from its first octet to its last: who sent it where, what name it shows, and what becomes of it.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::socket::{getsockopt, sockopt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::Worker;
+use super::dial::{DialError, dial};
+use super::hello::{self, Alert, Hello, alert};
+use super::relay::{relay, reset, write_all};
+use super::roll::{Key, Place};
+use super::verdict::{Shown, Why, judge};
+use crate::allowlist::{Denied, DomainName, Wire};
+use crate::socket_table::Owner;
+
+/// From its first octet on a client has so long to say its name.
+const HELLO_LIMIT: Duration = Duration::from_secs(10);
+/// A client that was refused may go on sending so long and so much: a reset would take the reason from it.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_OCTETS: usize = 256 << 10;
+/// Read at a time while the name is not known.
+const PIECE: usize = 4 << 10;
+
+/// Who came, and where he was going.
+#[derive(Debug, Clone, Copy)]
+pub struct Client {
+    /// Where he was going.
+    pub to: SocketAddr,
+    pub owner: Option<Owner>,
+}
+
+/// Sees a connection through.
+pub async fn visit(worker: Arc<Worker>, stream: TcpStream, from: SocketAddr, place: Place) {
+    // Nobody was redirected who came here himself, or who was sent here by a rule that is not ours.
+    let Some(to) = original_destination(&stream).filter(|to| !worker.is_own(*to)) else {
+        return reset(&stream);
+    };
+    let owner = worker.owners.of(from, to);
+    let client = Client { to, owner };
+    let mut octets = Vec::new();
+    let mut reader = hello::Reader::default();
+    let mut until = None;
+    loop {
+        match piece(&stream, &mut octets, until).await {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                return worker.refuse_tls(&stream, &client, None, &TOO_SLOW, Alert::AccessDenied).await;
+            }
+            Err(_) => return,
+        }
+        until = until.or_else(|| Some(Instant::now() + HELLO_LIMIT));
+        match reader.read(&octets) {
+            Hello::Incomplete => {}
+            Hello::NotTls => return super::web::visit(worker, stream, client, octets, &place).await,
+            Hello::Damaged(why) => {
+                return worker.refuse_tls(&stream, &client, None, &why, Alert::DecodeError).await;
+            }
+            Hello::Client(hello) => {
+                match hello.name {
+                    Ok(name) => tls(&worker, (stream, client), octets, &place, name, hello.ech).await,
+                    Err(none) => {
+                        worker.refuse_tls(&stream, &client, None, &none, Alert::UnrecognizedName).await;
+                    }
+                }
+                return;
+            }
+        }
+    }
+}
+
+const TOO_SLOW: &str = "it showed no name within 10 seconds";
+
+/// A connection that shows a name by TLS.
+async fn tls(
+    worker: &Arc<Worker>,
+    (mut stream, client): (TcpStream, Client),
+    octets: Vec<u8>,
+    place: &Place,
+    name: DomainName,
+    ech: bool,
+) {
+    let shown = Shown { name: &name, port: client.to.port(), wire: Wire::Tls, ech };
+    let allowlist = worker.allowlist();
+    if let Err(why) = judge(&allowlist, shown) {
+        let rule = rule_for(shown, &why);
+        return worker.refuse_tls(&stream, &client, Some((&name, rule)), &why, Alert::AccessDenied).await;
+    }
+    drop(allowlist);
+    let (mut server, passage) = match worker.open(&client, place, &name, Wire::Tls, ech).await {
+        Ok(opened) => opened,
+        Err(error) => {
+            worker.failed(&error);
+            return end(&stream, &alert(Alert::InternalError)).await;
+        }
+    };
+    if write_all(&server, &octets).await.is_err() {
+        return reset(&stream);
+    }
+    passage.sent(octets.len());
+    drop(octets);
+    relay(&mut stream, &mut server, &passage).await;
+}
+
+impl Worker {
+    /// Dials a name that was judged, and notes that it was let through.
+    pub(super) async fn open(
+        &self,
+        client: &Client,
+        place: &Place,
+        name: &DomainName,
+        wire: Wire,
+        ech: bool,
+    ) -> Result<(TcpStream, Arc<super::roll::Passage>), DialError> {
+        let port = client.to.port();
+        let (server, address) = dial(&self.names, name, port, Some(client.to.ip())).await?;
+        let uid = client.owner.map(|owner| owner.uid);
+        let key = Key { name: name.clone(), address, port, uid };
+        Ok((server, place.pass(key, wire, ech)))
+    }
+
+    /// Tells the client by an alert, once it is known who it is.
+    async fn refuse_tls(
+        &self,
+        stream: &TcpStream,
+        client: &Client,
+        shown: Option<(&DomainName, Option<String>)>,
+        why: &(dyn std::fmt::Display + Sync),
+        with: Alert,
+    ) {
+        let (name, rule) = shown.map_or((None, None), |(name, rule)| (Some(name), rule));
+        self.denied(client, name, why, rule).await;
+        end(stream, &alert(with)).await;
+    }
+}
+
+/// The rule that would let a connection pass, where the name alone would not do.
+pub(super) fn rule_for(shown: Shown<'_>, why: &Why<'_>) -> Option<String> {
+    let Shown { name, port, wire, .. } = shown;
+    match why {
+        Why::Name(Denied::NotListed | Denied::OtherSubject(_)) | Why::Port(_) => {
+            Some(format!("{name}:{port}"))
+        }
+        // Another rule forbids it: that one has to go first.
+        Why::Name(Denied::DenyRule(_)) => None,
+        Why::Wire(_) => Some(format!("{name}:{port} {wire}")),
+        Why::Ech => Some(format!("{name}:{port} ech")),
+    }
+}
+
+/// Reads what is there, waiting for it if need be.
+async fn piece(stream: &TcpStream, octets: &mut Vec<u8>, until: Option<Instant>) -> io::Result<usize> {
+    let before = octets.len();
+    loop {
+        octets.resize(before + PIECE, 0);
+        match stream.try_read(octets.get_mut(before..).unwrap_or_default()) {
+            Ok(read) => {
+                octets.truncate(before + read);
+                return Ok(read);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // Who waits here holds no memory.
+                octets.truncate(before);
+                octets.shrink_to_fit();
+                match until {
+                    Some(until) => timeout_at(until, stream.readable()).await.map_err(io::Error::from)??,
+                    None => stream.readable().await?,
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Says the last word, and hears the client out for a while.
+pub(super) async fn end(stream: &TcpStream, word: &[u8]) {
+    let said = async {
+        write_all(stream, word).await?;
+        socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write)?;
+        let (mut heard, mut buffer) = (0, [0; 1024]);
+        while heard < LINGER_OCTETS {
+            match stream.try_read(&mut buffer) {
+                Ok(0) => break,
+                Ok(read) => heard += read,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream.readable().await?,
+                Err(error) => return Err(error),
+            }
+        }
+        io::Result::Ok(())
+    };
+    // Who does not listen misses it.
+    drop(timeout(LINGER, said).await);
+}
+
+/// Where a redirected connection was going, as the kernel remembers it (netfilter's SO_ORIGINAL_DST).
+pub(super) fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
+    match stream.local_addr().ok()? {
+        SocketAddr::V4(_) => {
+            let to = getsockopt(stream, sockopt::OriginalDst).ok()?;
+            let address = Ipv4Addr::from(u32::from_be(to.sin_addr.s_addr));
+            Some(SocketAddr::new(IpAddr::V4(address), u16::from_be(to.sin_port)))
+        }
+        SocketAddr::V6(_) => {
+            let to = getsockopt(stream, sockopt::Ip6tOriginalDst).ok()?;
+            let address = Ipv6Addr::from(to.sin6_addr.s6_addr);
+            Some(SocketAddr::new(IpAddr::V6(address), u16::from_be(to.sin6_port)))
+        }
+    }
+}

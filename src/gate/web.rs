@@ -1,0 +1,116 @@
+//! A connection that shows its names by HTTP: what the driver may ask of the worker.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+
+use super::Worker;
+use super::http::{self, End, Limits, Porter};
+use super::refusal::Refused;
+use super::relay::{relay, write_all};
+use super::roll::{Passage, Place};
+use super::verdict::{Shown, judge};
+use super::visit::{Client, rule_for};
+use crate::allowlist::{DomainName, Wire};
+
+const LIMITS: Limits = Limits {
+    head: Duration::from_secs(10),
+    keep_alive: Duration::from_secs(120),
+    // The roll ends what is idle.
+    idle: Duration::from_secs(24 * 3600),
+};
+
+/// Opens the way for one connection's requests.
+struct Opener<'a> {
+    worker: &'a Worker,
+    client: Client,
+    place: &'a Place,
+    passage: Option<Arc<Passage>>,
+}
+
+/// Sees a connection through that does not begin as TLS does.
+pub(super) async fn visit(
+    worker: Arc<Worker>,
+    stream: TcpStream,
+    client: Client,
+    octets: Vec<u8>,
+    place: &Place,
+) {
+    let mut opener = Opener { worker: &worker, client, place, passage: None };
+    if let End::Tunnel { mut client, mut server, unsent } =
+        http::drive(stream, octets, &mut opener, LIMITS).await
+        && let Some(passage) = opener.passage
+        && write_all(&server, &unsent).await.is_ok()
+    {
+        passage.sent(unsent.len());
+        relay(&mut client, &mut server, &passage).await;
+    }
+}
+
+impl Porter for Opener<'_> {
+    async fn open(&mut self, host: &DomainName, port: Option<u16>, what: &str) -> Result<TcpStream, Refused> {
+        let to: SocketAddr = self.client.to;
+        // The port that the client went to counts; another one in its words would be somebody's guess.
+        if let Some(port) = port.filter(|port| *port != to.port()) {
+            let what = format!("{what} names port {port} and came to port {}", to.port());
+            let next = "name the port that the connection goes to, or none".to_owned();
+            let refused = Refused { status: 400, what, next };
+            self.refused(&refused).await;
+            return Err(refused);
+        }
+        let shown = Shown { name: host, port: to.port(), wire: Wire::Http, ech: false };
+        let allowlist = self.worker.allowlist();
+        let verdict =
+            judge(&allowlist, shown).map(|_| ()).map_err(|why| (why.to_string(), rule_for(shown, &why)));
+        if let Err((why, rule)) = verdict {
+            let next = self.worker.next(rule.as_deref());
+            self.worker.denied(&self.client, Some(host), &why, rule).await;
+            return Err(Refused {
+                status: 403,
+                what: format!("{host}:{} is refused: {why}", to.port()),
+                next,
+            });
+        }
+        match self.worker.open(&self.client, self.place, host, Wire::Http, false).await {
+            Ok((server, passage)) => {
+                self.passage = Some(passage);
+                Ok(server)
+            }
+            Err(error) => {
+                self.worker.failed(&error);
+                let next = "it is allowed; try again later, or look at `innkeeper status`".to_owned();
+                Err(Refused { status: 502, what: crate::report::chain(&error), next })
+            }
+        }
+    }
+
+    async fn refused(&mut self, refused: &Refused) {
+        self.worker.denied(&self.client, None, &refused.what, None).await;
+    }
+
+    fn sent(&self, octets: u64) {
+        if let Some(passage) = &self.passage {
+            passage.sent(usize::try_from(octets).unwrap_or(usize::MAX));
+        }
+    }
+
+    fn received(&self, octets: u64) {
+        if let Some(passage) = &self.passage {
+            passage.received(usize::try_from(octets).unwrap_or(usize::MAX));
+        }
+    }
+}
+
+impl Worker {
+    /// What the client can do about a refusal.
+    fn next(&self, rule: Option<&str>) -> String {
+        match rule {
+            Some(rule) if self.takes_requests() => crate::requests::proposal(rule),
+            Some(rule) if rule.contains(' ') => format!("operator: innkeeper allow '{rule}'"),
+            Some(rule) => format!("operator: innkeeper allow {rule}"),
+            None => "a rule of the policy forbids it: ask the operator".to_owned(),
+        }
+    }
+}
