@@ -75,6 +75,7 @@ enum Order {
     Verify(Sender<Result<String, String>>),
     Again(Sender<Result<String, String>>),
     Report(Sender<Report>),
+    Rules(Sender<Option<String>>),
 }
 
 /// What came of an answer.
@@ -175,6 +176,12 @@ impl Firewall {
     /// fails.
     pub fn again(&self) -> Result<String, String> {
         self.ask(Order::Again).map_err(|error| error.to_string())?
+    }
+
+    /// The text of the rules that hold now; none while there is nothing but the lockdown.
+    #[must_use]
+    pub fn rules(&self) -> Option<String> {
+        self.ask(Order::Rules).ok().flatten()
     }
 
     #[must_use]

@@ -6,7 +6,9 @@
 //! standard input, and it ends when that closes. No other uid may open connections on these ports: while it is away
 //! they are closed.
 
+pub mod body;
 pub mod dial;
+mod head;
 pub mod hello;
 pub mod http;
 pub mod keeper;
@@ -17,6 +19,8 @@ pub mod owner;
 pub mod protocol;
 pub mod refusal;
 pub mod relay;
+pub mod request;
+pub mod response;
 pub mod roll;
 pub mod verdict;
 pub mod visit;

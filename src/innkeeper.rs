@@ -92,8 +92,6 @@ pub struct Innkeeper {
     pub unfiltered_ipv6: OnceLock<String>,
     /// What /etc/resolv.conf was before it became ours.
     pub resolv_conf: OnceLock<Vec<u8>>,
-    /// The rule set that was loaded, as text.
-    pub rules: OnceLock<String>,
     /// One change of policy at a time.
     changing: Mutex<()>,
     /// What the agent asked for.
@@ -164,7 +162,6 @@ impl Innkeeper {
             closed_ipv6: OnceLock::new(),
             unfiltered_ipv6: OnceLock::new(),
             resolv_conf: OnceLock::new(),
-            rules: OnceLock::new(),
             upstreams: OnceLock::new(),
             processes: OnceLock::new(),
             changing: Mutex::new(()),
@@ -339,8 +336,8 @@ impl Desk for Innkeeper {
             Request::Suggest => self.suggest(),
             Request::Log { after, denied } => Response::Log { page: audit::page(after, denied, LOG_PAGE) },
             Request::Work { since } => self.work(since),
-            Request::Rules => match self.rules.get() {
-                Some(text) => Response::Rules { text: text.clone() },
+            Request::Rules => match self.firewall.get().and_then(Firewall::rules) {
+                Some(text) => Response::Rules { text },
                 None => Response::Failed { reason: "the rule set is not loaded yet".to_owned() },
             },
             Request::Credential { host } => self.credential(&host),

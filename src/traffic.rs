@@ -7,7 +7,8 @@
 //! what may go out is the policy's affair.
 //!
 //! The end of a socket is told without its owner's uid (`inet_diag_handler_get_info`), so everybody's connections
-//! count that go where a name of the policy is open; those of the resolver to its upstreams go elsewhere and do not.
+//! count that go where a name of the policy is open; those of the resolver to its upstreams go elsewhere and do not. Nor do
+//! those that the gate carries, and counts itself by the name that was shown.
 //! Nothing is decided here.
 
 pub mod message;
@@ -29,6 +30,10 @@ use table::Table;
 pub type Pair = (IpAddr, u16);
 /// The name for which each of these pairs is open, or was; none where there is none.
 pub type Names = Arc<dyn Fn(&[Pair]) -> Vec<Option<String>> + Send + Sync>;
+
+/// The ports whose connections are counted elsewhere: by the gate, which knows the name that was shown. There are two
+/// sockets of each, the client's and the gate's own, and both would be seen here.
+pub type Elsewhere = Arc<dyn Fn() -> Vec<u16> + Send + Sync>;
 
 /// Ends are read in lots: a flood of short connections wakes us ten times a second, and waits in the socket.
 const LOT: Duration = Duration::from_millis(100);
@@ -69,6 +74,7 @@ struct Living {
 struct State {
     ends: Ends,
     names: Names,
+    elsewhere: Elsewhere,
     /// What has ended.
     table: Table,
     living: HashMap<u64, Living>,
@@ -92,7 +98,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Meter {
     /// Begins to count in this thread's network namespace. An error says that this kernel does not tell.
-    pub fn start(names: Names) -> Result<Self, SocketError> {
+    pub fn start(names: Names, elsewhere: Elsewhere) -> Result<Self, SocketError> {
         let ends = Ends::open()?;
         // A kernel without `tcp_diag` lists nothing and tells no ends either.
         socket::living(1)?;
@@ -100,6 +106,7 @@ impl Meter {
         let mut state = State {
             ends,
             names,
+            elsewhere,
             table: Table::default(),
             living: HashMap::new(),
             listed: Instant::now(),
@@ -147,17 +154,24 @@ impl State {
     fn read(&mut self) {
         let (ended, missed) = self.ends.read(MAX_LOT);
         self.missed = self.missed.saturating_add(missed);
-        let ended: Vec<Connection> = ended.into_iter().filter(Connection::leaves).collect();
+        let ended: Vec<Connection> = self.ours(ended);
         for (connection, name) in self.named(ended) {
             self.living.remove(&connection.cookie);
             self.table.add(&name, connection.remote.1, &connection);
         }
     }
 
+    /// What is counted here.
+    fn ours(&self, mut connections: Vec<Connection>) -> Vec<Connection> {
+        let elsewhere = (self.elsewhere)();
+        connections.retain(|one| one.leaves() && !elsewhere.contains(&one.remote.1));
+        connections
+    }
+
     fn list(&mut self) {
         self.listed = Instant::now();
         let living = match socket::living(MAX_LIVING) {
-            Ok(living) => living.into_iter().filter(Connection::leaves).collect(),
+            Ok(living) => self.ours(living),
             Err(error) => return self.trouble = Some(crate::report::chain(&error)),
         };
         self.trouble = None;

@@ -19,6 +19,8 @@ mod place;
 mod drift;
 #[path = "netns_firewall/flows.rs"]
 mod flows;
+#[path = "netns_firewall/gate.rs"]
+mod gate;
 #[path = "netns_firewall/ground.rs"]
 mod ground;
 #[path = "netns_firewall/platform.rs"]
@@ -79,7 +81,8 @@ fn the_text_is_what_the_kernel_lists() {
         vm: true,
         ..plan()
     };
-    for ruleset in [lockdown(), skeleton(&plan()), skeleton(&full)] {
+    let gated = FirewallPlan { gate: gate::gate(), ..full.clone() };
+    for ruleset in [lockdown(), skeleton(&plan()), skeleton(&full), skeleton(&gated)] {
         kernel.load(&ruleset, &Edit::default()).unwrap();
         let ours = world.inside.nft("list table inet innkeeper");
         world.inside.nft("delete table inet innkeeper");

@@ -37,7 +37,7 @@ fn names(pairs: &[(IpAddr, u16)]) -> Vec<Option<String>> {
 }
 
 fn meter(world: &World) -> Meter {
-    world.inside.run(ROOT, || Meter::start(Arc::new(names)).unwrap())
+    world.inside.run(ROOT, || Meter::start(Arc::new(names), Arc::new(Vec::new)).unwrap())
 }
 
 fn report(world: &World, meter: &Meter) -> Measured {
@@ -196,10 +196,13 @@ fn what_nobody_claims_has_no_name_and_a_name_once_known_is_kept() {
     let claimed = Arc::new(std::sync::atomic::AtomicBool::new(true));
     let asked = Arc::clone(&claimed);
     let meter = world.inside.run(ROOT, || {
-        Meter::start(Arc::new(move |pairs: &[(IpAddr, u16)]| {
-            let claimed = asked.load(std::sync::atomic::Ordering::Relaxed);
-            if claimed { names(pairs) } else { vec![None; pairs.len()] }
-        }))
+        Meter::start(
+            Arc::new(move |pairs: &[(IpAddr, u16)]| {
+                let claimed = asked.load(std::sync::atomic::Ordering::Relaxed);
+                if claimed { names(pairs) } else { vec![None; pairs.len()] }
+            }),
+            Arc::new(Vec::new),
+        )
         .unwrap()
     });
     let (mut ours, mut theirs) = connect(&world, FIRST4, 443);

@@ -10,7 +10,9 @@
 
 use std::path::Path;
 
-use innkeeper::firewall::ruleset::{EngineDns, FirewallPlan, Ruleset, Transport, lockdown, skeleton};
+use innkeeper::firewall::ruleset::{
+    EngineDns, FirewallPlan, GatePlan, Ruleset, Transport, lockdown, skeleton,
+};
 
 fn compare(name: &str, ruleset: &Ruleset) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
@@ -75,9 +77,26 @@ fn skeleton_of_a_vm_text() {
     compare("skeleton-vm.nft", &skeleton(&plan));
 }
 
+fn gate() -> Option<GatePlan> {
+    let (v4, v6) = ("127.0.0.53:11443".parse().unwrap(), Some("[::1]:11443".parse().unwrap()));
+    Some(GatePlan { uid: 902, v4, v6, ports: vec![80, 443, 8443] })
+}
+
+/// With the egress gate: on both families, on IPv4 alone, and where IPv6 is closed.
+#[test]
+fn skeleton_with_a_gate_text() {
+    let gated = FirewallPlan { gate: gate(), ..plan() };
+    compare("skeleton-gate.nft", &skeleton(&gated));
+    let v4 = gate().map(|gate| GatePlan { v6: None, ..gate });
+    compare("skeleton-gate-ipv4.nft", &skeleton(&FirewallPlan { gate: v4, dns_v6: None, ..gated.clone() }));
+    let closed = vec![innkeeper::firewall::ruleset::Family::V6];
+    compare("skeleton-gate-closed6.nft", &skeleton(&FirewallPlan { closed, ..gated }));
+}
+
 #[test]
 fn every_rule_says_what_it_is_for() {
-    let plan = FirewallPlan { vm: true, engine_dns: Some(EngineDns { forwards_to: vec![] }), ..plan() };
+    let engine_dns = Some(EngineDns { forwards_to: vec![] });
+    let plan = FirewallPlan { vm: true, engine_dns, gate: gate(), ..plan() };
     for chain in skeleton(&plan).chains {
         for rule in chain.rules {
             assert!(!rule.comment.is_empty() && rule.comment.len() < 128, "{rule}");
@@ -114,6 +133,9 @@ fn iptables_texts() {
     compare_iptables("lockdown.iptables", &lockdown(), None);
     compare_iptables("skeleton-ipset.iptables", &skeleton(&plan()), Some(1));
     compare_iptables("skeleton-rules.iptables", &skeleton(&plan()), None);
+    let gated = skeleton(&FirewallPlan { gate: gate(), ..plan() });
+    compare_iptables("skeleton-gate-ipset.iptables", &gated, Some(1));
+    compare_iptables("skeleton-gate-rules.iptables", &gated, None);
     let known = EngineDns { forwards_to: vec!["192.0.2.1:53".parse().unwrap()] };
     let full = FirewallPlan {
         engine_dns: Some(known),

@@ -388,7 +388,6 @@ pub(super) fn firewall(
             let (keeper, primed) = started.map_err(|error| Trouble::internal(&error))?;
             drop(innkeeper.keeper.set(keeper));
             drop(innkeeper.upstreams.set(plan.upstreams.clone()));
-            drop(innkeeper.rules.set(crate::firewall::ruleset::skeleton(&plan).to_string()));
             if primed.recv_timeout(limit).is_err() {
                 event("boot", "not every name was answered in time; it goes on in the background");
             }

@@ -8,7 +8,7 @@ use super::ground::{Backend, Candidate, Offer, Storage};
 use super::iptables::TrialSets;
 use super::nftables::{Nftables, NftablesError};
 use super::programs::{Answer, Job, Programs, Variant};
-use super::ruleset::{EngineDns, Family, FirewallPlan, Transport, skeleton};
+use super::ruleset::{EngineDns, Family, FirewallPlan, GatePlan, Transport, skeleton};
 use crate::config;
 use crate::report::chain;
 
@@ -106,7 +106,12 @@ fn everything() -> Option<FirewallPlan> {
         uses_group: 1,
         vm: true,
         closed: Vec::new(),
-        gate: None,
+        gate: Some(GatePlan {
+            uid: 1,
+            v4: "127.0.0.53:11443".parse().ok()?,
+            v6: Some("[::1]:11443".parse().ok()?),
+            ports: vec![443],
+        }),
     })
 }
 

@@ -304,7 +304,7 @@ impl Iptables {
             return self.in_sets(true);
         }
         let now = Instant::now();
-        let pairs = self.in_rules(|chain| chain.open())?;
+        let pairs = self.in_rules(true)?;
         let left = |pair: &Pair| self.open.get(pair).map(|until| until.saturating_duration_since(now));
         Ok(pairs
             .into_iter()
@@ -323,13 +323,7 @@ impl Iptables {
             let held = self.in_sets(false)?;
             return Ok(held.into_iter().map(|element| (element.address, element.port)).collect());
         }
-        let outward = self.in_rules(|chain| !chain.open() && !chain.source)?;
-        let inward = self.in_rules(|chain| !chain.open() && chain.source)?;
-        // One that is missing in one direction is ended; one that is there in a single one was let on.
-        let known = |pair: &Pair| self.held.contains(pair);
-        let both: BTreeSet<Pair> = outward.intersection(&inward).copied().collect();
-        let foreign = outward.union(&inward).copied().filter(|pair| !known(pair));
-        Ok(both.iter().copied().chain(foreign).collect::<BTreeSet<_>>().into_iter().collect())
+        Ok(self.in_rules(false)?.into_iter().collect())
     }
 
     fn in_sets(&mut self, timed: bool) -> Result<Vec<Element>, IptablesError> {
@@ -343,17 +337,24 @@ impl Iptables {
         Ok(found)
     }
 
-    fn in_rules(&mut self, wanted: impl Fn(&PairChain) -> bool) -> Result<BTreeSet<Pair>, IptablesError> {
+    /// The pairs that are open, or else those that are held, of which several chains have each its own rule. One that we
+    /// know and that any of them lacks is there no more; one that is in a single one was put there by somebody.
+    fn in_rules(&mut self, open: bool) -> Result<BTreeSet<Pair>, IptablesError> {
         if self.seen.as_ref().is_none_or(|(at, _)| at.elapsed() > FRESH) {
             self.fingerprint()?;
         }
         let Some((_, listed)) = &self.seen else { return Ok(BTreeSet::new()) };
+        let known = |pair: &Pair| if open { self.open.contains_key(pair) } else { self.held.contains(pair) };
         let mut found = BTreeSet::new();
-        for chain in self.pairs.iter().filter(|chain| wanted(chain)) {
-            let tables = listed.iter().filter(|(family, _)| *family == chain.family());
-            for table in tables.flat_map(|(_, tables)| tables).filter(|table| table.table == "filter") {
-                found.extend(table.pairs(chain));
-            }
+        for (family, tables) in listed {
+            let filter = |chain| -> BTreeSet<Pair> {
+                let tables = tables.iter().filter(|table| table.table == "filter");
+                tables.flat_map(|table| table.pairs(chain)).collect()
+            };
+            let chains = self.pairs.iter().filter(|chain| chain.open() == open && chain.family() == *family);
+            let each: Vec<BTreeSet<Pair>> = chains.map(filter).collect();
+            let all = each.iter().flatten().copied();
+            found.extend(all.filter(|pair| !known(pair) || each.iter().all(|pairs| pairs.contains(pair))));
         }
         Ok(found)
     }

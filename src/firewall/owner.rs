@@ -36,6 +36,8 @@ pub(super) struct Owner {
     choice: Option<(Arc<dyn Programs>, Candidate)>,
     /// Families whose addresses are never opened here.
     closed: Vec<Family>,
+    /// What the loaded rules were made from; the gated ports are those of the policy.
+    plan: Option<FirewallPlan>,
     ruleset: Option<Ruleset>,
     loaded: Option<Fingerprint>,
     /// There were no rules of ours before the lockdown.
@@ -61,6 +63,7 @@ impl Owner {
             former: None,
             choice: None,
             closed: Vec::new(),
+            plan: None,
             ruleset: None,
             loaded: None,
             fresh: false,
@@ -111,6 +114,9 @@ impl Owner {
             Order::Verify(reply) => drop(reply.send(self.verify())),
             Order::Again(reply) => drop(reply.send(self.again())),
             Order::Report(reply) => drop(reply.send(self.report())),
+            Order::Rules(reply) => {
+                drop(reply.send(self.plan.as_ref().map(|plan| ruleset::skeleton(plan).to_string())));
+            }
         }
     }
 
@@ -130,7 +136,7 @@ impl Owner {
     }
 
     fn lockdown(&mut self) -> Result<(), FirewallError> {
-        self.book = Book::default();
+        (self.book, self.plan) = (Book::default(), None);
         self.fresh = self.kernel()?.is_fresh();
         self.replace(ruleset::lockdown())
     }
@@ -140,7 +146,7 @@ impl Owner {
             return Ok(false);
         }
         // Before anything else: what is gone on purpose is not to be repaired.
-        (self.ruleset, self.loaded, self.book) = (None, None, Book::default());
+        (self.plan, self.ruleset, self.loaded, self.book) = (None, None, None, Book::default());
         // The supervisor has ended: nobody reaps, and nobody else runs programs any more.
         let choice =
             self.choice.take().map(|(_, candidate)| (Arc::new(Direct) as Arc<dyn Programs>, candidate));
@@ -157,7 +163,9 @@ impl Owner {
     fn load(&mut self, plan: &FirewallPlan, allowlist: Allowlist) -> Result<(), FirewallError> {
         self.book = Book::default();
         self.closed.clone_from(&plan.closed);
-        self.replace(ruleset::skeleton(plan))?;
+        let plan = plan.with_ports(&allowlist);
+        self.replace(ruleset::skeleton(&plan))?;
+        self.plan = Some(plan);
         self.allowlist = allowlist;
         self.sweep();
         Ok(())
@@ -237,12 +245,39 @@ impl Owner {
         let now = Instant::now();
         self.book.expire(now);
         self.book.follow(&allowlist);
-        if let Err(error) = self.settle(now) {
+        let plan = self.plan.as_ref().map(|plan| plan.with_ports(&allowlist));
+        let changed = plan.filter(|plan| self.plan.as_ref() != Some(plan));
+        let (told, former) = match changed {
+            None => (self.settle(now), None),
+            // Other ports are the gate's now: other rules, and what is open by the new policy, at one moment.
+            Some(plan) => {
+                self.keep_denied();
+                let ruleset = ruleset::skeleton(&plan);
+                let told = self.put(&ruleset);
+                (told, Some((self.ruleset.replace(ruleset), self.plan.replace(plan))))
+            }
+        };
+        if let Err(error) = told {
             // All anew, or else all closed: what the operator took back must not stay open.
-            self.mend(&Drift { what: format!("a change was refused ({})", chain(&error)), leaks: true })?;
+            let drift = Drift { what: format!("a change was refused ({})", chain(&error)), leaks: true };
+            if let Err(error) = self.mend(&drift) {
+                // The policy of before goes on, so its ports are the gate's once it can be mended.
+                if let Some(former) = former {
+                    (self.ruleset, self.plan) = former;
+                }
+                return Err(error);
+            }
         }
         self.allowlist = allowlist;
         Ok(())
+    }
+
+    /// Rules that are replaced take their counters along.
+    fn keep_denied(&mut self) {
+        if let Ok(denied) = self.kernel().and_then(|kernel| kernel.denied().map_err(FirewallError::ReadBack))
+        {
+            self.denied = self.denied.saturating_add(denied);
+        }
     }
 
     fn claims(&self, pairs: &[Pair]) -> Vec<Vec<DomainName>> {
@@ -345,10 +380,7 @@ impl Owner {
     /// fails, what leaks is closed with everything else; what only lacks something stays as it is.
     fn mend(&mut self, found: &Drift) -> Result<(), FirewallError> {
         let Some(ruleset) = self.ruleset.clone() else { return Err(FirewallError::Disturbed) };
-        if let Ok(denied) = self.kernel().and_then(|kernel| kernel.denied().map_err(FirewallError::ReadBack))
-        {
-            self.denied = self.denied.saturating_add(denied);
-        }
+        self.keep_denied();
         let mended = self.put(&ruleset);
         let outcome = match &mended {
             Ok(()) => "repaired".to_owned(),

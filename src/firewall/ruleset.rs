@@ -151,8 +151,13 @@ pub enum Match {
     Direction(Direction),
     /// Connection tracking says that the destination was rewritten.
     Redirected,
-    /// The flow came from outside to a port that the operator opened: see [`Action::MarkInbound`].
-    Inbound,
+    /// Connection tracking's mark of the flow: see [`Action::Mark`].
+    Marked(Mark),
+    /// TCP, and not what begins a connection. Within a flow that it remembers (half closed, or established) connection
+    /// tracking lets a SYN pass unjudged, as part of that flow, and begins it anew if the far side answers
+    /// (`nf_conntrack_tcp_packet`, `TCP_CONNTRACK_IGNORE`): whoever binds the port of a socket that is gone would inherit
+    /// its permission.
+    NotSyn,
     Icmp6(Icmp6),
     HopLimit(u8),
     /// The IPv4 header carries options.
@@ -231,15 +236,31 @@ pub enum Action {
     },
     /// Rewrites the destination; the packet is routed anew.
     Dnat(SocketAddr),
-    /// Marks the flow as [`INBOUND_MARK`].
-    MarkInbound,
+    /// Sets connection tracking's mark of the flow.
+    Mark(Mark),
     RejectReset,
     RejectProhibited,
 }
 
-/// Connection tracking's mark of a flow that came in from outside. Without it a flow that the agent makes up inside the
-/// box, from a foreign source (`IPV6_FREEBIND`) to its own listener, would be answered outside.
-pub const INBOUND_MARK: u32 = 1;
+/// What a flow is known by for as long as it lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    /// It came in from outside. Without it a flow that the agent makes up inside the box, from a foreign source
+    /// (`IPV6_FREEBIND`) to its own listener, would be answered outside.
+    Inbound,
+    /// The egress gate began it. Without it what the agent began on a port goes on when the port becomes the gate's.
+    Gate,
+}
+
+impl Mark {
+    #[must_use]
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Inbound => 1,
+            Self::Gate => 2,
+        }
+    }
+}
 
 /// Enough for IPv6 and TCP headers with options; what the agent put behind them has no place in a log.
 pub const SNAPLEN: u32 = 128;

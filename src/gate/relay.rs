@@ -154,3 +154,116 @@ pub async fn write_all(stream: &TcpStream, mut octets: &[u8]) -> io::Result<()> 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::allowlist::{DomainName, Wire};
+    use crate::gate::roll::{Key, Roll};
+    use std::sync::Arc;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (far, listener.accept().await.unwrap().0)
+    }
+
+    fn passage() -> Arc<Passage> {
+        let key = Key {
+            name: DomainName::parse("a.test").unwrap(),
+            address: "192.0.2.1".parse().unwrap(),
+            port: 443,
+            uid: None,
+        };
+        Arc::new(Roll::new(64)).enter().pass(key, Wire::Tls, false)
+    }
+
+    /// A client and a server with a relay between them.
+    async fn joined() -> (TcpStream, TcpStream, tokio::task::JoinHandle<()>) {
+        let ((client, mut left), (server, mut right)) = (pair().await, pair().await);
+        let task = tokio::spawn(async move { relay(&mut left, &mut right, &passage()).await });
+        (client, server, task)
+    }
+
+    #[tokio::test]
+    async fn both_ways_at_once_and_a_half_close_closes_half() {
+        let (mut client, mut server, task) = joined().await;
+        let out: Vec<u8> = (0..5_000_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        let back: Vec<u8> = out.iter().rev().copied().collect();
+        let expected = (out.clone(), back.clone());
+        let at_server = tokio::spawn(async move {
+            let (mut reader, mut writer) = server.split();
+            let mut heard = Vec::new();
+            // Its own words first: who waits for the other to begin would wait for ever.
+            let (_, read) = tokio::join!(writer.write_all(&back), reader.read_to_end(&mut heard));
+            read.unwrap();
+            // The client has said that it is done; the server is not.
+            writer.write_all(b"last").await.unwrap();
+            heard
+        });
+        let (mut reader, mut writer) = client.split();
+        let mut heard = Vec::new();
+        let write = async {
+            writer.write_all(&out).await.unwrap();
+            writer.shutdown().await.unwrap();
+        };
+        let (read, ()) = tokio::join!(reader.read_to_end(&mut heard), write);
+        read.unwrap();
+        assert!(at_server.await.unwrap() == expected.0);
+        assert!(heard.strip_suffix(b"last").unwrap() == expected.1);
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_reset_is_a_reset_on_the_other_side() {
+        for from_client in [true, false] {
+            let (client, server, task) = joined().await;
+            let (gone, mut left) = if from_client { (client, server) } else { (server, client) };
+            reset(&gone);
+            drop(gone);
+            let error = left.read(&mut [0; 8]).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+            task.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn who_takes_nothing_stops_the_sender_and_costs_one_chunk() {
+        let (client, mut server, task) = joined().await;
+        let mut sent = 0;
+        // Until nothing moves any more: the buffers of four sockets and of one chunk are full.
+        while let Ok(ready) =
+            tokio::time::timeout(std::time::Duration::from_millis(300), client.writable()).await
+        {
+            ready.unwrap();
+            match client.try_write(&[7; 65_536]) {
+                Ok(octets) => sent += octets,
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+        }
+        assert!(sent < 64 << 20, "{sent}");
+        drop(client);
+        let mut heard = Vec::new();
+        server.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard.len(), sent, "and nothing of it is lost");
+        drop(server);
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_answer_before_the_question_is_over_arrives() {
+        let (mut client, mut server, task) = joined().await;
+        client.write_all(&[1; 100_000]).await.unwrap();
+        let mut first = [0; 10];
+        server.read_exact(&mut first).await.unwrap();
+        server.write_all(b"no more, please").await.unwrap();
+        server.shutdown().await.unwrap();
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard, b"no more, please");
+        drop((client, server));
+        task.await.unwrap();
+    }
+}

@@ -314,3 +314,111 @@ impl Drop for Place {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> Key {
+        let name = DomainName::parse(name).unwrap();
+        Key { name, address: "192.0.2.1".parse().unwrap(), port: 443, uid: Some(1000) }
+    }
+
+    /// A task that lives until it is ended.
+    fn forever() -> tokio::task::JoinHandle<()> {
+        tokio::spawn(std::future::pending())
+    }
+
+    async fn is_ended(task: tokio::task::JoinHandle<()>) -> bool {
+        tokio::task::yield_now().await;
+        task.is_finished()
+    }
+
+    #[tokio::test]
+    async fn octets_are_told_once_and_lost_by_nobody() {
+        let roll = Arc::new(Roll::new(64));
+        let place = roll.enter();
+        let passage = place.pass(key("a.test"), Wire::Tls, false);
+        passage.sent(10);
+        passage.received(4);
+        let told = roll.take_uses(9);
+        assert_eq!((told[0].count, told[0].bytes_out, told[0].bytes_in), (1, 10, 4));
+        assert!(roll.take_uses(9).is_empty());
+        passage.sent(5);
+        drop(place);
+        let told = roll.take_uses(9);
+        assert_eq!((told[0].count, told[0].bytes_out), (0, 5), "what came after the last look");
+        roll.put_back(told);
+        assert_eq!(roll.take_uses(9)[0].bytes_out, 5);
+        let totals = roll.totals();
+        assert_eq!((totals.connections, totals.bytes_out, totals.bytes_in, totals.open), (1, 15, 4, 0));
+    }
+
+    #[tokio::test]
+    async fn t56_what_does_not_move_or_is_too_old_ends() {
+        let roll = Arc::new(Roll::new(64));
+        let (task, place) = (forever(), roll.enter());
+        let passage = place.pass(key("a.test"), Wire::Tls, false);
+        roll.carry(place.id(), task.abort_handle());
+        roll.sweep(Duration::from_secs(5), Duration::from_secs(60));
+        assert_eq!(roll.totals().open, 1);
+        passage.sent(1);
+        roll.sweep(Duration::ZERO, Duration::from_secs(60));
+        assert!(is_ended(task).await);
+        let (task, place) = (forever(), roll.enter());
+        drop(place.pass(key("a.test"), Wire::Tls, false));
+        roll.carry(place.id(), task.abort_handle());
+        roll.sweep(Duration::from_secs(60), Duration::ZERO);
+        assert!(is_ended(task).await);
+        assert_eq!(roll.totals().open, 0);
+    }
+
+    #[tokio::test]
+    async fn what_another_policy_forbids_is_cut_and_the_rest_is_not() {
+        let roll = Arc::new(Roll::new(64));
+        let living: Vec<_> = ["kept.test", "cut.test"]
+            .into_iter()
+            .map(|name| {
+                let (task, place) = (forever(), roll.enter());
+                drop(place.pass(key(name), Wire::Tls, false));
+                roll.carry(place.id(), task.abort_handle());
+                (task, place)
+            })
+            .collect();
+        roll.cut(|passage| passage.key.name.as_str() == "kept.test");
+        let mut ended = Vec::new();
+        for (task, place) in living {
+            ended.push(is_ended(task).await);
+            drop(place);
+        }
+        assert_eq!(ended, [false, true]);
+    }
+
+    #[tokio::test]
+    async fn t58_where_it_is_full_the_silent_make_room_and_the_last_places_are_not_the_agents() {
+        let most = RESERVED + 2;
+        let roll = Arc::new(Roll::new(most));
+        let mut places: Vec<_> = (0..2)
+            .map(|_| {
+                let place = roll.enter();
+                drop(place.pass(key("a.test"), Wire::Tls, false));
+                place
+            })
+            .collect();
+        assert_eq!(roll.room(), Room::Little);
+        places.extend((0..RESERVED).map(|_| roll.enter()));
+        assert_eq!(roll.room(), Room::No, "nobody has been silent for long");
+        let task = forever();
+        roll.carry(places[2].id(), task.abort_handle());
+        for living in roll.state().living.values_mut().filter(|living| living.passages.is_empty()) {
+            living.began = living.began.checked_sub(PATIENCE).unwrap();
+        }
+        let eldest = roll.state().living.get(&places[2].id()).unwrap().began;
+        roll.state().living.get_mut(&places[2].id()).unwrap().began =
+            eldest.checked_sub(Duration::from_secs(1)).unwrap();
+        assert_eq!(roll.room(), Room::Yes);
+        assert!(is_ended(task).await);
+        drop(places);
+        assert_eq!(roll.room(), Room::Yes);
+    }
+}

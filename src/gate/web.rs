@@ -40,7 +40,7 @@ pub(super) async fn visit(
 ) {
     let mut opener = Opener { worker: &worker, client, place, passage: None };
     if let End::Tunnel { mut client, mut server, unsent } =
-        http::drive(stream, octets, &mut opener, LIMITS).await
+        http::serve(stream, octets, &mut opener, LIMITS).await
         && let Some(passage) = opener.passage
         && write_all(&server, &unsent).await.is_ok()
     {

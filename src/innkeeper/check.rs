@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Innkeeper, lock};
 use crate::addresses::{AddressClass, class};
-use crate::allowlist::{Allowlist, DomainName, Rule, Verdict};
+use crate::allowlist::{Allowlist, DomainName, Rule, Verdict, Wire};
 use crate::audit::{self, What};
 use crate::config::Requests;
 use crate::control::protocol::{Asker, Response};
@@ -35,14 +35,16 @@ impl Innkeeper {
     pub(super) fn check(&self, asker: Asker, what: &str) -> Response {
         match Target::parse(what) {
             Err(reason) => Response::Invalid { reason },
-            Ok(Target::Name(name, port)) => Response::Verdict(Box::new(self.check_name(asker, &name, port))),
+            Ok(Target::Name(name, port, wire)) => {
+                Response::Verdict(Box::new(self.check_name(asker, &name, port, wire)))
+            }
             Ok(Target::Address(address, port)) => {
                 Response::Verdict(Box::new(self.check_address(address, port)))
             }
         }
     }
 
-    fn check_name(&self, asker: Asker, name: &DomainName, port: u16) -> Checked {
+    fn check_name(&self, asker: Asker, name: &DomainName, port: u16, wire: Option<Wire>) -> Checked {
         let (ceiling, taken_back) = {
             let policy = lock(&self.policy);
             (policy.ceiling().clone(), policy.taken_back().cloned().collect::<Vec<Arc<Rule>>>())
@@ -50,7 +52,7 @@ impl Innkeeper {
         let queue = self.config.network.requests == Requests::Queue;
         let told = if asker == Asker::Operator { Told::Everything } else { Told::AsAgent };
         let ground = Ground { ceiling: &ceiling, taken_back: &taken_back, queue, told };
-        explain(&self.allowlist(), &ground, name, port)
+        explain(&self.allowlist(), &ground, name, port, wire)
     }
 
     /// An address is open while an allowlisted name answers with it, and never by itself.

@@ -32,7 +32,13 @@ impl Innkeeper {
             let first = claims.into_iter().map(|names| names.first().map(ToString::to_string));
             first.chain(std::iter::repeat(None)).take(count).collect()
         };
-        let meter = Meter::start(Arc::new(names)).map_err(|error| format!("not measured: {}", chain(&error)));
+        let innkeeper = Arc::clone(self);
+        let gated = move || match innkeeper.gate.get() {
+            Some(_) => innkeeper.allowlist().gated_ports(),
+            None => Vec::new(),
+        };
+        let meter = Meter::start(Arc::new(names), Arc::new(gated))
+            .map_err(|error| format!("not measured: {}", chain(&error)));
         // Set once, by the boot.
         drop(self.meter.set(meter));
     }

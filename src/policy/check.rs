@@ -1,7 +1,8 @@
 //! `innkeeper check`: what would become of a connection, said by the functions that decide on it.  (pure)
 //!
 //! The resolver decides by [`dns::policy::decide`](crate::dns::policy::decide), the firewall by
-//! [`admission::decide`](crate::firewall::admission::decide); both ask [`Allowlist::verdict`]. So does this.
+//! [`admission::decide`](crate::firewall::admission::decide), the gate by [`judge`](crate::gate::verdict::judge); all of
+//! them ask [`Allowlist::verdict`]. So does this.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -13,10 +14,12 @@ use serde::{Deserialize, Serialize};
 use super::nearest::{Near, nearest};
 use crate::allowlist::{
     Allowlist, Ceiling, DEFAULT_PORT, Denied, DomainName, DomainPattern, Origin, Rule, RuleOptions, Verdict,
+    Wire, parse_rule,
 };
 use crate::dns::policy::{Cause, Decision, Query, Question, Why, decide};
 use crate::dns::protocol::Learned;
 use crate::firewall::admission;
+use crate::gate::verdict::{Shown, judge};
 use crate::report::harmless;
 use crate::requests::proposal;
 use crate::status::audience;
@@ -25,7 +28,8 @@ use crate::status::report::SCHEMA;
 /// What is asked about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    Name(DomainName, u16),
+    /// With what it is spoken, where a URL says so.
+    Name(DomainName, u16, Option<Wire>),
     Address(IpAddr, u16),
 }
 
@@ -40,6 +44,11 @@ impl Target {
             Some("git") => 9418,
             Some("ftp") => 21,
             Some(_) | None => DEFAULT_PORT,
+        };
+        let wire = match scheme.map(str::to_ascii_lowercase).as_deref() {
+            Some("https" | "wss") => Some(Wire::Tls),
+            Some("http" | "ws") => Some(Wire::Http),
+            Some(_) | None => None,
         };
         // A backslash ends a host for browsers (WHATWG URL), so it must not hide one here.
         let authority = rest.split(['/', '\\', '?', '#']).next().unwrap_or_default();
@@ -61,7 +70,7 @@ impl Target {
         };
         let parsed = DomainName::parse(name);
         let name = parsed.map_err(|error| format!("\"{}\" is not a host name: {error}", shown(name)))?;
-        Ok(Self::Name(name, port))
+        Ok(Self::Name(name, port, wire))
     }
 }
 
@@ -211,10 +220,19 @@ pub struct Ground<'a> {
 
 /// Explains by the very functions that decide.
 #[must_use]
-pub fn explain(allowlist: &Allowlist, ground: &Ground<'_>, name: &DomainName, port: u16) -> Checked {
+pub fn explain(
+    allowlist: &Allowlist,
+    ground: &Ground<'_>,
+    name: &DomainName,
+    port: u16,
+    wire: Option<Wire>,
+) -> Checked {
     let plain = |allowed, why: String| Checked::plain(allowed, name.to_string(), port, why);
     match passage(allowlist, name, port) {
         Passage::Open(rules) => {
+            if let Some(refused) = at_gate(allowlist, ground, (name, port), wire) {
+                return refused;
+            }
             let rules: Vec<Cited> = rules.into_iter().map(|rule| Cited::of(rule, ground.told)).collect();
             let by = rules.iter().map(|cited| format!("{} ({})", cited.rule, cited.origin));
             let by = by.collect::<Vec<_>>().join(", ");
@@ -245,6 +263,25 @@ pub fn explain(allowlist: &Allowlist, ground: &Ground<'_>, name: &DomainName, po
             missing(allowlist, ground, name, port, &why)
         }
     }
+}
+
+/// What the gate would refuse although the name is open on this port: what is spoken there.
+fn at_gate(
+    allowlist: &Allowlist,
+    ground: &Ground<'_>,
+    (name, port): (&DomainName, u16),
+    wire: Option<Wire>,
+) -> Option<Checked> {
+    let wire = wire.filter(|_| allowlist.gated_ports().contains(&port))?;
+    let why = judge(allowlist, Shown { name, port, wire, ech: false }).err()?;
+    let said = format!("{name}:{port} is refused by the gate: {why}");
+    let rule = parse_rule(&format!("{name}:{port} {wire}"), Origin::Operator).ok();
+    let permitted = rule.filter(|rule| ground.ceiling.permits(rule));
+    let command = permitted.as_ref().map(|rule| format!("innkeeper allow '{rule}'"));
+    let next = command.as_ref().map_or(String::new(), |command| format!("; operator: {command}"));
+    let ask = permitted.as_ref().filter(|_| ground.queue).map(|rule| proposal(&rule.to_string()));
+    let line = permitted.map(|rule| rule.to_string());
+    Some(Checked { line, command, ask, ..Checked::plain(false, name.to_string(), port, said + &next) })
 }
 
 /// What would allow it, or why nothing does.

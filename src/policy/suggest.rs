@@ -221,6 +221,16 @@ fn cover(name: &DomainName, port: u16, allowlist: &Allowlist) -> Option<Cover> {
     if rules.iter().all(|rule| rule.options.telemetry) {
         words.push_str(" telemetry");
     }
+    let mut wires = rules.iter().map(|rule| rule.options.wire);
+    // Where they differ either may be spoken, which a rule says by saying nothing.
+    if let Some(Some(wire)) = wires.next()
+        && wires.all(|other| other == Some(wire))
+    {
+        words.push_str(&format!(" {wire}"));
+    }
+    if rules.iter().any(|rule| rule.options.ech) {
+        words.push_str(" ech");
+    }
     let apex = match narrowest {
         DomainPattern::Below(apex) => Some(apex.clone()),
         DomainPattern::Exact(_) => None,

@@ -21,7 +21,7 @@ fn allows(policy: &LivePolicy, name: &str, port: u16) -> bool {
     let (allowlist, ceiling) = (Allowlist::new(policy.rules()), Ceiling::unbounded());
     let ground =
         check::Ground { ceiling: &ceiling, taken_back: &[], queue: false, told: check::Told::Everything };
-    check::explain(&allowlist, &ground, &DomainName::parse(name).unwrap(), port).allowed
+    check::explain(&allowlist, &ground, &DomainName::parse(name).unwrap(), port, None).allowed
 }
 
 #[test]

@@ -135,6 +135,7 @@ fn the_text_is_what_iptables_lists() {
         inbound: vec![(Transport::Tcp, 22), (Transport::Udp, 8080)],
         closed_loopback: vec!["127.0.0.1:15001".parse().unwrap(), "[::]:9000".parse().unwrap()],
         vm: true,
+        gate: super::gate::gate(),
         ..plan()
     };
     for kind in [Kind::NftIpset, Kind::NftRules, Kind::LegacyIpset, Kind::LegacyRules] {

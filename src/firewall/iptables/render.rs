@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::pairs::PairChain;
 use crate::firewall::backend::Edit;
 use crate::firewall::ruleset::{
-    Action, Base, Chain, Content, Direction, Family, Hook, INBOUND_MARK, Kind, Match, Policy, Protocol, Rule,
-    Ruleset, SNAPLEN, State, Transport,
+    Action, Base, Chain, Content, Direction, Family, Hook, Kind, Match, Policy, Protocol, Rule, Ruleset,
+    SNAPLEN, State, Transport,
 };
 
 /// Every chain of ours begins with this, and nobody else's does.
@@ -250,7 +250,7 @@ fn ends(rule: &Rule) -> bool {
         | Action::Dnat(_)
         | Action::RejectReset
         | Action::RejectProhibited => true,
-        Action::Count(_) | Action::Log { .. } | Action::MarkInbound => false,
+        Action::Count(_) | Action::Log { .. } | Action::Mark(_) => false,
     })
 }
 
@@ -286,7 +286,8 @@ fn reduce(matches: &[Match], family: Family) -> Option<Vec<Match>> {
             | Match::State(_)
             | Match::Direction(_)
             | Match::Redirected
-            | Match::Inbound => None,
+            | Match::Marked(_)
+            | Match::NotSyn => None,
         };
         if of.is_some_and(|of| of != family) {
             return None;
@@ -306,7 +307,7 @@ fn target(action: Action, family: Family) -> Option<String> {
             format!("-j NFLOG --nflog-group {group} --nflog-size {SNAPLEN} --nflog-threshold {threshold}")
         }
         Action::Dnat(to) => format!("-j DNAT --to-destination {to}"),
-        Action::MarkInbound => format!("-j CONNMARK --set-xmark {INBOUND_MARK:#x}/0xffffffff"),
+        Action::Mark(mark) => format!("-j CONNMARK --set-xmark {:#x}/0xffffffff", mark.number()),
         Action::RejectReset => "-j REJECT --reject-with tcp-reset".to_owned(),
         Action::RejectProhibited => match family {
             Family::V4 => "-j REJECT --reject-with icmp-admin-prohibited".to_owned(),
@@ -323,6 +324,7 @@ struct Words {
     interfaces: Vec<&'static str>,
     protocol: Option<&'static str>,
     ports: Option<(Option<u16>, Option<u16>)>,
+    not_syn: bool,
     modules: Vec<String>,
 }
 
@@ -369,7 +371,11 @@ impl Words {
             Match::Direction(Direction::Original) => self.module("conntrack --ctdir ORIGINAL".to_owned()),
             Match::Direction(Direction::Reply) => self.module("conntrack --ctdir REPLY".to_owned()),
             Match::Redirected => self.module("conntrack --ctstate DNAT".to_owned()),
-            Match::Inbound => self.module(format!("connmark --mark {INBOUND_MARK:#x}")),
+            Match::Marked(mark) => self.module(format!("connmark --mark {:#x}", mark.number())),
+            Match::NotSyn => {
+                self.protocol = Some("tcp");
+                self.not_syn = true;
+            }
             Match::Icmp6(kind) => {
                 self.protocol = Some("ipv6-icmp");
                 self.module(format!("icmp6 --icmpv6-type {}", kind.number()));
@@ -414,10 +420,12 @@ impl Words {
         words.extend(self.destination.as_ref().map(|destination| format!("-d {destination}")));
         words.extend(self.interfaces.iter().map(|interface| (*interface).to_owned()));
         words.extend(self.protocol.map(|protocol| format!("-p {protocol}")));
-        if let (Some((source, destination)), Some(protocol)) = (self.ports, self.protocol) {
+        if let Some(protocol) = self.protocol.filter(|_| self.ports.is_some() || self.not_syn) {
+            let (source, destination) = self.ports.unwrap_or_default();
             let source = source.map(|port| format!(" --sport {port}")).unwrap_or_default();
             let destination = destination.map(|port| format!(" --dport {port}")).unwrap_or_default();
-            words.push(format!("-m {protocol}{source}{destination}"));
+            let flags = if self.not_syn { " ! --tcp-flags SYN,ACK SYN" } else { "" };
+            words.push(format!("-m {protocol}{source}{destination}{flags}"));
         }
         words.extend(self.modules.iter().map(|module| format!("-m {module}")));
         words.extend(comment.map(|comment| format!("-m comment --comment \"{comment}\"")));

@@ -13,7 +13,7 @@ use netlink_packet_netfilter::nftables::{
 };
 
 use crate::firewall::ruleset::{
-    Action, Chain, Direction, Family, INBOUND_MARK, Match, Protocol, Rule, SNAPLEN, State, TABLE, Transport,
+    Action, Chain, Direction, Family, Match, Protocol, Rule, SNAPLEN, State, TABLE, Transport,
 };
 
 /// Index of `lo` in every network namespace (`LOOPBACK_IFINDEX`).
@@ -31,6 +31,10 @@ const EXTHDR_PRESENT: u32 = 1;
 
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
+/// Where TCP's flags are, and two of them (RFC 9293 §3.1).
+const TCP_FLAGS: u32 = 13;
+const TCP_SYN: u8 = 0x02;
+const TCP_ACK: u8 = 0x10;
 
 /// `NFTNL_UDATA_RULE_COMMENT`: how `nft(8)` marks a comment in a rule's user data.
 const UDATA_COMMENT: u8 = 0;
@@ -109,9 +113,15 @@ impl Machine {
             Match::State(State::Related) => self.conntrack(CT_STATE, 1 << 2),
             Match::State(State::New) => self.conntrack(CT_STATE, 1 << 3),
             Match::Redirected => self.conntrack(CT_STATUS, IPS_DST_NAT),
-            Match::Inbound => {
+            Match::Marked(mark) => {
                 self.other("ct", vec![number(2, CT_MARK), number(1, Register::Reg1.into())]);
-                self.compare(Operator::Equal, &INBOUND_MARK.to_ne_bytes());
+                self.compare(Operator::Equal, &mark.number().to_ne_bytes());
+            }
+            Match::NotSyn => {
+                self.protocol(IPPROTO_TCP);
+                self.load(TRANSPORT_HEADER, TCP_FLAGS, 1, Register::Reg1);
+                self.mask(&[TCP_SYN | TCP_ACK]);
+                self.compare(Operator::NotEqual, &[TCP_SYN]);
             }
             Match::Icmp6(kind) => {
                 self.protocol(IPPROTO_ICMPV6);
@@ -172,10 +182,10 @@ impl Machine {
                 ],
             ),
             Action::Dnat(to) => self.dnat(to),
-            Action::MarkInbound => {
+            Action::Mark(mark) => {
                 self.push(Expressions::Immediate(vec![
                     Immediate::DestinationRegister(Register::Reg1),
-                    Immediate::Data(DataAttribute::Value(INBOUND_MARK.to_ne_bytes().into())),
+                    Immediate::Data(DataAttribute::Value(mark.number().to_ne_bytes().into())),
                 ]));
                 self.other("ct", vec![number(2, CT_MARK), number(4, Register::Reg1.into())]);
             }

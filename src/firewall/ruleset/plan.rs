@@ -1,14 +1,17 @@
 //! What the rules are (pure): from the facts of this box to the complete table. Read it from top to bottom as a
 //! packet does.
 
+mod gate;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
 use ipnet::Ipv6Net;
 
 use super::{
     Action, Base, Chain, Content, DENIED4, DENIED6, Direction, Family, HELD4, HELD6, Hook, INBOUND, Icmp6,
-    Kind, Match, OPEN4, OPEN6, Policy, Protocol, Rule, Ruleset, Set, State, Transport,
+    Kind, Mark, Match, OPEN4, OPEN6, Policy, Protocol, Rule, Ruleset, Set, State, Transport,
 };
+use crate::allowlist::Allowlist;
 
 /// Docker's embedded resolver. It listens on a random port too (`/proc/net/udp` shows it), so every port counts.
 const ENGINE_RESOLVER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11));
@@ -27,6 +30,12 @@ const ENGINE4: &str = "engine4";
 const ENGINE6: &str = "engine6";
 /// Where every refused packet ends: counted, logged, answered.
 const DENY: &str = "deny";
+/// Whether a flow to an address that is held may go on.
+const FLOWS: &str = "flows";
+/// What the gate may open.
+const GATE: &str = "gate";
+/// The same, of a gated port.
+const GATED: &str = "gated";
 
 /// The facts of this box that the rules depend on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,23 +113,27 @@ pub fn skeleton(plan: &FirewallPlan) -> Ruleset {
     Ruleset {
         counters: vec![DENIED4, DENIED6, INBOUND],
         sets: sets(plan),
-        chains: vec![
-            Chain { name: DENY, base: None, rules: deny(plan) },
-            Chain {
-                name: "resolver",
-                base: Some(Base {
-                    kind: Kind::Nat,
-                    hook: Hook::Output,
-                    priority: BEFORE_DOCKER,
-                    policy: Policy::Accept,
-                }),
-                rules: resolver(plan),
-            },
-            filter("output", Hook::Output, Policy::Drop, output(plan)),
-            filter("postrouting", Hook::Postrouting, Policy::Accept, postrouting(plan)),
-            filter("input", Hook::Input, Policy::Drop, input(plan)),
-            filter("forward", Hook::Forward, Policy::Drop, vec![nothing()]),
-        ],
+        chains: [
+            vec![Chain { name: DENY, base: None, rules: deny(plan) }],
+            gate::chains(plan),
+            vec![
+                Chain {
+                    name: "resolver",
+                    base: Some(Base {
+                        kind: Kind::Nat,
+                        hook: Hook::Output,
+                        priority: BEFORE_DOCKER,
+                        policy: Policy::Accept,
+                    }),
+                    rules: resolver(plan),
+                },
+                filter("output", Hook::Output, Policy::Drop, output(plan)),
+                filter("postrouting", Hook::Postrouting, Policy::Accept, postrouting(plan)),
+                filter("input", Hook::Input, Policy::Drop, input(plan)),
+                filter("forward", Hook::Forward, Policy::Drop, vec![nothing()]),
+            ],
+        ]
+        .concat(),
     }
 }
 
@@ -136,6 +149,13 @@ impl FirewallPlan {
             (unknown || !forwards_to.is_empty()).then_some(EngineDns { forwards_to })
         });
         Self { upstreams: kept(&self.upstreams), engine_dns, ..self.clone() }
+    }
+
+    /// The same under another policy, which says what ports are the gate's.
+    #[must_use]
+    pub fn with_ports(&self, allowlist: &Allowlist) -> Self {
+        let gate = self.gate.clone().map(|gate| GatePlan { ports: allowlist.gated_ports(), ..gate });
+        Self { gate, ..self.clone() }
     }
 
     fn open(&self, family: Family) -> bool {
@@ -239,6 +259,7 @@ fn resolver(plan: &FirewallPlan) -> Vec<Rule> {
             ));
         }
     }
+    rules.extend(gate::redirection(plan));
     rules
 }
 
@@ -271,7 +292,8 @@ fn output(plan: &FirewallPlan) -> Vec<Rule> {
     // Any uid may set them. A packet to an allowed address could name another as its next or last stop.
     let flow = |family, set, comment| {
         let to = Match::DestinationIn(family, Transport::Tcp, set);
-        accept(vec![Match::State(State::Established), to], comment)
+        let verdict = plan.gate.as_ref().map_or(Action::Accept, |_| Action::Goto(FLOWS));
+        rule(vec![Match::State(State::Established), Match::NotSyn, to], verdict, comment)
     };
     let mut rules = vec![
         refuse(vec![Match::Options4], "no source route, nor any other option: nobody here needs one"),
@@ -284,6 +306,7 @@ fn output(plan: &FirewallPlan) -> Vec<Rule> {
         flow(Family::V6, HELD6, "flows to IPv6 addresses that allowed names have or had"),
     ]);
     rules.extend(to_worker(plan));
+    rules.extend(gate::reached(plan));
     rules.extend(questions(plan));
     rules.extend(closed_listeners(plan));
     if plan.vm {
@@ -303,14 +326,18 @@ fn output(plan: &FirewallPlan) -> Vec<Rule> {
     rules.extend(plan.inbound.iter().map(|(transport, port)| {
         let from = Match::SourcePort(*transport, *port);
         let reply = Match::Direction(Direction::Reply);
-        let matches = vec![Match::State(State::Established), reply, Match::Inbound, from];
+        let matches = vec![Match::State(State::Established), reply, Match::Marked(Mark::Inbound), from];
         accept(matches, "answers of what the operator opened (network.inbound)")
     }));
+    rules.push(refuse(vec![Match::Uid(plan.dns_uid)], "the DNS worker has no other business"));
+    rules.extend(gate::own(plan));
     rules.extend([
-        refuse(vec![Match::Uid(plan.dns_uid)], "the DNS worker has no other business"),
         // ICMP errors too, to who is in the box; outside nobody is owed one. An error goes to the packet's source and quotes
         // it, and any uid may send from a foreign source (IPV6_FREEBIND): it would carry the agent's octets anywhere.
         accept(vec![Match::OutLoopback], "the box talks to itself, on its own addresses too"),
+    ]);
+    rules.extend(gate::ports(plan));
+    rules.extend([
         used(plan, Family::V4, OPEN4, "IPv4 addresses of allowlisted names"),
         used(plan, Family::V6, OPEN6, "IPv6 addresses of allowlisted names"),
     ]);
@@ -348,7 +375,8 @@ fn closed_out(plan: &FirewallPlan, family: Family) -> Vec<Rule> {
             _ => true,
         })
     };
-    for rule in questions(plan).into_iter().chain(closed_listeners(plan)).filter(mine) {
+    let closed = gate::closed(plan);
+    for rule in questions(plan).into_iter().chain(closed_listeners(plan)).chain(closed).filter(mine) {
         rules.push(Rule { matches: of(&rule.matches), ..rule });
     }
     rules.push(refuse(of(&[Match::Uid(plan.dns_uid)]), "the DNS worker has no other business"));
@@ -493,20 +521,22 @@ fn postrouting(plan: &FirewallPlan) -> Vec<Rule> {
 /// memory for ever, since packets count there before we drop them.
 fn flows_in(plan: &FirewallPlan) -> Vec<Rule> {
     let established = |from| vec![Match::State(State::Established), from];
+    // A SYN that comes in as part of a flow would reach who listens where the flow began.
+    let flow = |from| vec![Match::State(State::Established), Match::NotSyn, from];
     let mut rules = vec![
         accept(
-            established(Match::SourceIn(Family::V4, Transport::Tcp, HELD4)),
+            flow(Match::SourceIn(Family::V4, Transport::Tcp, HELD4)),
             "answers of IPv4 addresses that allowed names have or had",
         ),
         accept(
-            established(Match::SourceIn(Family::V6, Transport::Tcp, HELD6)),
+            flow(Match::SourceIn(Family::V6, Transport::Tcp, HELD6)),
             "answers of IPv6 addresses that allowed names have or had",
         ),
     ];
     rules.extend(plan.inbound.iter().map(|(transport, port)| {
         let to = Match::DestinationPort(*transport, *port);
         let original = Match::Direction(Direction::Original);
-        let matches = vec![Match::State(State::Established), original, Match::Inbound, to];
+        let matches = vec![Match::State(State::Established), original, Match::Marked(Mark::Inbound), to];
         accept(matches, "opened by the operator (network.inbound)")
     }));
     let upstreams = pairs_in(plan, [UPSTREAM4, UPSTREAM6], Match::SourceIn);
@@ -562,7 +592,7 @@ fn input(plan: &FirewallPlan) -> Vec<Rule> {
     for (transport, port) in &plan.inbound {
         rules.push(Rule {
             matches: vec![Match::DestinationPort(*transport, *port), Match::State(State::New)],
-            actions: vec![Action::MarkInbound, Action::Accept],
+            actions: vec![Action::Mark(Mark::Inbound), Action::Accept],
             comment: "opened by the operator (network.inbound)",
         });
     }

@@ -4,8 +4,8 @@ use std::fmt::{Display, Formatter, Result};
 use std::net::{IpAddr, SocketAddr};
 
 use super::{
-    Action, Base, Chain, Content, Direction, Family, Hook, INBOUND_MARK, Icmp6, Kind, Match, Policy,
-    Protocol, Rule, Ruleset, SNAPLEN, Set, State, TABLE, Transport,
+    Action, Base, Chain, Content, Direction, Family, Hook, Icmp6, Kind, Match, Policy, Protocol, Rule,
+    Ruleset, SNAPLEN, Set, State, TABLE, Transport,
 };
 
 impl Display for Ruleset {
@@ -138,7 +138,8 @@ impl Display for Match {
             Self::State(State::Established) => write!(f, "ct state established"),
             Self::State(State::Related) => write!(f, "ct state related"),
             Self::Redirected => write!(f, "ct status dnat"),
-            Self::Inbound => write!(f, "ct mark {INBOUND_MARK:#010x}"),
+            Self::Marked(mark) => write!(f, "ct mark {:#010x}", mark.number()),
+            Self::NotSyn => write!(f, "tcp flags != syn / syn,ack"),
             Self::Icmp6(kind) => write!(f, "icmpv6 type {kind}"),
             Self::Options4 => write!(f, "ip hdrlength != 5"),
             Self::Routing6 => write!(f, "exthdr rt exists"),
@@ -183,7 +184,7 @@ impl Display for Action {
             }
             Self::Dnat(to @ SocketAddr::V4(_)) => write!(f, "dnat ip to {to}"),
             Self::Dnat(to @ SocketAddr::V6(_)) => write!(f, "dnat ip6 to {to}"),
-            Self::MarkInbound => write!(f, "ct mark set {INBOUND_MARK:#010x}"),
+            Self::Mark(mark) => write!(f, "ct mark set {:#010x}", mark.number()),
             Self::RejectReset => write!(f, "reject with tcp reset"),
             Self::RejectProhibited => write!(f, "reject with icmpx admin-prohibited"),
         }

@@ -9,7 +9,7 @@ use crate::firewall::book::{Book, Limits, Open};
 
 fn target(text: &str) -> String {
     match Target::parse(text) {
-        Ok(Target::Name(name, port)) => format!("{name} {port}"),
+        Ok(Target::Name(name, port, _)) => format!("{name} {port}"),
         Ok(Target::Address(address, port)) => format!("address {address} {port}"),
         Err(reason) => reason,
     }
@@ -28,7 +28,7 @@ fn list_at(path: &str, text: &str) -> Allowlist {
 fn checked(rules: &str, ceiling: &Ceiling, what: &str) -> Checked {
     let ground = Ground { ceiling, taken_back: &[], queue: true, told: Told::Everything };
     match Target::parse(what) {
-        Ok(Target::Name(name, port)) => explain(&list(rules), &ground, &name, port),
+        Ok(Target::Name(name, port, wire)) => explain(&list(rules), &ground, &name, port, wire),
         other => panic!("{other:?}"),
     }
 }
@@ -79,7 +79,8 @@ fn a_verdict_names_the_rule_or_what_would_allow_it() {
         Ground { ceiling: &Ceiling::unbounded(), taken_back: &[], queue: false, told: Told::AsAgent };
     for name in ["github.com", "no.test", "keys.test", "www.github.com"] {
         let rules = "github.com\n!no.test\nkeys.test by=broker";
-        let told = explain(&list_at("/host/d.conf", rules), &ground, &DomainName::parse(name).unwrap(), 443);
+        let told =
+            explain(&list_at("/host/d.conf", rules), &ground, &DomainName::parse(name).unwrap(), 443, None);
         let text = serde_json::to_string(&told).unwrap();
         assert!(text.contains("(file)") || text.contains(r#""file""#), "{text}");
         assert!(!text.contains("d.conf"), "where rules are written is not the agent's to know: {text}");
@@ -203,12 +204,12 @@ proptest! {
         upper: u64,
     ) {
         let allowlist = list(&rules.join("\n"));
-        let Ok(Target::Name(asked, asked_port)) = Target::parse(&written(&name, port, form, upper)) else {
+        let Ok(Target::Name(asked, asked_port, _)) = Target::parse(&written(&name, port, form, upper)) else {
             return Err(TestCaseError::fail("not read as a name"));
         };
         prop_assert_eq!((asked.as_str(), asked_port), (name.as_str(), port));
         let ground = Ground { ceiling: &Ceiling::unbounded(), taken_back: &[], queue: false, told: Told::Everything };
-        let said = explain(&allowlist, &ground, &asked, asked_port);
+        let said = explain(&allowlist, &ground, &asked, asked_port, None);
         let public: IpAddr = "93.184.215.14".parse().unwrap();
         let open = opened(&allowlist, &asked, public).contains(&(public, port));
         match resolves(&allowlist, &asked) {
@@ -231,13 +232,39 @@ proptest! {
         let allowlist = list(&rules.join("\n"));
         let ground = Ground { ceiling: &Ceiling::unbounded(), taken_back: &[], queue: true, told: Told::Everything };
         let name = DomainName::parse(&name).unwrap();
-        let said = explain(&allowlist, &ground, &name, port);
+        let said = explain(&allowlist, &ground, &name, port, None);
         prop_assert!(said.nearest.len() <= 3);
         if let Some(line) = said.line {
             prop_assert_eq!(said.command, Some(format!("innkeeper allow {line}")));
             let more = allowlist.rules().iter().map(ToString::to_string).chain([line]).collect::<Vec<_>>();
-            let after = explain(&list(&more.join("\n")), &ground, &name, port);
+            let after = explain(&list(&more.join("\n")), &ground, &name, port, None);
             prop_assert!(after.allowed, "{}", after.explanation);
         }
+    }
+}
+
+#[test]
+fn what_a_url_would_speak_is_judged_by_the_gates_own_code() {
+    let rules = "ok.test:80,443\nmarked.test:8080 http\nfree.test:9000";
+    for (url, refused) in [
+        ("https://ok.test/x", None),
+        ("http://ok.test/", None),
+        (
+            "http://ok.test:443/",
+            Some(
+                "ok.test:443 is refused by the gate: this port is for TLS; operator: innkeeper allow 'ok.test http'",
+            ),
+        ),
+        ("https://ok.test:80/", Some("is refused by the gate: this port is for HTTP")),
+        ("http://marked.test:8080/", None),
+        ("https://marked.test:8080/", Some("innkeeper allow 'marked.test:8080 tls'")),
+        // Not the gate's.
+        ("https://free.test:9000/", None),
+        ("free.test:9000", None),
+        ("ok.test:443", None),
+    ] {
+        let said = checked(rules, &Ceiling::unbounded(), url);
+        assert_eq!(said.allowed, refused.is_none(), "{url}: {}", said.explanation);
+        assert!(refused.is_none_or(|words| said.explanation.contains(words)), "{url}: {}", said.explanation);
     }
 }

@@ -218,6 +218,16 @@ impl Page<'_> {
                 report.firewall.denied
             ),
         ));
+        let gate = &report.gate;
+        if !gate.how.is_empty() {
+            let failed =
+                if gate.failed > 0 { format!(", {} unreachable", gate.failed) } else { String::new() };
+            let text = format!(
+                "Gate: {} connections let through by the name they show ({} open), {} refused{failed}",
+                gate.connections, gate.open, gate.denied
+            );
+            entries.push((Tone::Plain, text));
+        }
         if !dns.failing.is_empty() {
             let mut names: Vec<&str> = dns.failing.iter().map(|failing| failing.name.as_str()).collect();
             names.sort_unstable();

@@ -1,0 +1,369 @@
+//! One request and its answer. Both run at the same time: a server may answer before it has read everything.
+
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::Porter;
+use super::inbox::Inbox;
+use crate::gate::body::{Body, Measure};
+use crate::gate::request::Request;
+use crate::gate::response::{self, Read};
+
+/// A server that knows nothing of `Expect` says nothing either: its client sends the body after a while (RFC 9110
+/// §10.1.1), and so do we, after longer than any client waits.
+const EXPECT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What follows an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum After {
+    /// Another request.
+    Next,
+    /// Nothing; the client may still have to read.
+    Close,
+    /// Nothing: the client is away.
+    Gone,
+    /// The request's body is damaged, and nothing was answered.
+    Malformed(&'static str),
+    /// The server did not answer.
+    Failed { status: u16, what: &'static str },
+    /// Another protocol.
+    Tunnel,
+}
+
+pub(super) struct Ends<'a> {
+    pub(super) client: &'a mut TcpStream,
+    pub(super) from_client: &'a mut Inbox,
+    pub(super) server: &'a mut TcpStream,
+    pub(super) from_server: &'a mut Inbox,
+}
+
+/// Whether a body that waits for it may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Go {
+    Wait,
+    Now,
+    Never,
+}
+
+/// What both directions know of each other.
+struct Course<'a, P> {
+    request: &'a Request,
+    porter: &'a P,
+    start: Instant,
+    /// When the last octet moved, in milliseconds from the start.
+    moved_ms: AtomicU64,
+    /// The client has got a part of an answer.
+    has_answer: AtomicBool,
+    go: watch::Sender<Go>,
+}
+
+enum Unsent {
+    Client,
+    Server,
+    Malformed(&'static str),
+    /// The body was waited for no more.
+    Withheld,
+}
+
+enum Received {
+    Over {
+        is_persistent: bool,
+    },
+    Tunnel,
+    /// The server ended without an answer.
+    Nothing,
+    /// It changed the protocol, which nobody asked for.
+    Unasked,
+    ClientGone,
+}
+
+enum Cut {
+    Source,
+    Sink,
+    Malformed(&'static str),
+}
+
+impl Ends<'_> {
+    pub(super) async fn exchange<P: Porter>(self, request: &Request, porter: &P, idle: Duration) -> After {
+        let course = Course {
+            request,
+            porter,
+            start: Instant::now(),
+            moved_ms: AtomicU64::new(0),
+            has_answer: AtomicBool::new(false),
+            go: watch::Sender::new(if request.expects { Go::Wait } else { Go::Now }),
+        };
+        tokio::select! {
+            after = self.run(&course) => after,
+            () = course.silence(idle) => {
+                course.failed(504, "it did not go on within the time that a connection may be silent")
+            }
+        }
+    }
+
+    async fn run<P: Porter>(self, course: &Course<'_, P>) -> After {
+        let (client_read, client_write) = self.client.split();
+        let (server_read, server_write) = self.server.split();
+        let mut send = pin!(course.send(client_read, self.from_client, server_write));
+        let from_server = &mut *self.from_server;
+        let after = {
+            let mut receive = pin!(course.receive(server_read, from_server, client_write));
+            let sent = tokio::select! {
+                biased;
+                sent = &mut send => sent,
+                received = &mut receive => {
+                    return course.answered_early(&received, send).await;
+                }
+            };
+            match sent {
+                Ok((client_read, server_write)) => tokio::select! {
+                    biased;
+                    received = receive => course.after(&received),
+                    () = hung_up(client_read, server_write) => After::Gone,
+                },
+                Err(Unsent::Client) => After::Gone,
+                Err(Unsent::Malformed(_)) if course.has_answer.load(Ordering::Relaxed) => After::Close,
+                Err(Unsent::Malformed(why)) => After::Malformed(why),
+                // It may have answered before it closed.
+                Err(Unsent::Server | Unsent::Withheld) => course.after(&receive.await).at_most_close(),
+            }
+        };
+        // Who says more than was asked for is not asked again.
+        if after == After::Next && !self.from_server.unread().is_empty() { After::Close } else { after }
+    }
+}
+
+impl After {
+    fn at_most_close(self) -> Self {
+        if self == Self::Next { Self::Close } else { self }
+    }
+}
+
+impl<P: Porter> Course<'_, P> {
+    /// The head as it was judged, then the body to its end.
+    async fn send<'s>(
+        &self,
+        mut client: ReadHalf<'s>,
+        inbox: &mut Inbox,
+        mut server: WriteHalf<'s>,
+    ) -> Result<(ReadHalf<'s>, WriteHalf<'s>), Unsent> {
+        let head = inbox.unread().get(..self.request.length).unwrap_or_default();
+        server.write_all(head).await.map_err(|_| Unsent::Server)?;
+        self.sent(head.len());
+        inbox.consume(self.request.length);
+        if !self.may_send_body().await {
+            return Err(Unsent::Withheld);
+        }
+        let moved = |octets| self.sent(octets);
+        match copy(&mut client, inbox, &mut server, self.request.body, moved).await {
+            Ok(()) => Ok((client, server)),
+            Err(Cut::Source) => Err(Unsent::Client),
+            Err(Cut::Sink) => Err(Unsent::Server),
+            Err(Cut::Malformed(why)) => Err(Unsent::Malformed(why)),
+        }
+    }
+
+    /// A body that waits for a 100 is held back until it comes: a server that answered without reading it would take it
+    /// for the next request.
+    async fn may_send_body(&self) -> bool {
+        let mut go = self.go.subscribe();
+        let decided = timeout(EXPECT_PATIENCE, go.wait_for(|go| *go != Go::Wait)).await;
+        decided.is_err() || decided.is_ok_and(|go| go.is_ok_and(|go| *go == Go::Now))
+    }
+
+    async fn receive(
+        &self,
+        mut server: ReadHalf<'_>,
+        inbox: &mut Inbox,
+        mut client: WriteHalf<'_>,
+    ) -> Received {
+        loop {
+            let mut reader = response::Reader::default();
+            let read = loop {
+                match reader.read(inbox.unread(), self.request.manner.headless) {
+                    Read::Incomplete => {}
+                    read => break read,
+                }
+                match inbox.fill(&mut server).await {
+                    Ok(octets) if octets > 0 => self.touch(),
+                    Ok(_) | Err(_) if inbox.unread().is_empty() => return Received::Nothing,
+                    Ok(_) | Err(_) => break Read::Odd("it ends within its head"),
+                }
+            };
+            let response = match read {
+                Read::Head(response) => response,
+                Read::Odd(_) | Read::Incomplete => return self.pass_on(server, inbox, client).await,
+            };
+            if response.status == 101 && !self.request.is_upgrade {
+                return Received::Unasked;
+            }
+            self.decide(
+                if response.is_interim() && response.status == 100 { Go::Now } else { Go::Never },
+                response,
+            );
+            if !self.forward(inbox, response.length, &mut client).await {
+                return Received::ClientGone;
+            }
+            if response.status == 101 {
+                let rest = inbox.unread().len();
+                let is_there = self.forward(inbox, rest, &mut client).await;
+                return if is_there { Received::Tunnel } else { Received::ClientGone };
+            }
+            if response.is_interim() {
+                continue;
+            }
+            return match copy(&mut server, inbox, &mut client, response.body, |octets| self.received(octets))
+                .await
+            {
+                Ok(()) => Received::Over { is_persistent: response.is_persistent },
+                Err(Cut::Source) => Received::Over { is_persistent: false },
+                Err(Cut::Sink) => Received::ClientGone,
+                Err(Cut::Malformed(_)) => self.pass_on(server, inbox, client).await,
+            };
+        }
+    }
+
+    /// The first word about a body that waits counts.
+    fn decide(&self, to: Go, response: response::Response) {
+        // Early hints and the like say nothing about the body.
+        if response.is_interim() && to != Go::Now {
+            return;
+        }
+        self.go.send_if_modified(|go| {
+            *go == Go::Wait && {
+                *go = to;
+                true
+            }
+        });
+    }
+
+    /// What can't be followed goes to the client until the connection ends. No request follows it.
+    async fn pass_on(
+        &self,
+        mut server: ReadHalf<'_>,
+        inbox: &mut Inbox,
+        mut client: WriteHalf<'_>,
+    ) -> Received {
+        self.go.send_if_modified(|go| {
+            *go == Go::Wait && {
+                *go = Go::Never;
+                true
+            }
+        });
+        match copy(&mut server, inbox, &mut client, Body::UntilClose, |octets| self.received(octets)).await {
+            Err(Cut::Sink) => Received::ClientGone,
+            Ok(()) | Err(Cut::Source | Cut::Malformed(_)) => Received::Over { is_persistent: false },
+        }
+    }
+
+    async fn forward(&self, inbox: &mut Inbox, octets: usize, client: &mut WriteHalf<'_>) -> bool {
+        let written = client.write_all(inbox.unread().get(..octets).unwrap_or_default()).await;
+        self.has_answer.store(true, Ordering::Relaxed);
+        self.received(octets);
+        inbox.consume(octets);
+        written.is_ok()
+    }
+
+    /// The answer was over first. Its client may still have to send the body that it promised; then it ends, since not
+    /// every server reads on to where the next request begins.
+    async fn answered_early<F, T>(&self, received: &Received, send: std::pin::Pin<&mut F>) -> After
+    where
+        F: Future<Output = Result<T, Unsent>>,
+    {
+        let after = self.after(received).at_most_close();
+        if after == After::Close && *self.go.borrow() == Go::Now {
+            // However it ends, so does the connection.
+            drop(send.await);
+        }
+        if after == After::Tunnel { After::Close } else { after }
+    }
+
+    fn after(&self, received: &Received) -> After {
+        match received {
+            Received::Over { is_persistent } if *is_persistent && self.request.is_persistent => After::Next,
+            Received::Over { .. } => After::Close,
+            Received::Tunnel => After::Tunnel,
+            Received::ClientGone => After::Gone,
+            Received::Nothing => self.failed(502, "it closed the connection without an answer"),
+            Received::Unasked => self.failed(502, "it changed the protocol unasked"),
+        }
+    }
+
+    fn failed(&self, status: u16, what: &'static str) -> After {
+        if self.has_answer.load(Ordering::Relaxed) { After::Close } else { After::Failed { status, what } }
+    }
+
+    fn sent(&self, octets: usize) {
+        self.touch();
+        self.porter.sent(u64::try_from(octets).unwrap_or(u64::MAX));
+    }
+
+    fn received(&self, octets: usize) {
+        self.touch();
+        self.porter.received(u64::try_from(octets).unwrap_or(u64::MAX));
+    }
+
+    fn touch(&self) {
+        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.moved_ms.store(now, Ordering::Relaxed);
+    }
+
+    /// Returns when nothing moved for `limit`.
+    async fn silence(&self, limit: Duration) {
+        loop {
+            let moved = self.moved_ms.load(Ordering::Relaxed);
+            sleep_until(self.start + Duration::from_millis(moved) + limit).await;
+            if self.moved_ms.load(Ordering::Relaxed) == moved {
+                return;
+            }
+        }
+    }
+}
+
+/// Copies a body to its end, beginning with what was read already.
+async fn copy<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    from: &mut R,
+    inbox: &mut Inbox,
+    to: &mut W,
+    body: Body,
+    moved: impl Fn(usize),
+) -> Result<(), Cut> {
+    let mut measure = Measure::new(body);
+    loop {
+        let taken = measure.take(inbox.unread()).map_err(Cut::Malformed)?;
+        if taken.octets > 0 {
+            let octets = inbox.unread().get(..taken.octets).unwrap_or_default();
+            to.write_all(octets).await.map_err(|_| Cut::Sink)?;
+            moved(taken.octets);
+            inbox.consume(taken.octets);
+        }
+        if taken.is_over {
+            return Ok(());
+        }
+        match inbox.fill_body(from).await {
+            Ok(octets) if octets > 0 => {}
+            Ok(_) | Err(_) => return Err(Cut::Source),
+        }
+    }
+}
+
+/// The request is out: a client that ends its side ends it for the server too, as without us; one that is reset is gone.
+async fn hung_up(mut client: ReadHalf<'_>, mut server: WriteHalf<'_>) {
+    match client.peek(&mut [0]).await {
+        Ok(0) => {
+            // If it fails the server is gone, which the other direction sees.
+            server.shutdown().await.ok();
+            std::future::pending().await
+        }
+        // The next request, which waits for its turn.
+        Ok(_) => std::future::pending().await,
+        Err(_) => {}
+    }
+}
