@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use crate::common::{nothing_to, page, token};
-use crate::rig::{AGENT, BoxOptions, Done, Rig, RunningBox, host, run};
+use crate::common::{boot, nothing_to, options, page, token};
+use crate::rig::{AGENT, Done, Rig, RunningBox, host, run};
 
 const ALLOWED: &str = "ok.test:443,80;cdn.test:443,80;git.ok.test;npm.test;pypi.test;files.pypi.test;index.crates.test;static.crates.test";
 
@@ -25,7 +25,7 @@ fn served(rig: &Rig, name: &str) -> Vec<Value> {
 #[test]
 fn real_clients_pass_under_an_allowed_name() {
     let Some(rig) = Rig::new() else { return };
-    let guest = rig.boot(&BoxOptions::new().allow(ALLOWED));
+    let guest = boot(&rig, ALLOWED);
     let (ok, cdn) = (token("ok", "ok.test"), token("cdn", "cdn.test"));
     for versions in ["--tlsv1.2 --tls-max 1.2", "--tlsv1.3", "--http1.0", "--http1.1", "--http2"] {
         says(&guest, &format!("curl -sS -m 20 {versions} https://ok.test/"), &ok);
@@ -71,7 +71,7 @@ fn real_clients_pass_under_an_allowed_name() {
 fn package_managers_install_through_it() {
     let Some(rig) = Rig::new() else { return };
     let rust = run("sh", &["-c", "rustc --print sysroot"]).out.trim().to_owned();
-    let mut options = BoxOptions::new().allow(ALLOWED);
+    let mut options = options(ALLOWED);
     if !rust.is_empty() {
         options = options.volume(&format!("{rust}:/opt/rust:ro"));
     }
@@ -101,7 +101,7 @@ fn package_managers_install_through_it() {
 #[test]
 fn a_refusal_is_readable_in_every_client() {
     let Some(rig) = Rig::new() else { return };
-    let guest = rig.boot(&BoxOptions::new().allow("cdn.test:443,80"));
+    let guest = boot(&rig, "cdn.test:443,80");
     page(&guest, "https://cdn.test/", "cdn", "cdn.test");
     let mark = rig.world.sync();
     let cdn = host("cdn");

@@ -2,9 +2,28 @@
 
 use serde_json::Value;
 
-use crate::rig::{AGENT, Done, Mark, Rig, RunningBox, host};
+use crate::rig::{AGENT, BoxOptions, Done, Mark, Rig, RunningBox, host};
 
 const HELLO: &str = include_str!("hello.py");
+
+/// A box with these rules; `docker exec` gets the trust in the test CA that the session has anyway.
+#[track_caller]
+pub(crate) fn boot(rig: &Rig, rules: &str) -> RunningBox {
+    rig.boot(&options(rules))
+}
+
+pub(crate) fn options(rules: &str) -> BoxOptions {
+    let names = [
+        "SSL_CERT_FILE",
+        "GIT_SSL_CAINFO",
+        "CURL_CA_BUNDLE",
+        "PIP_CERT",
+        "REQUESTS_CA_BUNDLE",
+        "CARGO_HTTP_CAINFO",
+    ];
+    let trusting = |options: BoxOptions, name: &&str| options.env(name, "/run/innkeeper/etc/ca-bundle.pem");
+    names.iter().fold(BoxOptions::new().allow(rules), trusting)
+}
 
 /// The answers to each case, in their order.
 pub(crate) type Answers = Vec<String>;

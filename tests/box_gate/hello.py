@@ -56,6 +56,16 @@ def long_name(name):
     return (b"a" * 49 + b".") * 6 + name
 
 
+def cut(message):
+    """In as many records as it takes."""
+    return [record(message[at : at + 16000]) for at in range(0, len(message), 16000)]
+
+
+def extensions_of(name):
+    """How long they are without any more."""
+    return len(plain(name)) - 4 - 2 - 32 - 33 - 2 - 6 - 2 - 2
+
+
 ECH_OUTER = extension(0xFE0D, b"\0\0\1\0\1\x2a" + counted(os.urandom(32)) + counted(os.urandom(144)))
 GREASE = extension(0x4A4A, b"") + extension(0xDADA, b"\0")
 CASES = {
@@ -81,8 +91,8 @@ CASES = {
     "ssl2": lambda name: [b"\x80\x2e\1\0\2\0\x15\0\0\0\x10" + bytes(21) + os.urandom(16)],
     "other": lambda name: [record(plain(name), kind=0x17)],
     "trailing": lambda name: [record(plain(name) + b"junk")],
-    "huge": lambda name: [record(plain(name, extension(0x4242, bytes(60000)))[at : at + 16000])
-                          for at in range(0, 64000, 16000)] + [record(bytes(16000))] * 4,
+    "large": lambda name: cut(plain(name, extension(0x4242, bytes(60000)))),
+    "huge": lambda name: cut(plain(name, extension(0x4242, bytes(65535 - 4 - extensions_of(name))))),
     "half": lambda name: [record(plain(name))[:100]],
     "damaged": lambda name: [record(plain(name)[:60] + b"\xff" * 40 + plain(name)[100:])],
 }

@@ -1,7 +1,7 @@
 //! HTTP/1 through the gate: every request of a connection is judged, and what could be read in two ways is not sent on.
 
-use crate::common::{denial, hellos_outside, nothing_to, page, python, token};
-use crate::rig::{AGENT, BoxOptions, ROOT, Rig, RunningBox, host};
+use crate::common::{boot, denial, hellos_outside, nothing_to, page, python, token};
+use crate::rig::{AGENT, ROOT, Rig, RunningBox, host};
 
 /// Sends each text after the one before was answered, on one connection; prints what came back.
 const TALK: &str = r#"
@@ -65,7 +65,7 @@ fn t55_no_proxy_is_reached_through_an_allowed_name() {
         hellos_outside(&rig, &ok, "80", &[&format!("raw:{}", text.replace("\\\\", "\\"))]);
         assert!(arrived(&rig, sign), "{sign} reaches the server where no gate is");
     }
-    let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80"));
+    let guest = boot(&rig, "ok.test:443,80");
     page(&guest, "http://ok.test/", "ok", "ok.test");
     let absolute = talk(
         &guest,
@@ -94,7 +94,7 @@ fn t55_no_proxy_is_reached_through_an_allowed_name() {
 fn t55_every_request_of_a_connection_is_judged_and_not_only_the_first() {
     let Some(rig) = Rig::new() else { return };
     let ok = host("ok");
-    let guest = rig.boot(&BoxOptions::new().allow("ok.test:80;two.test:80"));
+    let guest = boot(&rig, "ok.test:80;two.test:80");
     let get = |path: &str, name: &str| format!("GET /{path} HTTP/1.1\\r\\nHost: {name}\\r\\n\\r\\n");
     let both = talk(&guest, AGENT, &ok, "80", &[&get("first-a", "ok.test"), &get("second-a", "ok.test")]);
     assert_eq!(both.matches(&token("ok", "ok.test")).count(), 4, "token as header and body, twice: {both}");
@@ -132,7 +132,7 @@ fn t55_every_request_of_a_connection_is_judged_and_not_only_the_first() {
 #[test]
 fn t56_a_websocket_and_a_long_answer_pass_by_name_and_their_octets_are_counted() {
     let Some(rig) = Rig::new() else { return };
-    let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80"));
+    let guest = boot(&rig, "ok.test:443,80");
     let counted = |port: u64| {
         let status = guest.status();
         let row = status["traffic"]
@@ -187,7 +187,7 @@ print(heard.split(b"\r\n")[0].decode(), s.recv(10))
 #[test]
 fn a_request_body_of_a_megabyte_and_an_answer_of_ten_arrive_whole() {
     let Some(rig) = Rig::new() else { return };
-    let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80"));
+    let guest = boot(&rig, "ok.test:443,80");
     for scheme in ["http", "https"] {
         let body = format!(
             "head -c 1000000 /dev/urandom > /tmp/body && curl -sS -m 30 --data-binary @/tmp/body {scheme}://ok.test/echo | cmp - /tmp/body && echo same"

@@ -1,8 +1,8 @@
 //! Where the gate stands: what passes it by, what becomes of living connections when the policy changes, and of all of
 //! them when it dies.
 
-use crate::common::{denial, hellos, hellos_so_far, nothing_to, page, python, shown, token};
-use crate::rig::{AGENT, BoxOptions, PATIENCE, ROOT, Rig, RunningBox, Talking, host};
+use crate::common::{boot, denial, hellos, hellos_so_far, nothing_to, page, python, shown, token};
+use crate::rig::{AGENT, PATIENCE, ROOT, Rig, RunningBox, Talking, host};
 use std::time::Instant;
 
 /// A TLS connection that stays open: each line of standard input is a request, what comes back a line.
@@ -51,7 +51,7 @@ fn is_cut(mut flow: Talking, what: &str) {
 #[test]
 fn a_revoked_names_connection_is_cut_though_another_name_shares_its_address() {
     let Some(rig) = Rig::new() else { return };
-    let guest = rig.boot(&BoxOptions::new().allow("cdn.test:443,80"));
+    let guest = boot(&rig, "cdn.test:443,80");
     let refused = guest.exec(AGENT, "curl -sS -m 10 https://npm.test/innkeeper-widget");
     assert!(!refused.ok(), "{refused:?}");
     guest.innkeeper(&["allow", "evil-cdn.test:443,80"]).expect("allow");
@@ -78,7 +78,7 @@ fn a_revoked_names_connection_is_cut_though_another_name_shares_its_address() {
 #[test]
 fn a_name_that_is_allowed_later_passes_at_once() {
     let Some(rig) = Rig::new() else { return };
-    let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80"));
+    let guest = boot(&rig, "ok.test:443,80");
     for (url, rule) in [
         ("https://evil-cdn.test/", "evil-cdn.test"),
         ("http://many.test/", "many.test:80"),
@@ -99,7 +99,7 @@ fn a_name_that_is_allowed_later_passes_at_once() {
 fn f22_a_killed_gate_costs_its_connections_and_opens_nothing() {
     let Some(rig) = Rig::new() else { return };
     let (ok, cdn) = (host("ok"), host("cdn"));
-    let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80,9999;cdn.test"));
+    let guest = boot(&rig, "ok.test:443,80,9999;cdn.test");
     let mut beside = guest.flow(AGENT, &ok, "9999");
     assert_eq!(beside.hear(), "connected");
     let through = flow(&guest, "ok.test", "443", "tls");
@@ -140,7 +140,7 @@ fn f22_a_killed_gate_costs_its_connections_and_opens_nothing() {
 #[test]
 fn while_the_gate_is_stopped_the_ports_are_closed() {
     let Some(rig) = Rig::new() else { return };
-    let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80,9999"));
+    let guest = boot(&rig, "ok.test:443,80,9999");
     page(&guest, "https://ok.test/", "ok", "ok.test");
     let pid = guest.exec_root("pgrep -u innkeeper-gate").out.trim().to_owned();
     guest.exec_root(&format!("kill -STOP {pid}"));
@@ -165,7 +165,7 @@ fn while_the_gate_is_stopped_the_ports_are_closed() {
 #[test]
 fn the_gates_own_port_is_no_way_around() {
     let Some(rig) = Rig::new() else { return };
-    let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80"));
+    let guest = boot(&rig, "ok.test:443,80");
     let listening = guest.exec_root("cat /proc/net/tcp /proc/net/tcp6");
     assert!(listening.out.contains("3500007F:2CB3"), "127.0.0.53:11443 listens: {listening:?}");
     let mark = rig.world.sync();
@@ -197,7 +197,7 @@ fn the_gates_own_port_is_no_way_around() {
 #[test]
 fn servers_of_the_agents_own_on_gated_ports_still_answer_inside() {
     let Some(rig) = Rig::new() else { return };
-    let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80"));
+    let guest = boot(&rig, "ok.test:443,80");
     let program = r#"
 import socket, threading
 def serve(s):
@@ -229,7 +229,7 @@ fn a_name_that_resolves_to_the_box_itself_is_no_loop() {
         return;
     };
     let rules = "ok.test:443,80;self.test:443,80 private;me.test:443,80 private";
-    let guest = rig.boot(&BoxOptions::new().allow(rules));
+    let guest = boot(&rig, rules);
     for name in ["self.test", "me.test"] {
         for user in [AGENT, ROOT] {
             let ok = host("ok");
@@ -245,7 +245,7 @@ fn a_name_that_resolves_to_the_box_itself_is_no_loop() {
 #[test]
 fn a_refusal_names_the_process_and_the_way_out() {
     let Some(rig) = Rig::new() else { return };
-    let guest = rig.boot(&BoxOptions::new().allow("cdn.test:443,80"));
+    let guest = boot(&rig, "cdn.test:443,80");
     let cdn = host("cdn");
     let by_session = guest
         .as_session(&format!("curl -skS -m 10 --resolve evil-cdn.test:443:{cdn} https://evil-cdn.test/"));

@@ -1,9 +1,9 @@
 //! The name in the connection decides: on a shared address, and whatever the client dials.
 
 use crate::common::{
-    denial, hellos, hellos_outside, hellos_so_far, nothing_to, packets_to, page, shown, token,
+    boot, denial, hellos, hellos_outside, hellos_so_far, nothing_to, packets_to, page, shown, token,
 };
-use crate::rig::{AGENT, BoxOptions, ROOT, Rig, host};
+use crate::rig::{AGENT, ROOT, Rig, host};
 
 #[test]
 fn t47_an_attackers_site_behind_an_allowed_address_gets_no_octet() {
@@ -13,7 +13,7 @@ fn t47_an_attackers_site_behind_an_allowed_address_gets_no_octet() {
     assert!(rig.inside(&curl).out.contains(&evil_page), "the attacker's site is there");
     assert_eq!(hellos_outside(&rig, &cdn, "443", &["plain:evil-cdn.test"]), ["server-hello"]);
 
-    let guest = rig.boot(&BoxOptions::new().allow("cdn.test:443,80"));
+    let guest = boot(&rig, "cdn.test:443,80");
     page(&guest, "https://cdn.test/", "cdn", "cdn.test");
     let (mark, before) = (rig.world.sync(), hellos_so_far(&rig));
     for user in [AGENT, ROOT] {
@@ -39,7 +39,7 @@ fn t47_an_attackers_site_behind_an_allowed_address_gets_no_octet() {
 #[test]
 fn t48_classic_fronting_passes_and_status_says_so() {
     let Some(rig) = Rig::new() else { return };
-    let guest = rig.boot(&BoxOptions::new().allow("cdn.test"));
+    let guest = boot(&rig, "cdn.test");
     let fronted = guest.exec(AGENT, "curl -sS -m 10 -H 'Host: evil-cdn.test' https://cdn.test/");
     assert!(fronted.out.contains(&token("cdn", "evil-cdn.test")), "{fronted:?}");
     let said = guest.innkeeper(&["status"]).expect("status");
@@ -52,10 +52,17 @@ fn t49_a_hello_without_exactly_one_valid_name_goes_nowhere() {
     let Some(rig) = Rig::new() else { return };
     let cdn = host("cdn");
     assert_eq!(hellos_outside(&rig, &cdn, "443", &["none:", "plain:cdn.test"]), ["server-hello"; 2]);
-    let guest = rig.boot(&BoxOptions::new().allow("cdn.test;*.wild.test;*.cdn.test"));
+    let guest = boot(&rig, "cdn.test;*.wild.test;*.cdn.test");
     // The same hellos pass where their name is in order, however it is sent.
-    let good = ["plain:cdn.test", "upper:cdn.test", "grease:cdn.test", "octets:cdn.test", "records:cdn.test"];
-    assert_eq!(hellos(&guest, AGENT, &cdn, "443", &good), ["server-hello"; 5]);
+    let good = [
+        "plain:cdn.test",
+        "upper:cdn.test",
+        "grease:cdn.test",
+        "octets:cdn.test",
+        "records:cdn.test",
+        "large:cdn.test",
+    ];
+    assert_eq!(hellos(&guest, AGENT, &cdn, "443", &good), ["server-hello"; 6]);
 
     let (mark, before) = (rig.world.sync(), hellos_so_far(&rig));
     let address = format!("plain:{cdn}");
@@ -113,7 +120,7 @@ fn t49_a_hello_without_exactly_one_valid_name_goes_nowhere() {
     assert!(all.contains("\"gate\""), "{all}");
     assert_eq!(
         hellos(&guest, AGENT, &cdn, "443", &good),
-        ["server-hello"; 5],
+        ["server-hello"; 6],
         "and the good ones still pass"
     );
 }
@@ -123,7 +130,7 @@ fn an_encrypted_hello_passes_where_its_rule_says_so() {
     let Some(rig) = Rig::new() else { return };
     let cdn = host("cdn");
     assert_eq!(hellos_outside(&rig, &cdn, "443", &["ech:cdn.test", "ech:npm.test"]), ["server-hello"; 2]);
-    let guest = rig.boot(&BoxOptions::new().allow("cdn.test;npm.test ech"));
+    let guest = boot(&rig, "cdn.test;npm.test ech");
     let mark = rig.world.sync();
     assert_eq!(hellos(&guest, AGENT, &cdn, "443", &["ech:cdn.test"]), ["alert 49"]);
     nothing_to(&rig, mark, &cdn);
@@ -142,7 +149,7 @@ fn t52_a_forged_name_towards_an_attackers_address_reaches_the_real_one_or_nobody
         let done = rig.inside(&curl.replace(&format!("[{evil}]"), &evil));
         assert!(done.out.contains(&format!("token-{address}-ok.test")), "{done:?}");
     }
-    let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80"));
+    let guest = boot(&rig, "ok.test:443,80");
     page(&guest, "https://ok.test/", "ok", "ok.test");
     let (mark, before) = (rig.world.sync(), hellos_so_far(&rig));
     for user in [AGENT, ROOT] {
@@ -173,7 +180,7 @@ fn t52_a_forged_name_towards_an_attackers_address_reaches_the_real_one_or_nobody
 fn a_name_is_judged_with_the_port_that_the_client_dialled() {
     let Some(rig) = Rig::new() else { return };
     let cdn = host("cdn");
-    let guest = rig.boot(&BoxOptions::new().allow("cdn.test:443;two.test:80;npm.test:8443 tls"));
+    let guest = boot(&rig, "cdn.test:443;two.test:80;npm.test:8443 tls");
     let mark = rig.world.sync();
     // cdn.test may do 443 and not 8443, npm.test the reverse, though both live at the same address.
     assert_eq!(hellos(&guest, AGENT, &cdn, "443", &["plain:npm.test"]), ["alert 49"]);

@@ -1,7 +1,7 @@
 //! Crowds at the gate.
 
-use crate::common::{page, python};
-use crate::rig::{AGENT, BoxOptions, PATIENCE, Rig, host};
+use crate::common::{boot, page, python};
+use crate::rig::{AGENT, PATIENCE, Rig, host};
 use std::time::Instant;
 
 /// 1,000 connections that send an octet of a sound hello every few seconds. Says how many stand, then waits for a line.
@@ -38,7 +38,7 @@ over.set()
 #[test]
 fn t58_a_thousand_slow_connections_do_not_keep_out_a_good_one() {
     let Some(rig) = Rig::new() else { return };
-    let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80,9999"));
+    let guest = boot(&rig, "ok.test:443,80,9999");
     for kind in ["tls", "http"] {
         let mut crowd = guest.spawn(AGENT, &["python3", "-c", CROWD, &host("ok"), kind, "50"]);
         assert_eq!(crowd.hear(), "standing", "{kind}: {}", guest.logs());
@@ -60,7 +60,7 @@ fn t58_a_thousand_slow_connections_do_not_keep_out_a_good_one() {
 #[test]
 fn t58_a_header_that_never_ends_is_given_up_and_a_long_one_refused() {
     let Some(rig) = Rig::new() else { return };
-    let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80"));
+    let guest = boot(&rig, "ok.test:443,80");
     let mark = rig.world.sync();
     let program = r#"
 import socket, sys

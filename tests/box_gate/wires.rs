@@ -1,7 +1,7 @@
 //! What is spoken on a gated port: TLS or HTTP/1, each where its rule says, and nothing else anywhere.
 
-use crate::common::{denial, hellos, hellos_outside, hellos_so_far, nothing_to, page, shown, token};
-use crate::rig::{AGENT, BoxOptions, ROOT, Rig, host};
+use crate::common::{boot, denial, hellos, hellos_outside, hellos_so_far, nothing_to, page, shown, token};
+use crate::rig::{AGENT, ROOT, Rig, host};
 
 #[test]
 fn t62_what_is_neither_tls_nor_http_is_relayed_by_no_octet() {
@@ -24,7 +24,7 @@ fn t62_what_is_neither_tls_nor_http_is_relayed_by_no_octet() {
             "{port}: {answers:?}"
         );
     }
-    let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80"));
+    let guest = boot(&rig, "ok.test:443,80");
     page(&guest, "https://ok.test/", "ok", "ok.test");
     page(&guest, "http://ok.test/", "ok", "ok.test");
     let mark = rig.world.sync();
@@ -55,7 +55,7 @@ fn t62_http_on_443_and_tls_on_80_are_refused() {
     let get = r"raw:GET /wrong-port HTTP/1.1\r\nHost: ok.test\r\n\r\n";
     assert_eq!(hellos_outside(&rig, &ok, "443", &[get]), ["http HTTP/1.1 200 OK"]);
     assert_eq!(hellos_outside(&rig, &ok, "80", &["plain:ok.test"]), ["server-hello"]);
-    let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80,7999,8080"));
+    let guest = boot(&rig, "ok.test:443,80,7999,8080");
     assert_eq!(hellos(&guest, AGENT, &ok, "80", &[get]), ["http HTTP/1.1 200 OK"]);
     assert_eq!(hellos(&guest, AGENT, &ok, "443", &["plain:ok.test"]), ["server-hello"]);
     let (mark, before) = (rig.world.sync(), hellos_so_far(&rig));
@@ -73,7 +73,7 @@ fn a_port_that_is_marked_is_gated_and_one_that_is_not_is_the_firewalls() {
     let (ok, cdn) = (host("ok"), host("cdn"));
     assert!(rig.outside(&["tcp", &ok, "7999", "anything"]).both().contains("token-"));
     let rules = "ok.test:443,9999,22;cdn.test:8443 tls;two.test:8080 http;many.test:7999";
-    let guest = rig.boot(&BoxOptions::new().allow(rules));
+    let guest = boot(&rig, rules);
     // Not marked: raw octets as ever, on the address of the name.
     for (address, port) in [(&ok, "9999"), (&ok, "7999")] {
         let done = guest.client(AGENT, &["tcp", address, port, "anything"]);
@@ -116,7 +116,7 @@ fn ipv6_is_gated_as_ipv4() {
         hellos_outside(&rig, &ok, "443", &["plain:onlysix.test", "plain:evil.test"]),
         ["server-hello"; 2]
     );
-    let guest = rig.boot(&BoxOptions::new().allow("onlysix.test:443,80"));
+    let guest = boot(&rig, "onlysix.test:443,80");
     page(&guest, "https://onlysix.test/", "ok_v6", "onlysix.test");
     page(&guest, "http://onlysix.test/", "ok_v6", "onlysix.test");
     let (mark, before) = (rig.world.sync(), hellos_so_far(&rig));
