@@ -127,7 +127,7 @@ fn a_refusal_is_readable_in_every_client() {
         ("curl, HTTP", format!("curl -sS -m 20 {} http://evil-cdn.test/", to(80)), "evil-cdn.test"),
         ("curl, HTTP, JSON", format!("curl -sS -m 20 -H 'Accept: application/json' {} http://evil-cdn.test/", to(80)), "\"evil-cdn.test"),
         ("curl -f, HTTP", format!("curl -fsS -m 20 {} http://evil-cdn.test/", to(80)), "403"),
-        ("git, TLS", format!("git -c http.curloptResolve=evil-cdn.test:443:{cdn} clone https://evil-cdn.test/acme/widgets.git x"), "access denied"),
+        ("git, TLS", format!("git -c http.curloptResolve=evil-cdn.test:443:{cdn} clone https://evil-cdn.test/acme/widgets.git x"), "Access was denied"),
         ("git, HTTP", format!("git -c http.curloptResolve=evil-cdn.test:80:{cdn} clone http://evil-cdn.test/acme/widgets.git x"), "403"),
         ("openssl", format!("openssl s_client -connect {cdn}:443 -servername evil-cdn.test </dev/null 2>&1 | grep -i alert"), "access denied"),
         ("openssl, no name", format!("openssl s_client -connect {cdn}:443 -noservername </dev/null 2>&1 | grep -i alert"), "unrecognized"),
@@ -137,7 +137,7 @@ fn a_refusal_is_readable_in_every_client() {
         ("node, TLS", node("https://evil-cdn.test/"), "access denied"),
         ("node, HTTP", node("http://evil-cdn.test/"), "403"),
         ("npm, TLS", format!("printf \"require('dns').lookup = (h, o, f) => {{ if (typeof o === 'function') f = o; o && o.all ? f(null, [{{address: '{cdn}', family: 4}}]) : f(null, '{cdn}', 4) }}\" > l.js; NODE_OPTIONS=--require=$HOME/l.js npm view --fetch-retries=0 --registry https://evil-cdn.test innkeeper-widget"), "access denied"),
-        ("npm, HTTP", "NODE_OPTIONS=--require=$HOME/l.js npm view --fetch-retries=0 --registry http://evil-cdn.test innkeeper-widget".to_owned(), "403"),
+        ("npm, HTTP", "true; NODE_OPTIONS=--require=$HOME/l.js npm view --fetch-retries=0 --registry http://evil-cdn.test innkeeper-widget".to_owned(), "403"),
     ];
     let mut wrong = Vec::new();
     for (what, command, words) in &cases {

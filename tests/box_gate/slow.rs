@@ -64,10 +64,13 @@ fn t58_a_header_that_never_ends_is_given_up_and_a_long_one_refused() {
     let mark = rig.world.sync();
     let program = r#"
 import socket, sys
+waiting = []
 for port, first in ((443, b"\x16\x03\x01"), (80, b"GET / HT"), (443, b""), (80, b"")):
     s = socket.create_connection(("ADDRESS", port), 5)
     s.settimeout(50)
     s.sendall(first)
+    waiting.append((port, first, s))
+for port, first, s in waiting:
     try:
         print(port, len(first), "ended", s.recv(10) and "told", flush=True)
     except OSError as error:

@@ -222,12 +222,15 @@ def websocket(request):
         short = len(text) < 126
         connection.send(bytes([0x81, len(text) if short else 126]) + (b"" if short else len(text).to_bytes(2, "big")) + text)
         head = connection.exactly(2)
-        if len(head) < 2 or head[0] & 15 == 8:
+        if len(head) < 2:
             return
         size = head[1] & 127
         if size > 125:
             size = int.from_bytes(connection.exactly(2 if size == 126 else 8), "big")
         mask = connection.exactly(4) if head[1] & 128 else bytes(4)
+        if head[0] & 15 == 8:
+            connection.exactly(size)
+            return
         text = bytes(octet ^ mask[at % 4] for at, octet in enumerate(connection.exactly(size)))[:65535]
 
 
