@@ -33,9 +33,9 @@ def server_name(*entries):
     return extension(0, counted(b"".join(entries)))
 
 
-def hello(first, more=b"", suites=b"\x13\x01\x13\x02\x13\x03"):
-    """The handshake message; `first` are the extensions with the name."""
-    share = b"\0\x1d" + counted(os.urandom(31) + b"\x01")
+def hello(first, more=b"", suites=b"\x13\x01\x13\x02\x13\x03", shared=True):
+    """The handshake message; `first` are the extensions with the name. With no key shared a server asks again."""
+    share = b"\0\x1d" + counted(os.urandom(31) + b"\x01") if shared else b""
     rest = (extension(10, counted(b"\0\x1d")) + extension(13, counted(b"\x04\x03\x08\x04\x04\x01"))
             + extension(51, counted(share)) + extension(45, b"\1\1") + extension(43, b"\2\3\4"))
     body = (b"\3\3" + os.urandom(32) + counted(os.urandom(32), 1) + counted(suites) + b"\1\0"
@@ -66,6 +66,8 @@ def extensions_of(name):
     return len(plain(name)) - 4 - 2 - 32 - 33 - 2 - 6 - 2 - 2
 
 
+# The random of a ServerHello that asks again.
+RETRY = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")
 ECH_OUTER = extension(0xFE0D, b"\0\0\1\0\1\x2a" + counted(os.urandom(32)) + counted(os.urandom(144)))
 GREASE = extension(0x4A4A, b"") + extension(0xDADA, b"\0")
 CASES = {
@@ -116,12 +118,33 @@ def told(data):
     return f"octets {data[:80]!r}"
 
 
+def asked_twice(sock, argument):
+    """The first name in a hello without a key; the second in the hello that the server then asks for (RFC 8446 4.1.4)."""
+    one, two = (name.encode() for name in argument.split(","))
+    both = [server_name(host_name(name)) for name in (one, two)]
+    # What the server compares must be the same in both.
+    fixed = os.urandom(32)
+    first = hello(both[0], shared=False)
+    sock.sendall(record(first[:6] + fixed + first[38:]))
+    asked = sock.recv(4096)
+    if asked[:1] != b"\x16" or asked[11:43] != RETRY:
+        return f"not asked again: {told(asked)}"
+    second = hello(both[1])
+    sock.sendall(record(second[:6] + fixed + first[38 : 38 + 33] + second[71:]))
+    heard = sock.recv(65536)
+    if heard[:1] == b"\x14":  # the server's compatible change of cipher
+        heard = heard[6:] or sock.recv(65536)
+    return told(heard)
+
+
 def attempt(address, port, kind, argument):
     try:
         with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as sock:
             sock.settimeout(WAIT)
             sock.connect((address, int(port)))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if kind == "retry":
+                return asked_twice(sock, argument)
             try:
                 for part in parts(kind, argument):
                     sock.sendall(part)

@@ -189,3 +189,18 @@ fn a_name_is_judged_with_the_port_that_the_client_dialled() {
     assert_eq!(hellos(&guest, AGENT, &cdn, "443", &["plain:cdn.test"]), ["server-hello"]);
     assert_eq!(hellos(&guest, AGENT, &cdn, "8443", &["plain:npm.test"]), ["server-hello"]);
 }
+
+/// A server may ask for the hello again, in the clear, and some follow the name of the second one.
+#[test]
+fn the_second_hello_of_a_connection_may_not_show_another_name() {
+    let Some(rig) = Rig::new() else { return };
+    let cdn = host("cdn");
+    let good = ["retry:cdn.test,cdn.test", "plain:cdn.test"];
+    assert_eq!(hellos_outside(&rig, &cdn, "443", &good), ["server-hello"; 2]);
+    let guest = boot(&rig, "cdn.test");
+    assert_eq!(hellos(&guest, AGENT, &cdn, "443", &good), ["server-hello"; 2]);
+    let before = hellos_so_far(&rig);
+    let told = hellos(&guest, AGENT, &cdn, "443", &["retry:cdn.test,evil-cdn.test"]).remove(0);
+    assert!(told.starts_with("alert 49"), "{told}");
+    assert_eq!(shown(&rig, before, &cdn), ["cdn.test"]);
+}
