@@ -31,7 +31,7 @@ WAIT = 2
 GATE_WAIT = 5
 # Whom a client means by these addresses (tests/world/addresses.json); by any other, somebody whom no policy allows.
 NAMES = {"93.184.215.20": "ok.test", "93.184.215.21": "many.test", "93.184.215.22": "many.test", "2606:4700::20": "onlysix.test",
-         "104.16.0.10": "cdn.test", "140.82.112.10": "github.com", "160.79.104.30": "api.anthropic.com"}
+         "104.16.0.10": "cdn.test", "140.82.112.10": "codeload.github.com"}
 STRANGER = "evil.test"
 TYPES = {"A": 1, "NS": 2, "CNAME": 5, "NULL": 10, "MX": 15, "TXT": 16, "AAAA": 28, "SRV": 33, "SVCB": 64, "HTTPS": 65, "ANY": 255}
 
