@@ -90,7 +90,8 @@ fn attend(innkeeper: &Arc<Innkeeper>) {
 
 /// What this version does not close; shown for ever, since an operator who signs must know.
 const ACCEPTED: [&str; 1] = [
-    "not in this version: the credential broker (what an allowed name is used for, an upload say, is not checked)",
+    "not in this version: the credential broker (what an allowed name is used for, an upload say, is \
+     not checked; nor what is asked inside TLS, where a server of several names may be asked for another one)",
 ];
 
 // --- 1: config ---
