@@ -23,6 +23,7 @@ pub mod relay;
 pub mod request;
 pub mod response;
 pub mod roll;
+pub mod second;
 pub mod through;
 pub mod upstream;
 pub mod verdict;
