@@ -22,6 +22,7 @@ pub mod relay;
 pub mod request;
 pub mod response;
 pub mod roll;
+pub mod second;
 pub mod verdict;
 pub mod visit;
 mod web;
