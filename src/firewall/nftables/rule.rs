@@ -21,6 +21,8 @@ const LOOPBACK: u32 = 1;
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 const IPPROTO_ICMP: u8 = 1;
+/// `ICMP_DEST_UNREACH`
+const ICMP_UNREACHABLE: u8 = 3;
 const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
 const IPPROTO_ICMPV6: u8 = 58;
@@ -127,6 +129,11 @@ impl Machine {
                 self.protocol(IPPROTO_ICMPV6);
                 self.load(TRANSPORT_HEADER, 0, 1, Register::Reg1);
                 self.compare(Operator::Equal, &[kind.number()]);
+            }
+            Match::Unreachable4 => {
+                self.protocol(IPPROTO_ICMP);
+                self.load(TRANSPORT_HEADER, 0, 1, Register::Reg1);
+                self.compare(Operator::Equal, &[ICMP_UNREACHABLE]);
             }
             Match::Options4 => {
                 self.family(Family::V4);

@@ -2,6 +2,7 @@
 //! packet does.
 
 mod gate;
+mod proxy;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
@@ -68,16 +69,27 @@ pub struct FirewallPlan {
     pub gate: Option<GatePlan>,
 }
 
+/// How connections come to the gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GateMode {
+    /// The kernel sends them there, whatever the program had in mind.
+    Redirect,
+    /// Programs are told to ask it (`HTTPS_PROXY`), and there is no other way out: for a kernel that neither redirects nor
+    /// tracks connections.
+    Proxy,
+}
+
 /// Who checks the names in connections, and of which ports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GatePlan {
+    pub mode: GateMode,
     /// The uid of the gate, shared with nobody.
     pub uid: u32,
     /// Where it listens.
     pub v4: SocketAddrV4,
     /// Where it listens on IPv6; `None` where the host has no ::1: then gated ports are closed there.
     pub v6: Option<SocketAddrV6>,
-    /// The gated TCP ports ([`crate::allowlist::Allowlist::gated_ports`]): to them the gate alone opens connections.
+    /// The gated TCP ports ([`Allowlist::gated_ports`]): to them the gate alone opens connections. As a proxy it opens all.
     pub ports: Vec<u16>,
 }
 
@@ -110,6 +122,13 @@ fn nothing() -> Rule {
 /// elements of [`HELD4`] and [`HELD6`].
 pub fn skeleton(plan: &FirewallPlan) -> Ruleset {
     let plan = &plan.without_closed();
+    if let Some(gate) = plan.gate.as_ref().filter(|gate| gate.mode == GateMode::Proxy) {
+        return Ruleset {
+            counters: vec![DENIED4, DENIED6, INBOUND],
+            sets: sets(plan),
+            chains: proxy::chains(plan, gate),
+        };
+    }
     Ruleset {
         counters: vec![DENIED4, DENIED6, INBOUND],
         sets: sets(plan),
@@ -151,10 +170,20 @@ impl FirewallPlan {
         Self { upstreams: kept(&self.upstreams), engine_dns, ..self.clone() }
     }
 
+    /// The same with the gate met in this way.
+    #[must_use]
+    pub fn by(self, mode: GateMode) -> Self {
+        Self { gate: self.gate.map(|gate| GatePlan { mode, ..gate }), ..self }
+    }
+
     /// The same under another policy, which says what ports are the gate's.
     #[must_use]
     pub fn with_ports(&self, allowlist: &Allowlist) -> Self {
-        let gate = self.gate.clone().map(|gate| GatePlan { ports: allowlist.gated_ports(), ..gate });
+        let gate = self.gate.clone().map(|gate| match gate.mode {
+            GateMode::Redirect => GatePlan { ports: allowlist.gated_ports(), ..gate },
+            // No rule asks for them.
+            GateMode::Proxy => GatePlan { ports: Vec::new(), ..gate },
+        });
         Self { gate, ..self.clone() }
     }
 
@@ -566,6 +595,15 @@ fn link_upkeep_in() -> Vec<Rule> {
     discovery.into_iter().chain([groups]).collect()
 }
 
+fn dhcp_in() -> [Rule; 2] {
+    [(67, 68, "answer about the DHCP lease"), (547, 546, "answer about the DHCPv6 lease")].map(
+        |(from, to, comment)| {
+            let ports = [Match::SourcePort(Transport::Udp, from), Match::DestinationPort(Transport::Udp, to)];
+            accept(ports.into(), comment)
+        },
+    )
+}
+
 fn input(plan: &FirewallPlan) -> Vec<Rule> {
     let mut rules = vec![accept(vec![Match::InLoopback], "the box talks to itself")];
     rules.extend(plan.each_closed(|family| {
@@ -601,15 +639,7 @@ fn input(plan: &FirewallPlan) -> Vec<Rule> {
         accept(from, "the platform's SSH server, for its operators")
     }));
     if plan.vm {
-        rules.extend(
-            [(67, 68, "answer about the DHCP lease"), (547, 546, "answer about the DHCPv6 lease")].map(
-                |(from, to, comment)| {
-                    let ports =
-                        [Match::SourcePort(Transport::Udp, from), Match::DestinationPort(Transport::Udp, to)];
-                    accept(ports.into(), comment)
-                },
-            ),
-        );
+        rules.extend(dhcp_in());
     }
     rules.push(Rule {
         matches: vec![],
