@@ -79,7 +79,7 @@ fn skeleton_of_a_vm_text() {
 
 fn gate() -> Option<GatePlan> {
     let (v4, v6) = ("127.0.0.53:11443".parse().unwrap(), Some("[::1]:11443".parse().unwrap()));
-    Some(GatePlan { mode: GateMode::Redirect, uid: 902, v4, v6, ports: vec![80, 443, 8443] })
+    Some(GatePlan { mode: GateMode::Redirect, uid: 902, v4, v6, ports: vec![80, 443, 8443], proxy: None })
 }
 
 /// With the egress gate: on both families, on IPv4 alone, and where IPv6 is closed.
@@ -87,6 +87,10 @@ fn gate() -> Option<GatePlan> {
 fn skeleton_with_a_gate_text() {
     let gated = FirewallPlan { gate: gate(), ..plan() };
     compare("skeleton-gate.nft", &skeleton(&gated));
+    let through = |gate| GatePlan { proxy: Some("192.0.2.8:3128".parse().unwrap()), ..gate };
+    let through = FirewallPlan { gate: gate().map(through), ..plan() };
+    compare("skeleton-gate-through.nft", &skeleton(&through));
+    compare("skeleton-proxy-through.nft", &skeleton(&through.by(GateMode::Proxy)));
     let v4 = gate().map(|gate| GatePlan { v6: None, ..gate });
     compare("skeleton-gate-ipv4.nft", &skeleton(&FirewallPlan { gate: v4, dns_v6: None, ..gated.clone() }));
     let closed = vec![innkeeper::firewall::ruleset::Family::V6];
@@ -95,7 +99,7 @@ fn skeleton_with_a_gate_text() {
 
 fn proxy() -> FirewallPlan {
     let v4 = "127.0.0.1:3128".parse().unwrap();
-    let gate = GatePlan { mode: GateMode::Proxy, uid: 902, v4, v6: None, ports: vec![] };
+    let gate = GatePlan { mode: GateMode::Proxy, uid: 902, v4, v6: None, ports: vec![], proxy: None };
     FirewallPlan { gate: Some(gate), ..plan() }
 }
 

@@ -309,6 +309,7 @@ fn rules(
         v4: doors.v4,
         v6: doors.v6,
         ports,
+        proxy: None,
     };
     FirewallPlan {
         dns_uid: innkeeper.accounts.dns.uid,

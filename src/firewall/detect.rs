@@ -112,6 +112,7 @@ fn everything(mode: GateMode) -> Option<FirewallPlan> {
             v4: "127.0.0.53:11443".parse().ok()?,
             v6: Some("[::1]:11443".parse().ok()?),
             ports: vec![443],
+            proxy: Some("192.0.2.1:3128".parse().ok()?),
         }),
     })
 }

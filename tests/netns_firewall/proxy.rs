@@ -24,7 +24,7 @@ const PROXY: &str = "127.0.0.1:3128";
 
 fn proxied() -> FirewallPlan {
     let v4 = PROXY.parse().unwrap();
-    let gate = GatePlan { mode: GateMode::Proxy, uid: GATE, v4, v6: None, ports: vec![] };
+    let gate = GatePlan { mode: GateMode::Proxy, uid: GATE, v4, v6: None, ports: vec![], proxy: None };
     FirewallPlan { gate: Some(gate), ..plan() }
 }
 

@@ -125,16 +125,8 @@ impl Machine {
                 self.mask(&[TCP_SYN | TCP_ACK]);
                 self.compare(Operator::NotEqual, &[TCP_SYN]);
             }
-            Match::Icmp6(kind) => {
-                self.protocol(IPPROTO_ICMPV6);
-                self.load(TRANSPORT_HEADER, 0, 1, Register::Reg1);
-                self.compare(Operator::Equal, &[kind.number()]);
-            }
-            Match::Unreachable4 => {
-                self.protocol(IPPROTO_ICMP);
-                self.load(TRANSPORT_HEADER, 0, 1, Register::Reg1);
-                self.compare(Operator::Equal, &[ICMP_UNREACHABLE]);
-            }
+            Match::Icmp6(kind) => self.icmp(IPPROTO_ICMPV6, kind.number()),
+            Match::Unreachable4 => self.icmp(IPPROTO_ICMP, ICMP_UNREACHABLE),
             Match::Options4 => {
                 self.family(Family::V4);
                 self.load(NETWORK_HEADER, 0, 1, Register::Reg1);
@@ -148,6 +140,12 @@ impl Machine {
                 self.compare(Operator::Equal, &[limit]);
             }
         }
+    }
+
+    fn icmp(&mut self, protocol: u8, kind: u8) {
+        self.protocol(protocol);
+        self.load(TRANSPORT_HEADER, 0, 1, Register::Reg1);
+        self.compare(Operator::Equal, &[kind]);
     }
 
     fn routing(&mut self) {

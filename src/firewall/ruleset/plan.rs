@@ -27,6 +27,8 @@ const TRANSPORTS: [Transport; 2] = [Transport::Udp, Transport::Tcp];
 
 const UPSTREAM4: &str = "upstream4";
 const UPSTREAM6: &str = "upstream6";
+const PROXY4: &str = "proxy4";
+const PROXY6: &str = "proxy6";
 const ENGINE4: &str = "engine4";
 const ENGINE6: &str = "engine6";
 /// Where every refused packet ends: counted, logged, answered.
@@ -91,6 +93,8 @@ pub struct GatePlan {
     pub v6: Option<SocketAddrV6>,
     /// The gated TCP ports ([`Allowlist::gated_ports`]): to them the gate alone opens connections. As a proxy it opens all.
     pub ports: Vec<u16>,
+    /// The proxy through which the host reaches the world, where it is given by its address (`network.proxy`): the gate's alone.
+    pub proxy: Option<SocketAddr>,
 }
 
 /// Docker's resolver forwards from a uid-0 socket inside the box's namespace.
@@ -221,8 +225,11 @@ fn sets(plan: &FirewallPlan) -> Vec<Set> {
         Set { name: HELD6, family: Family::V6, content: Content::Lasting },
     ];
     let forwards_to = plan.engine_dns.as_ref().map_or(&[][..], |engine| &engine.forwards_to);
+    let proxy = plan.gate.as_ref().map_or(&[][..], |gate| gate.proxy.as_slice());
     for (name, family, pairs) in [
-        (UPSTREAM4, Family::V4, &plan.upstreams[..]),
+        (PROXY4, Family::V4, proxy),
+        (PROXY6, Family::V6, proxy),
+        (UPSTREAM4, Family::V4, &plan.upstreams),
         (UPSTREAM6, Family::V6, &plan.upstreams),
         (ENGINE4, Family::V4, forwards_to),
         (ENGINE6, Family::V6, forwards_to),
@@ -336,6 +343,7 @@ fn output(plan: &FirewallPlan) -> Vec<Rule> {
     ]);
     rules.extend(to_worker(plan));
     rules.extend(gate::reached(plan));
+    rules.extend(gate::through(plan));
     rules.extend(questions(plan));
     rules.extend(closed_listeners(plan));
     if plan.vm {
@@ -570,6 +578,8 @@ fn flows_in(plan: &FirewallPlan) -> Vec<Rule> {
     }));
     let upstreams = pairs_in(plan, [UPSTREAM4, UPSTREAM6], Match::SourceIn);
     rules.extend(upstreams.into_iter().map(|from| accept(established(from), "answers of the upstreams")));
+    let proxy = gate::proxy_in(plan, Match::SourceIn).into_iter();
+    rules.extend(proxy.map(|from| accept(flow(from), "answers of the proxy that the host needs")));
     let engine = match &plan.engine_dns {
         None => Vec::new(),
         Some(known) if known.forwards_to.is_empty() => {

@@ -41,6 +41,7 @@ fn output(plan: &FirewallPlan, gate: &GatePlan) -> Vec<Rule> {
         ),
     ];
     rules.extend(workers(plan, gate));
+    rules.extend(super::gate::through(plan));
     rules.extend(questions(plan));
     rules.extend(closed_listeners(plan));
     if plan.vm {
@@ -95,6 +96,8 @@ fn input(plan: &FirewallPlan) -> Vec<Rule> {
     ];
     let upstreams = pairs_in(plan, [UPSTREAM4, UPSTREAM6], Match::SourceIn);
     rules.extend(upstreams.into_iter().map(|from| answer(from, "answers of the upstreams")));
+    let proxy = super::gate::proxy_in(plan, Match::SourceIn).into_iter();
+    rules.extend(proxy.map(|from| answer(from, "answers of the proxy that the host needs")));
     let engine = match &plan.engine_dns {
         None => Vec::new(),
         Some(known) if known.forwards_to.is_empty() => {
