@@ -20,6 +20,9 @@ use innkeeper::dns::resolv_conf;
 use innkeeper::dns::server::answer_offline;
 use innkeeper::firewall::admission::{MAX_PER_NAME, decide};
 use innkeeper::firewall::nftables;
+use innkeeper::gate::body::{Body, Measure};
+use innkeeper::gate::hello::{self, Hello};
+use innkeeper::gate::{request, response};
 use innkeeper::policy::LivePolicy;
 use innkeeper::session::terminal::Filter;
 use innkeeper::socket_table::find_owner;
@@ -392,4 +395,119 @@ fn passed<'a>(parts: impl IntoIterator<Item = &'a [u8]>, clipboard: bool) -> Vec
         filter.pass(part, &mut out);
     }
     out
+}
+
+/// The first octets of a TLS connection: however they are cut the same is read, and a name that is read is one that is
+/// there, and the one that a server reads which shares nothing with us.
+pub(crate) fn client_hello(data: &[u8]) {
+    let whole = hello::parse(data);
+    for size in [1, 7] {
+        let mut reader = hello::Reader::default();
+        let mut ends = (0..=data.len()).step_by(size).chain([data.len()]);
+        let first =
+            ends.find_map(|end| Some(reader.read(&data[..end])).filter(|read| *read != Hello::Incomplete));
+        assert_eq!(first.unwrap_or(Hello::Incomplete), whole, "{size} at a time");
+    }
+    let Hello::Client(client) = whole else { return };
+    if let Ok(name) = &client.name {
+        let (shown, octets) = (data.to_ascii_lowercase(), name.as_str().as_bytes());
+        // In several records it may be parted.
+        let is_there = shown.windows(octets.len()).any(|part| part == octets);
+        assert!(is_there || has_more_records(data), "{name} is nowhere");
+    }
+    let mut acceptor = rustls::server::Acceptor::default();
+    if acceptor.read_tls(&mut &data[..]).is_ok()
+        && let Ok(Some(accepted)) = acceptor.accept()
+        && let Some(other) = accepted.client_hello().server_name()
+    {
+        let name = client.name.as_ref().map(|name| name.as_str().to_owned());
+        assert_eq!(name, Ok(other.to_ascii_lowercase()), "a server reads another name");
+    }
+}
+
+fn has_more_records(data: &[u8]) -> bool {
+    let length = data.get(3..5).map_or(0, |length| usize::from(u16::from_be_bytes([length[0], length[1]])));
+    data.len() > 5 + length
+}
+
+/// The octets of a body: however they are cut, it ends at the same place.
+fn body_end(body: Body, data: &[u8]) -> Option<usize> {
+    let whole = Measure::new(body).take(data);
+    let (mut slow, mut octets, mut result) = (Measure::new(body), 0, None);
+    for octet in data {
+        match slow.take(&[*octet]) {
+            Ok(taken) => octets += taken.octets,
+            Err(why) => result = Some(Err(why)),
+        }
+        if result.is_some() {
+            break;
+        }
+    }
+    match (result, &whole) {
+        (Some(slowly), Err(at_once)) => assert_eq!(slowly, Err::<usize, _>(*at_once)),
+        (slowly, whole) => assert_eq!((slowly, whole.as_ref().map(|taken| taken.octets)), (None, Ok(octets))),
+    }
+    whole.ok().filter(|taken| taken.is_over).map(|taken| taken.octets)
+}
+
+/// The requests of a plain connection. What is accepted is for one host in the eyes of the most lenient reader too.
+pub(crate) fn http_request(data: &[u8]) {
+    let whole = request::parse(data);
+    let mut reader = request::Reader::default();
+    let mut reads = (0..=data.len()).map(|end| reader.read(&data[..end]));
+    let first = reads.find(|read| *read != request::Read::Incomplete);
+    assert_eq!(first.unwrap_or(request::Read::Incomplete), whole);
+    let request = match whole {
+        request::Read::Incomplete => return,
+        request::Read::Refused(refused) => {
+            let said = String::from_utf8(refused.render(request::manner(data))).expect("a refusal is text");
+            assert!(matches!(refused.status, 400 | 403) && said.starts_with("HTTP/1.1 4"));
+            assert_eq!(said.split("\r\n\r\n").count(), 2, "{said:?}");
+            return;
+        }
+        request::Read::Head(request) => request,
+    };
+    let (head, rest) = data.split_at(request.length);
+    let lenient = String::from_utf8_lossy(head).to_ascii_lowercase();
+    assert!(!lenient.contains('\0') && !lenient.starts_with("connect") && !lenient.contains("h2c\r\n"));
+    // Whatever may end a line, and whatever may stand before a colon.
+    let fields = |name: &str| {
+        let lines = lenient.split(['\r', '\n', '\x0b', '\x0c']);
+        let fields = lines.filter_map(|line| line.split_once(':'));
+        let named =
+            fields.filter(|(field, _)| field.trim() == name).map(|(_, value)| value.trim().to_owned());
+        named.collect::<Vec<_>>()
+    };
+    let port = request.port.map_or(String::new(), |port| format!(":{port}"));
+    assert_eq!(fields("host"), [format!("{}{port}", request.host)]);
+    let (lengths, codings) = (fields("content-length"), fields("transfer-encoding"));
+    assert!(lengths.len() + codings.len() <= 1);
+    match request.body {
+        Body::Length(length) => assert_eq!(lengths.first().map_or("0", |text| text).parse(), Ok(length)),
+        Body::Chunked => assert_eq!(codings, ["chunked"]),
+        Body::UntilClose => panic!("a request has an end"),
+    }
+    if let Some((_, target)) = lenient.split_once("://").filter(|(method, _)| !method.contains('/')) {
+        let authority = target.split(['/', '?', ' ']).next().unwrap_or_default();
+        assert_eq!(
+            authority.trim_end_matches(":80"),
+            format!("{}{port}", request.host).trim_end_matches(":80")
+        );
+    }
+    body_end(request.body, rest);
+}
+
+/// What servers answer.
+pub(crate) fn http_response(data: &[u8]) {
+    for to_head in [false, true] {
+        let whole = response::Reader::default().read(data, to_head);
+        let mut reader = response::Reader::default();
+        let mut reads = (0..=data.len()).map(|end| reader.read(&data[..end], to_head));
+        let first = reads.find(|read| *read != response::Read::Incomplete);
+        assert_eq!(first.unwrap_or(response::Read::Incomplete), whole);
+        let response::Read::Head(response) = whole else { return };
+        assert!(data[..response.length].ends_with(b"\r\n\r\n"));
+        assert!(!response.is_persistent || response.body != Body::UntilClose);
+        body_end(response.body, &data[response.length..]);
+    }
 }

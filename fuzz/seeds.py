@@ -233,3 +233,75 @@ write("kernel_answer", {
     "counter": answer_of_kernel(0x0A12, NFGEN + TABLE + attribute(2, b"denied4\0")
                                 + nested(4, attribute(1, struct.pack("!Q", 9)) + attribute(2, struct.pack("!Q", 3)))),
 })
+
+
+def short(data):
+    return bytes([len(data)]) + data
+
+
+def long(data):
+    return struct.pack("!H", len(data)) + data
+
+
+def extension(kind, data):
+    return struct.pack("!H", kind) + long(data)
+
+
+def names(*all):
+    return extension(0, long(b"".join(b"\0" + long(one) for one in all)))
+
+
+def hello(*extensions, session=bytes(32), ciphers=b"\x1a\x1a\x13\x01", size=1 << 14, version=0x0303):
+    body = struct.pack("!H", version) + bytes(32) + short(session) + long(ciphers) + short(b"\0") + long(b"".join(extensions))
+    handshake = b"\1" + struct.pack("!I", len(body))[1:] + body
+    parts = [handshake[at:at + size] for at in range(0, len(handshake), size)]
+    return b"".join(b"\x16\3\1" + long(part) for part in parts)
+
+
+# What a server of TLS 1.3 wants to see beside the name.
+MODERN = (extension(43, short(b"\x3a\x3a\3\4")), extension(10, long(b"\0\x1d")), extension(13, long(b"\4\3")),
+          extension(51, long(b"\0\x1d" + long(bytes(32)))), extension(45, short(b"\1")))
+OUTER = b"\0" + struct.pack("!HHB", 1, 1, 9) + long(bytes(32)) + long(bytes(40))
+write("client_hello", {
+    "modern": hello(extension(0x2a2a, b""), names(b"ok.test"), *MODERN, extension(16, long(short(b"h2")))),
+    "old": hello(names(b"Ok.Test"), session=b"", ciphers=b"\xc0\x2f\0\xff", version=0x0301),
+    "parted": hello(names(b"ok.test"), *MODERN, size=40),
+    "octets": hello(names(b"ok.test"), session=b"", size=1),
+    "nameless": hello(*MODERN),
+    "two-names": hello(names(b"ok.test", b"evil.test"), *MODERN),
+    "two-extensions": hello(names(b"ok.test"), names(b"evil.test")),
+    "address": hello(names(b"192.0.2.1")),
+    "final-dot": hello(names(b"ok.test.")),
+    "nul": hello(names(b"ok.test\0.evil.test")),
+    "encrypted": hello(names(b"public.test"), extension(0xfe0d, OUTER), *MODERN),
+    "esni": hello(extension(0xffce, bytes(9)), names(b"ok.test")),
+    "early-data": hello(names(b"ok.test"), *MODERN, extension(42, b""), extension(41, bytes(9))) + b"\x17\3\3" + long(b"early"),
+    "second-record": hello(names(b"ok.test")) + b"\x14\3\3\0\1\1",
+    "ssl2": b"\x80\x2e\1\3\1\0\x15\0\0\0\x10",
+    "http": b"GET / HTTP/1.1\r\n",
+})
+write("http_request", {
+    "get": "GET /a?b HTTP/1.1\r\nHost: ok.test\r\nUser-Agent: x\r\nAccept: application/json;q=0.5, */*\r\n\r\nGET / HTTP/1.1\r\n",
+    "post": "POST / HTTP/1.1\r\nHost: ok.test:8080\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\nhelloGET",
+    "chunked": "POST / HTTP/1.1\r\nHost: ok.test\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nX: y\r\n\r\nGET",
+    "absolute": "GET http://ok.test:80/a HTTP/1.1\r\nHost: ok.test\r\n\r\n",
+    "options": "OPTIONS * HTTP/1.1\r\nHost: ok.test\r\n\r\n",
+    "websocket": "GET / HTTP/1.1\r\nHost: ok.test\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\n\x01",
+    "h2c": "GET / HTTP/1.1\r\nHost: ok.test\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n\r\n",
+    "old": "GET / HTTP/1.0\r\nHost: ok.test\r\nConnection: keep-alive\r\n\r\n",
+    "connect": "CONNECT evil.test:443 HTTP/1.1\r\nHost: evil.test\r\n\r\n",
+    "preface": "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "both": "POST / HTTP/1.1\r\nHost: ok.test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "two-hosts": "GET / HTTP/1.1\r\nHost: ok.test\r\nHost: evil.test\r\n\r\n",
+    "folded": "GET / HTTP/1.1\r\nX: a\r\n Host: evil.test\r\nHost: ok.test\r\n\r\n",
+    "bare": "GET / HTTP/1.1\nHost: ok.test\n\n",
+    "address": "GET / HTTP/1.1\r\nHost: [2001:db8::1]:80\r\n\r\n",
+})
+write("http_response", {
+    "length": "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhelloHTTP",
+    "chunked": "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    "close": "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\nhello",
+    "interim": "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n",
+    "switch": "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n\x01",
+    "odd": "HTTP/1.1 200 OK\nContent-Length: 5\n\nhello",
+})

@@ -22,6 +22,7 @@ pub mod relay;
 pub mod request;
 pub mod response;
 pub mod roll;
+pub mod second;
 pub mod verdict;
 pub mod visit;
 mod web;
@@ -64,6 +65,8 @@ const ATTRIBUTION_LIMIT: Duration = Duration::from_millis(50);
 const MOST_CONNECTIONS: u64 = 8192;
 /// Descriptors that are not connections.
 const OTHER_DESCRIPTORS: u64 = 64;
+/// Of names that can't be reached no more than one is told in this time; all are counted.
+const FAILURES_TOLD: Duration = Duration::from_secs(5);
 /// When the kernel has no more of what a connection takes.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
@@ -102,6 +105,8 @@ pub struct Worker {
     link: Link,
     denials: Mutex<Denials>,
     denied: Notify,
+    /// When somebody was last told of a name that can't be reached.
+    told: Mutex<Option<Instant>>,
     /// Its own listening sockets: no connection leads there.
     own: Vec<SocketAddr>,
     agent_uid: u32,
@@ -151,6 +156,7 @@ async fn work(channel: UnixStream, setup: Setup, sockets: Vec<OwnedFd>) -> Resul
         link,
         denials: Mutex::new(Denials::new(Instant::now())),
         denied: Notify::new(),
+        told: Mutex::default(),
         own: own.map_err(WorkerError::Socket)?,
         agent_uid: setup.agent_uid,
     });
@@ -290,6 +296,11 @@ impl Worker {
     /// An allowed name that could not be reached.
     fn failed(&self, error: &DialError) {
         self.roll.count_failure();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_some_and(|told| told.elapsed() < FAILURES_TOLD) {
+            return;
+        }
+        *told = Some(Instant::now());
         crate::report::event("gate", &crate::report::chain(error));
     }
 

@@ -250,7 +250,7 @@ mod tests {
             .exec_agent("cd /workspace/repo && echo x >new.txt && git add . && git commit -qm 'Add new.txt'; echo x >loose")
             .expect("a commit");
         guest.exec_agent("curl -sS -m 10 http://ok.test/; curl -sS -m 10 https://evil.test/");
-        guest.client(AGENT, &["tcp", "8.8.8.8", "443", "x"]);
+        guest.client(AGENT, &["tcp", "8.8.8.8", "853", "x"]);
         guest.innkeeper(&["allow", "many.test:80", "--for", "1h"]).expect("allow");
         guest
             .await_status("refusals", |status| status["denials"].as_array().is_some_and(|all| all.len() > 1));

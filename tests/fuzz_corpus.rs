@@ -70,6 +70,20 @@ fn seeds_of_frames_are_understood() {
     }
 }
 
+/// What a server of TLS refuses anyway would compare nothing.
+#[test]
+fn a_server_understands_the_seeds_of_hellos() {
+    let mut understood = 0;
+    for (_, seed) in seeds("client_hello") {
+        let mut acceptor = rustls::server::Acceptor::default();
+        acceptor.read_tls(&mut seed.as_slice()).unwrap();
+        if let Ok(Some(accepted)) = acceptor.accept() {
+            understood += usize::from(accepted.client_hello().server_name() == Some("ok.test"));
+        }
+    }
+    assert!(understood >= 4, "only {understood} hellos for ok.test");
+}
+
 macro_rules! targets {
     ($($target:ident),+ $(,)?) => {
         $(
@@ -109,6 +123,9 @@ targets!(
     resolv_conf,
     socket_table,
     terminal,
+    client_hello,
+    http_request,
+    http_response,
 );
 
 /// What sequences are made of.

@@ -9,6 +9,8 @@ use super::octets::Octets;
 use crate::allowlist::{DomainName, NameError};
 use crate::report::harmless;
 
+pub mod retry;
+
 /// The first flight up to the end of the hello, headers of records included.
 pub const MAX_HELLO: usize = 64 * 1024;
 /// RFC 8446 §5.1.
@@ -106,6 +108,12 @@ pub struct Reader {
 }
 
 impl Reader {
+    /// How many octets a complete hello took, headers of records included.
+    #[must_use]
+    pub const fn length(&self) -> usize {
+        self.at
+    }
+
     /// `bytes` is everything read so far, from the connection's first octet: what an earlier call got, and more.
     pub fn read(&mut self, bytes: &[u8]) -> Hello {
         if bytes.first().is_some_and(|first| *first != HANDSHAKE) {

@@ -135,6 +135,7 @@ fn request_line(line: &[u8]) -> Result<Line<'_>, Refused> {
 }
 
 /// What of the fields decides something.
+#[expect(clippy::struct_excessive_bools, reason = "each is a field that is there or not, with any other")]
 #[derive(Debug, Default)]
 struct Fields<'a> {
     host: Option<&'a [u8]>,

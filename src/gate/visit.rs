@@ -11,9 +11,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Worker;
 use super::dial::{DialError, dial};
+use super::hello::retry::{Differs, Watch};
 use super::hello::{self, Alert, Hello, alert};
 use super::relay::{relay, reset, write_all};
 use super::roll::{Key, Place};
+use super::second::{Stop, follow};
 use super::verdict::{Shown, Why, judge};
 use crate::allowlist::{Denied, DomainName, Wire};
 use crate::socket_table::Owner;
@@ -63,7 +65,10 @@ pub async fn visit(worker: Arc<Worker>, stream: TcpStream, from: SocketAddr, pla
             }
             Hello::Client(hello) => {
                 match hello.name {
-                    Ok(name) => tls(&worker, (stream, client), octets, &place, name, hello.ech).await,
+                    Ok(name) => {
+                        let flight = Flight { hello: reader.length(), octets };
+                        tls(&worker, (stream, client), flight, &place, name, hello.ech).await;
+                    }
                     Err(none) => {
                         worker.refuse_tls(&stream, &client, None, &none, Alert::UnrecognizedName).await;
                     }
@@ -76,11 +81,18 @@ pub async fn visit(worker: Arc<Worker>, stream: TcpStream, from: SocketAddr, pla
 
 const TOO_SLOW: &str = "it showed no name within 10 seconds";
 
+/// What a client sent so far.
+struct Flight {
+    octets: Vec<u8>,
+    /// So many of them are its hello.
+    hello: usize,
+}
+
 /// A connection that shows a name by TLS.
 async fn tls(
     worker: &Arc<Worker>,
     (mut stream, client): (TcpStream, Client),
-    octets: Vec<u8>,
+    mut flight: Flight,
     place: &Place,
     name: DomainName,
     ech: bool,
@@ -99,11 +111,27 @@ async fn tls(
             return end(&stream, &alert(Alert::InternalError)).await;
         }
     };
-    if write_all(&server, &octets).await.is_err() {
+    let behind = flight.octets.split_off(flight.hello.min(flight.octets.len()));
+    if write_all(&server, &flight.octets).await.is_err() {
         return reset(&stream);
     }
-    passage.sent(octets.len());
-    drop(octets);
+    passage.sent(flight.octets.len());
+    drop(flight);
+    match follow(&stream, &server, behind, Watch::new(name.clone(), ech), &passage).await {
+        Ok(()) => {}
+        Err(Stop::Gone) => return,
+        Err(Stop::Refused(differs)) => {
+            reset(&server);
+            drop(server);
+            let rule = match &differs {
+                Differs::Name(other) => Some(format!("{other}:{}", client.to.port())),
+                Differs::NoName | Differs::Ech | Differs::Damaged(_) => None,
+            };
+            return worker
+                .refuse_tls(&stream, &client, Some((&name, rule)), &differs, Alert::AccessDenied)
+                .await;
+        }
+    }
     relay(&mut stream, &mut server, &passage).await;
 }
 

@@ -1,9 +1,10 @@
 //! Changes of the policy in a living box: tried on a copy, then put in force in firewall and resolver, then shown.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use super::{Innkeeper, lock};
-use crate::allowlist::{Allowlist, Origin, check_gated};
+use crate::allowlist::{Allowlist, Origin, Rule, Wire, check_gated};
 use crate::audit::{self, PolicyChange};
 use crate::clock::boottime;
 use crate::config;
@@ -134,7 +135,9 @@ impl Innkeeper {
     pub(super) fn shown_rules(&self) -> Vec<PolicyRule> {
         let policy = lock(&self.policy).clone();
         let (now, wall) = (boottime(), SystemTime::now());
+        let gated = self.allowlist().gated_ports();
         let shown = |entry: InForce| PolicyRule {
+            judged_by: judged_by(&entry.rule, &gated),
             rule: entry.rule.to_string(),
             by: entry.rule.options.by.to_string(),
             origin: entry.rule.origin.to_string(),
@@ -158,6 +161,20 @@ impl Innkeeper {
         });
         (policy.generation, count)
     }
+}
+
+/// What decides about a rule's connections, for all its ports.
+fn judged_by(rule: &Rule, gated: &[u16]) -> Vec<String> {
+    let mut by = BTreeSet::new();
+    for port in rule.ports.iter().filter(|_| !rule.deny) {
+        match (gated.contains(port), rule.wire_on(*port)) {
+            (false, _) => by.extend(["address"]),
+            (true, Some(Wire::Tls)) => by.extend(["sni"]),
+            (true, Some(Wire::Http)) => by.extend(["host"]),
+            (true, None) => by.extend(["sni", "host"]),
+        }
+    }
+    by.into_iter().map(str::to_owned).collect()
 }
 
 /// How long the operator grants something; none: until the box ends.

@@ -140,6 +140,9 @@ pub struct Checked {
     pub obstacle: Option<String>,
     /// What the agent can do by itself.
     pub ask: Option<String>,
+    /// What of an allowed connection nobody sees.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unseen: Option<String>,
 }
 
 impl Checked {
@@ -147,7 +150,7 @@ impl Checked {
     #[must_use]
     pub fn plain(allowed: bool, name: String, port: u16, explanation: String) -> Self {
         let (rules, nearest) = (Vec::new(), Vec::new());
-        let (line, command, obstacle, ask) = (None, None, None, None);
+        let (line, command, obstacle, ask, unseen) = (None, None, None, None, None);
         Self {
             schema: SCHEMA,
             allowed,
@@ -160,6 +163,7 @@ impl Checked {
             command,
             obstacle,
             ask,
+            unseen,
         }
     }
 }
@@ -233,10 +237,11 @@ pub fn explain(
             if let Some(refused) = at_gate(allowlist, ground, (name, port), wire) {
                 return refused;
             }
+            let unseen = unseen(&rules, allowlist, port).map(str::to_owned);
             let rules: Vec<Cited> = rules.into_iter().map(|rule| Cited::of(rule, ground.told)).collect();
             let by = rules.iter().map(|cited| format!("{} ({})", cited.rule, cited.origin));
             let by = by.collect::<Vec<_>>().join(", ");
-            Checked { rules, ..plain(true, format!("{name}:{port} is allowed by {by}")) }
+            Checked { rules, unseen, ..plain(true, format!("{name}:{port} is allowed by {by}")) }
         }
         Passage::Loopback => plain(true, format!("{name}:{port} is this box itself; no rule is about it")),
         Passage::Unserved => {
@@ -263,6 +268,17 @@ pub fn explain(
             missing(allowlist, ground, name, port, &why)
         }
     }
+}
+
+/// What is accepted with a rule: how far those who judge a connection see into it (T48).
+fn unseen(rules: &[&Rule], allowlist: &Allowlist, port: u16) -> Option<&'static str> {
+    if !allowlist.gated_ports().contains(&port) {
+        return Some(
+            "by address: whatever else answers at this name's addresses on this port can be reached too",
+        );
+    }
+    let tls = rules.iter().any(|rule| rule.wire_on(port) != Some(Wire::Http));
+    tls.then_some("inside TLS nobody looks: a server that has other names too may be asked for them there")
 }
 
 /// What the gate would refuse although the name is open on this port: what is spoken there.

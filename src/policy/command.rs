@@ -65,6 +65,9 @@ pub fn verdict(checked: &Checked, json: bool) -> u8 {
 
 fn page(checked: &Checked) -> String {
     let mut text = format!("{}\n", inert(&checked.explanation));
+    if let Some(unseen) = &checked.unseen {
+        writeln!(text, "  not seen: {}", inert(unseen)).ok();
+    }
     for near in &checked.nearest {
         writeln!(text, "  near: {}", inert(&near.to_string())).ok();
     }

@@ -169,6 +169,7 @@ pub(crate) mod tests {
             agent_can_read: true,
         }];
         let rule = |rule: &str, origin: &str| PolicyRule {
+            judged_by: Vec::new(),
             rule: rule.into(),
             by: "agent".into(),
             origin: origin.into(),

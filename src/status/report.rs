@@ -246,6 +246,10 @@ pub struct PolicyRule {
     /// Why: what was said when it was added.
     pub reason: Option<String>,
     pub expires_at: Option<String>,
+    /// What decides about its connections: `sni` (the name that TLS shows), `host` (the one of each HTTP request), `address`
+    /// (whatever answers at the name's addresses).
+    #[serde(default)]
+    pub judged_by: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -313,6 +317,9 @@ pub struct Gate {
     /// How connections get there.
     #[serde(default)]
     pub how: String,
+    /// What it does not see, and is accepted.
+    #[serde(default)]
+    pub unseen: String,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -179,7 +179,8 @@ fn t32_the_metadata_service_is_out_of_reach_by_every_spelling() {
     for target in METADATA.iter().chain(&["metadata.test", "rebound.test"]) {
         for user in [AGENT, ROOT] {
             let answer = guest.exec(user, &ask(target));
-            assert!(!answer.ok() && !answer.out.contains("token-"), "{target} as {user}: {answer:?}");
+            // The gate may answer in its stead.
+            assert!(!answer.out.contains("token-"), "{target} as {user}: {answer:?}");
         }
     }
     for address in METADATA_ADDRESSES {

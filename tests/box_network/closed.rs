@@ -647,14 +647,15 @@ const SEGMENTS: &str = r#"
 import socket, struct
 via, target = socket.inet_pton(socket.AF_INET6, "VIA"), socket.inet_pton(socket.AF_INET6, "TARGET")
 header = struct.pack("!BBBBBBH", 0, 4, 4, 1, 1, 0, 0) + target + via
-s = socket.socket(socket.AF_INET6)
-s.settimeout(1)
-s.setsockopt(socket.IPPROTO_IPV6, 57, header)
-try:
-    s.connect(("TARGET", 80))
-    s.send(b"SIGN")
-except OSError as error:
-    print(error)
+for port in (9999, 80):
+    s = socket.socket(socket.AF_INET6)
+    s.settimeout(1)
+    s.setsockopt(socket.IPPROTO_IPV6, 57, header)
+    try:
+        s.connect(("TARGET", port))
+        s.send(b"SIGN")
+    except OSError as error:
+        print(error)
 "#;
 
 #[test]
@@ -672,7 +673,7 @@ fn t25_a_routing_header_takes_nothing_past_the_rules() {
     let mark = rig.world.sync();
     let control = python_outside(&rig, &program("control"));
     assert!(!arrived(mark).is_empty(), "this kernel routes by segments: {control:?}");
-    let guest = rig.boot(&BoxOptions::new().allow("onlysix.test:80"));
+    let guest = rig.boot(&BoxOptions::new().allow("onlysix.test:80,9999"));
     page(&guest, AGENT, "onlysix.test");
     let mark = rig.world.sync();
     for user in [AGENT, ROOT] {

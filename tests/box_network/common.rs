@@ -63,7 +63,7 @@ pub(crate) fn all_refused_fast<'a, A: AsRef<[&'a str]>>(
     }
 }
 
-/// An HTTP request that needs no name: `tcp ADDRESS 80 …`.
+/// An HTTP request, for `tcp ADDRESS 80 …`, which adds the name.
 pub(crate) const GET: &str = "GET /leak HTTP/1.0\r\n\r\n";
 
 /// Looks until it is so; for what needs longer than the rig's own patience, such as a lifetime that ends.

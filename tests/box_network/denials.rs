@@ -53,7 +53,7 @@ fn try_and_stay(guest: &RunningBox, user: &str, kind: &str, address: &str, port:
 fn r20_a_refused_packet_says_who_where_to_and_what_would_allow_it() {
     let Some(rig) = Rig::new() else { return };
     let guest = rig.boot(&BoxOptions::new().allow("ok.test:80;onlysix.test:80"));
-    try_and_stay(&guest, AGENT, "tcp", "45.33.32.66", "80");
+    try_and_stay(&guest, AGENT, "tcp", "45.33.32.66", "9999");
     try_and_stay(&guest, AGENT, "udp", "45.33.32.67", "9999");
     try_and_stay(&guest, AGENT, "udp", "2606:4700::66", "9999");
     try_and_stay(&guest, ROOT, "udp", "45.33.32.68", "9999");
@@ -188,7 +188,7 @@ fn allowed_uses_are_in_the_log_with_name_port_and_count() {
     guest.exec_agent("getent hosts x.evil.test");
     until("the refusals", PATIENCE, || {
         let text = log(&guest, &["--denied"]);
-        ["45.33.32.66", "x.evil.test"]
+        ["evil.test:80", "x.evil.test"]
             .iter()
             .all(|what| text.iter().any(|one| one["what"].as_str().is_some_and(|text| text.contains(what))))
     });

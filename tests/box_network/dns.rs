@@ -308,7 +308,8 @@ fn t08_an_allowed_name_opens_no_special_address() {
         let said = answer(&guest, user, &[RESOLVER, "mixed.test", "AAAA", "tcp"]);
         assert_eq!(said, format!("NOERROR {}", host("ok_v6")));
         let each = SPECIAL.iter().chain(SPECIAL_V6).flat_map(|address| {
-            ["80", "443"].map(|port| ["tcp", address, port, GET].map(str::to_owned).to_vec())
+            ["80", "443"]
+                .map(|port| ["tcp", &format!("bad.test@{address}"), port, GET].map(str::to_owned).to_vec())
         });
         guest.clients(Some(user), &each.collect::<Vec<_>>());
     }
@@ -395,8 +396,8 @@ fn t13_a_ttl_of_zero_works_and_what_it_opened_ends() {
     }) else {
         return;
     };
-    gets_through(&rig, &["tcp", once, "80", GET]);
-    let guest = rig.boot(&BoxOptions::new().allow("zero.test:80;*.zero.test:80"));
+    gets_through(&rig, &["tcp", once, "9999", "hello"]);
+    let guest = rig.boot(&BoxOptions::new().allow("zero.test:80,9999;*.zero.test:80,9999"));
     // Ten times as the names of tests are: looked up and connected to, each time anew.
     for user in [AGENT, ROOT] {
         for _ in 0..5 {
@@ -405,12 +406,14 @@ fn t13_a_ttl_of_zero_works_and_what_it_opened_ends() {
         }
     }
     assert!(guest.exec_agent("curl -sS -m 5 http://a.zero.test/").out.contains(&format!("token-{once}")));
-    assert!(guest.client(AGENT, &["tcp", once, "80", GET]).ok(), "the grace");
+    // A port that the gate has no part in: there the address is the lock.
+    assert!(guest.client(AGENT, &["tcp", once, "9999", "hello"]).ok(), "the grace");
     // Nobody renews what a wildcard let in.
     until("the address closes", std::time::Duration::from_secs(150), || {
-        !guest.client(AGENT, &["tcp", once, "80", GET]).ok()
+        !guest.client(AGENT, &["tcp", once, "9999", "hello"]).ok()
     });
     let mark = rig.world.sync();
+    refused_fast(&guest, &["tcp", once, "9999", "leak"]);
     refused_fast(&guest, &["tcp", once, "80", GET]);
     nothing_to(&rig, mark, once);
     assert!(guest.exec_agent("curl -sS -m 5 http://a.zero.test/").out.contains(&format!("token-{once}")));

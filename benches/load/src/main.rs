@@ -13,11 +13,20 @@
 //!     load reach PORT COUNT                connects to the addresses of denied names, which all have to answer
 //!     load syn COUNT ROUNDS                nanoseconds a SYN through the OUTPUT hook, round COUNT destinations
 //!     load established PORT COUNT          the same for packets of an established connection; changes the route
+//!     load gate-server PORT                what `bench gate` has behind the gate; src/gate.rs says what it does
+//!     load opens PORT CLIENTS SECONDS      connect, ClientHello, answer, end, by so many clients at a time
+//!     load first PORT COUNT [stranger]     the same by one, microseconds to the answer's first octet; a stranger asks for a
+//!                                          name that no gate knows
+//!     load bulk PORT CONNECTIONS SECONDS   octets from the server
+//!     load hold PORT COUNT                 connections that then say nothing, until standard input ends
+//!     load slow PORT COUNT SECONDS         connections that send an octet every five seconds, and a good client
 //!
 //! Results are one JSON object on stdout.
 
 mod connect;
 mod flood;
+mod gate;
+mod hello;
 mod message;
 mod names;
 mod syn;
@@ -42,6 +51,13 @@ fn main() -> ExitCode {
         ["reach", port, count] => connect::reach(port, count),
         ["established", port, count] => syn::established(port, count),
         ["syn", count, rounds] => syn::run(count, rounds),
+        ["gate-server", port] => gate::server(port),
+        ["opens", port, clients, seconds] => gate::opens(port, clients, seconds),
+        ["first", port, count] => gate::first(port, count, false),
+        ["first", port, count, "stranger"] => gate::first(port, count, true),
+        ["bulk", port, connections, seconds] => gate::bulk(port, connections, seconds),
+        ["hold", port, count] => gate::hold(port, count),
+        ["slow", port, count, seconds] => gate::slow(port, count, seconds),
         _ => Err("see the head of main.rs".into()),
     };
     match done {

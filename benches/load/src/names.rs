@@ -78,6 +78,11 @@ pub fn own_address(number: u32) -> Ipv4Addr {
     (OWN + number).into()
 }
 
+/// The first address of `nNUMBER.list.test`.
+pub fn list_address(number: u32) -> Ipv4Addr {
+    (LIST + 2 * (number % 0x7fff)).into()
+}
+
 fn number(label: &str) -> u32 {
     let digits = label.trim_start_matches(|c: char| !c.is_ascii_digit());
     digits.rsplit('-').next().and_then(|digits| digits.parse().ok()).unwrap_or(0)

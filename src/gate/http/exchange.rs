@@ -360,10 +360,10 @@ async fn hung_up(mut client: ReadHalf<'_>, mut server: WriteHalf<'_>) {
         Ok(0) => {
             // If it fails the server is gone, which the other direction sees.
             server.shutdown().await.ok();
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
         // The next request, which waits for its turn.
-        Ok(_) => std::future::pending().await,
+        Ok(_) => std::future::pending::<()>().await,
         Err(_) => {}
     }
 }

@@ -340,7 +340,7 @@ async fn large_bodies_flow_both_ways_at_once() {
         within(tokio::io::copy(&mut (&mut read).take(SIZE as u64), &mut write)).await.unwrap();
         server
     });
-    let pattern: Vec<u8> = (0..SIZE).map(|n| (n % 251) as u8).collect();
+    let pattern: Vec<u8> = (0..=250).cycle().take(SIZE).collect();
     let (mut read, mut write) = world.client.split();
     let send = async {
         write.write_all(head.as_bytes()).await.unwrap();
@@ -560,6 +560,6 @@ async fn a_waiting_connection_is_small() {
     let server = world.servers.local_addr().unwrap();
     let zero = AtomicU64::default;
     let mut door = Door { server, opened: Vec::new(), refused: Vec::new(), sent: zero(), received: zero() };
-    let size = std::mem::size_of_val(&serve(world.client, Vec::new(), &mut door, LIMITS));
+    let size = size_of_val(&serve(world.client, Vec::new(), &mut door, LIMITS));
     assert!(size < 2048, "{size} octets");
 }

@@ -39,6 +39,7 @@ fn protection(name: &str, held: bool) -> Protection {
 
 fn rule(i: u32) -> PolicyRule {
     PolicyRule {
+        judged_by: Vec::new(),
         rule: format!("granted-{i}.example"),
         by: "agent".into(),
         origin: if i.is_multiple_of(2) { "operator".into() } else { format!("request {i}, operator") },

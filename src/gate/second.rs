@@ -1,0 +1,89 @@
+//! Carries a connection whose first hello was let through until there can be no second one, which might show another name.
+//!
+//! What the server says goes on at once. What the client says after its hello is held until it is known to be harmless:
+//! nearly always nothing, since a client waits for the server's first word, and that ends it.
+
+use std::io;
+
+use tokio::net::TcpStream;
+
+use super::hello::retry::{Differs, Step, Watch};
+use super::relay::write_all;
+use super::roll::Passage;
+
+/// Read at a time.
+const PIECE: usize = 16 << 10;
+
+/// Why a connection does not go on.
+#[derive(Debug)]
+pub enum Stop {
+    /// The second hello is not like the first.
+    Refused(Differs),
+    /// One of the two is gone.
+    Gone,
+}
+
+impl From<io::Error> for Stop {
+    fn from(_: io::Error) -> Self {
+        Self::Gone
+    }
+}
+
+/// Returns once both may be joined. `held`: what the client sent behind its hello.
+pub async fn follow(
+    client: &TcpStream,
+    server: &TcpStream,
+    mut held: Vec<u8>,
+    mut watch: Watch,
+    passage: &Passage,
+) -> Result<(), Stop> {
+    let mut piece = vec![0; PIECE];
+    loop {
+        match watch.client(&held) {
+            Step::Refused(differs) => return Err(Stop::Refused(differs)),
+            Step::Over => return pass(server, &mut held, usize::MAX, passage).await,
+            Step::Pass(octets) => pass(server, &mut held, octets, passage).await?,
+        }
+        tokio::select! {
+            ready = server.readable() => {
+                ready?;
+                let Some(read) = read(server, &mut piece)? else { continue };
+                if read == 0 {
+                    return Err(Stop::Gone);
+                }
+                let said = piece.get(..read).unwrap_or_default();
+                write_all(client, said).await?;
+                passage.received(read);
+                if !watch.server(said) {
+                    return pass(server, &mut held, usize::MAX, passage).await;
+                }
+            }
+            ready = client.readable() => {
+                ready?;
+                let Some(read) = read(client, &mut piece)? else { continue };
+                if read == 0 {
+                    // What is not complete can't be completed any more; whoever reads next finds the end again.
+                    return pass(server, &mut held, usize::MAX, passage).await;
+                }
+                held.extend_from_slice(piece.get(..read).unwrap_or_default());
+            }
+        }
+    }
+}
+
+/// None: there is nothing yet.
+fn read(stream: &TcpStream, piece: &mut [u8]) -> io::Result<Option<usize>> {
+    match stream.try_read(piece) {
+        Ok(read) => Ok(Some(read)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// So many of the held octets go on.
+async fn pass(server: &TcpStream, held: &mut Vec<u8>, octets: usize, passage: &Passage) -> Result<(), Stop> {
+    let now: Vec<u8> = held.drain(..octets.min(held.len())).collect();
+    write_all(server, &now).await?;
+    passage.sent(now.len());
+    Ok(())
+}
