@@ -90,8 +90,7 @@ fn attend(innkeeper: &Arc<Innkeeper>) {
 
 /// What this version does not close; shown for ever, since an operator who signs must know.
 const ACCEPTED: [&str; 1] = [
-    "not in this version: the credential broker (what an allowed name is used for, an upload say, is \
-     not checked; nor what is asked inside TLS, where a server of several names may be asked for another one)",
+    "not in this version: the credential broker (what an allowed name is used for, an upload say, is not checked)",
 ];
 
 // --- 1: config ---

@@ -147,6 +147,7 @@ pub struct Network {
     /// DNS servers; those of the old resolv.conf if empty.
     pub upstreams: Vec<NameServer>,
     pub backend: Backend,
+    pub gate: Gate,
     pub refresh: Duration,
     pub boot_timeout: Duration,
     pub inbound: Vec<ListenPort>,
@@ -171,6 +172,17 @@ pub enum Backend {
     Auto,
     Nftables,
     Iptables,
+}
+
+/// How connections come to the egress gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// Sent there by the kernel; where it can't, as by [`Gate::Proxy`].
+    Auto,
+    /// Sent there by the kernel, or the boot ends.
+    Redirect,
+    /// Programs ask it, and have no other way out.
+    Proxy,
 }
 
 /// A port and its transport.

@@ -317,6 +317,9 @@ pub struct Gate {
     /// How connections get there.
     #[serde(default)]
     pub how: String,
+    /// What it does not see, and is accepted.
+    #[serde(default)]
+    pub unseen: String,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -6,6 +6,7 @@ const DAY: u64 = 86_400;
 
 const PROVIDERS: &[Word] = &[word("anthropic"), word("bedrock"), word("vertex"), word("gateway")];
 const BACKENDS: &[Word] = &[word("auto"), word("nftables"), word("iptables")];
+const GATES: &[Word] = &[word("auto"), word("redirect"), word("proxy")];
 const SWITCH: &[Word] = &[word("on"), word("off")];
 /// As the variables of OpenTelemetry are given, and as everything else here.
 const CONTENT: &[Word] = &[word("off"), word("on"), word("0"), word("1")];
@@ -75,6 +76,12 @@ pub const SETTINGS: &[Setting] = &[
     row("network.upstreams", Kind::Addresses, "", "DNS servers to ask; those of the old resolv.conf if none")
         .example("192.0.2.53, tls://[2001:db8::53]#dns.example"),
     row("network.backend", Kind::Choice(BACKENDS), "auto", "what the firewall is made with"),
+    row(
+        "network.gate",
+        Kind::Choice(GATES),
+        "auto",
+        "how connections come to the egress gate: the kernel sends them there, or programs ask it as a proxy",
+    ),
     row(
         "network.refresh",
         Kind::Duration { min: 10, max: DAY },

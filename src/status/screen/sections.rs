@@ -227,6 +227,10 @@ impl Page<'_> {
                 gate.connections, gate.open, gate.denied
             );
             entries.push((Tone::Plain, text));
+            entries.push((
+                Tone::Plain,
+                "  not seen: what is asked inside TLS (domain fronting, docs/gate.md)".to_owned(),
+            ));
         }
         if !dns.failing.is_empty() {
             let mut names: Vec<&str> = dns.failing.iter().map(|failing| failing.name.as_str()).collect();
