@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::allowlist::{Ceiling, Rule};
 use crate::control::protocol::Task;
 use crate::dns::name_server::NameServer;
+use crate::gate::upstream::Proxy;
 use crate::notices::webhook::Webhook;
 use crate::secrets::{Holder, SecretName, Secrets};
 use crate::telemetry::Telemetry;
@@ -25,6 +26,7 @@ mod notices;
 pub mod policy;
 pub mod problems;
 pub mod provider;
+mod proxy;
 mod raw;
 pub mod repository;
 pub mod settings;
@@ -145,11 +147,14 @@ pub struct Network {
     /// DNS servers; those of the old resolv.conf if empty.
     pub upstreams: Vec<NameServer>,
     pub backend: Backend,
+    pub gate: Gate,
     pub refresh: Duration,
     pub boot_timeout: Duration,
     pub inbound: Vec<ListenPort>,
     pub loopback: Vec<ListenPort>,
     pub requests: Requests,
+    /// Through which the world is reached where there is no other way.
+    pub proxy: Option<Proxy>,
 }
 
 /// What becomes of a name that the agent asks for.
@@ -167,6 +172,17 @@ pub enum Backend {
     Auto,
     Nftables,
     Iptables,
+}
+
+/// How connections come to the egress gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// Sent there by the kernel; where it can't, as by [`Gate::Proxy`].
+    Auto,
+    /// Sent there by the kernel, or the boot ends.
+    Redirect,
+    /// Programs ask it, and have no other way out.
+    Proxy,
 }
 
 /// A port and its transport.

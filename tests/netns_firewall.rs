@@ -25,6 +25,8 @@ mod gate;
 mod ground;
 #[path = "netns_firewall/platform.rs"]
 mod platform;
+#[path = "netns_firewall/proxy.rs"]
+mod proxy;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -33,7 +35,9 @@ use std::time::Duration;
 use innkeeper::firewall::backend::{Edit, Element};
 use innkeeper::firewall::ground::Storage;
 use innkeeper::firewall::nftables::{Nftables, NftablesError};
-use innkeeper::firewall::ruleset::{Action, EngineDns, FirewallPlan, Transport, lockdown, skeleton};
+use innkeeper::firewall::ruleset::{
+    Action, EngineDns, FirewallPlan, GateMode, Transport, lockdown, skeleton,
+};
 
 use place::{
     AGENT, BOX4, BOX6, DNS, Kind, OUTSIDE4, OUTSIDE6, RESOLVER4, RESOLVER6, ROOT, UPSTREAM4, World,
@@ -82,7 +86,8 @@ fn the_text_is_what_the_kernel_lists() {
         ..plan()
     };
     let gated = FirewallPlan { gate: gate::gate(), ..full.clone() };
-    for ruleset in [lockdown(), skeleton(&plan()), skeleton(&full), skeleton(&gated)] {
+    let proxied = gated.clone().by(GateMode::Proxy);
+    for ruleset in [lockdown(), skeleton(&plan()), skeleton(&full), skeleton(&gated), skeleton(&proxied)] {
         kernel.load(&ruleset, &Edit::default()).unwrap();
         let ours = world.inside.nft("list table inet innkeeper");
         world.inside.nft("delete table inet innkeeper");

@@ -11,7 +11,7 @@
 use std::path::Path;
 
 use innkeeper::firewall::ruleset::{
-    EngineDns, FirewallPlan, GatePlan, Ruleset, Transport, lockdown, skeleton,
+    EngineDns, FirewallPlan, GateMode, GatePlan, Ruleset, Transport, lockdown, skeleton,
 };
 
 fn compare(name: &str, ruleset: &Ruleset) {
@@ -79,7 +79,7 @@ fn skeleton_of_a_vm_text() {
 
 fn gate() -> Option<GatePlan> {
     let (v4, v6) = ("127.0.0.53:11443".parse().unwrap(), Some("[::1]:11443".parse().unwrap()));
-    Some(GatePlan { uid: 902, v4, v6, ports: vec![80, 443, 8443] })
+    Some(GatePlan { mode: GateMode::Redirect, uid: 902, v4, v6, ports: vec![80, 443, 8443], proxy: None })
 }
 
 /// With the egress gate: on both families, on IPv4 alone, and where IPv6 is closed.
@@ -87,10 +87,37 @@ fn gate() -> Option<GatePlan> {
 fn skeleton_with_a_gate_text() {
     let gated = FirewallPlan { gate: gate(), ..plan() };
     compare("skeleton-gate.nft", &skeleton(&gated));
+    let through = |gate| GatePlan { proxy: Some("192.0.2.8:3128".parse().unwrap()), ..gate };
+    let through = FirewallPlan { gate: gate().map(through), ..plan() };
+    compare("skeleton-gate-through.nft", &skeleton(&through));
+    compare("skeleton-proxy-through.nft", &skeleton(&through.by(GateMode::Proxy)));
     let v4 = gate().map(|gate| GatePlan { v6: None, ..gate });
     compare("skeleton-gate-ipv4.nft", &skeleton(&FirewallPlan { gate: v4, dns_v6: None, ..gated.clone() }));
     let closed = vec![innkeeper::firewall::ruleset::Family::V6];
     compare("skeleton-gate-closed6.nft", &skeleton(&FirewallPlan { closed, ..gated }));
+}
+
+fn proxy() -> FirewallPlan {
+    let v4 = "127.0.0.1:3128".parse().unwrap();
+    let gate = GatePlan { mode: GateMode::Proxy, uid: 902, v4, v6: None, ports: vec![], proxy: None };
+    FirewallPlan { gate: Some(gate), ..plan() }
+}
+
+/// The only way out is to ask the gate: nothing is redirected, no connection tracked.
+#[test]
+fn skeleton_with_a_proxy_text() {
+    compare("skeleton-proxy.nft", &skeleton(&proxy()));
+    let engine_dns = Some(EngineDns { forwards_to: vec!["192.0.2.1:53".parse().unwrap()] });
+    let upstreams = vec!["127.0.0.11:53".parse().unwrap()];
+    let ssh_from = vec!["fdaa::/16".parse().unwrap()];
+    let full = FirewallPlan { engine_dns, upstreams, ssh_from, vm: true, ..proxy() };
+    let text = skeleton(&full).to_string();
+    for word in ["\tct ", " ct ", "nat ", "dnat"] {
+        assert!(!text.contains(word), "{word} in {text}");
+    }
+    compare("skeleton-proxy-full.nft", &skeleton(&full));
+    compare_iptables("skeleton-proxy-ipset.iptables", &skeleton(&proxy()), Some(1));
+    compare_iptables("skeleton-proxy-rules.iptables", &skeleton(&proxy()), None);
 }
 
 #[test]

@@ -20,7 +20,7 @@ use crate::firewall::detect::{self, Scope};
 use crate::firewall::ground::{Candidate, Offer};
 use crate::firewall::nftables::NftablesError;
 use crate::firewall::programs::{Programs, Supervised};
-use crate::firewall::ruleset::{EngineDns, Family, FirewallPlan, GatePlan, Transport};
+use crate::firewall::ruleset::{EngineDns, Family, FirewallPlan, GateMode, GatePlan, Transport};
 use crate::firewall::{EgressLocked, Firewall, FirewallError, Notices};
 use crate::gate;
 use crate::innkeeper::Innkeeper;
@@ -103,19 +103,26 @@ fn programs(innkeeper: &Innkeeper) -> Arc<dyn Programs> {
 /// by part, since that takes longer than loading.
 fn load(innkeeper: &Innkeeper, firewall: &Firewall, plan: &FirewallPlan) -> Result<Loaded, Trouble> {
     let trouble = |error: FirewallError| host::firewall_trouble(&error);
+    let wanted = innkeeper.config.network.gate;
+    let first = if wanted == config::Gate::Proxy { GateMode::Proxy } else { GateMode::Redirect };
+    let plan = &plan.clone().by(first);
     let usual = firewall.backend() == Candidate::usual().backend.to_string()
         && innkeeper.config.network.backend != config::Backend::Iptables;
     if usual {
         let (plan, queues) = queues(innkeeper, plan.clone(), None);
         firewall.choose(programs(innkeeper), Candidate::usual()).map_err(trouble)?;
         match firewall.load(plan.clone(), innkeeper.allowlist()) {
-            Ok(()) => return Ok(Loaded { plan, queues }),
+            Ok(()) => {
+                by_proxy(innkeeper, first)?;
+                return Ok(Loaded { plan, queues });
+            }
             Err(FirewallError::Load(BackendError::Nftables(NftablesError::Refused { .. }))) => {}
             Err(error) => return Err(trouble(error)),
         }
     }
-    let ground = ground(innkeeper)?;
-    let plan = FirewallPlan { closed: ground.closed(), ..plan.clone() };
+    let (mode, ground) = ground(innkeeper, first)?;
+    by_proxy(innkeeper, mode)?;
+    let plan = FirewallPlan { closed: ground.closed(), ..plan.clone() }.by(mode);
     let (plan, queues) = queues(innkeeper, plan, ground.no_log.as_ref());
     firewall.choose(programs(innkeeper), ground).map_err(trouble)?;
     firewall.load(plan.clone(), innkeeper.allowlist()).map_err(trouble)?;
@@ -128,12 +135,42 @@ struct Loaded {
     queues: Option<Queues>,
 }
 
-/// How the kernel is to be programmed: by trying, in a box that is closed already.
-fn ground(innkeeper: &Innkeeper) -> Result<Candidate, Trouble> {
+/// What a box needs whose only way out is to ask the gate.
+fn by_proxy(innkeeper: &Innkeeper, mode: GateMode) -> Result<(), Trouble> {
+    if mode == GateMode::Redirect {
+        return Ok(());
+    }
+    let text = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
+    let ours = SocketAddr::new(keeper::LISTEN_V4.into(), keeper::PORT);
+    if resolv_conf::parse(&text).servers != [ours] {
+        return Err(needs::resolver_unreachable().into());
+    }
+    if !innkeeper.config.network.inbound.is_empty() {
+        let what = "network.inbound is not opened: where the gate is a proxy no connection is tracked, and answers could not \
+                    be told from what the agent sends";
+        innkeeper.board().warn(what);
+    }
+    Ok(())
+}
+
+/// How the kernel is to be programmed: by trying, in a box that is closed already. Where nothing can redirect, the gate is a
+/// proxy, unless the operator said which it is.
+fn ground(innkeeper: &Innkeeper, first: GateMode) -> Result<(GateMode, Candidate), Trouble> {
     let wanted = innkeeper.config.network.backend;
-    let found = detect::candidates(programs(innkeeper).as_ref(), Scope::First(wanted));
     let given_up = innkeeper.config.boot.accepts("egress-ipv6");
-    let (candidate, unfiltered) = needs::filter(wanted, &found, given_up)?;
+    let tried = |mode| {
+        let found = detect::candidates(programs(innkeeper).as_ref(), Scope::First(wanted), mode);
+        needs::filter(wanted, &found, given_up)
+    };
+    let (mode, (candidate, unfiltered)) = match tried(first) {
+        Ok(found) => (first, found),
+        Err(lack) if first == GateMode::Redirect && innkeeper.config.network.gate == config::Gate::Auto => {
+            let Ok(found) = tried(GateMode::Proxy) else { return Err(lack.into()) };
+            innkeeper.board().warn(format!("the gate is a proxy, and the only way out: {}", lack.what));
+            (GateMode::Proxy, found)
+        }
+        Err(lack) => return Err(lack.into()),
+    };
     if let Some(why) = unfiltered {
         // Shown as a protection that does not hold, for ever.
         drop(innkeeper.unfiltered_ipv6.set(why));
@@ -145,7 +182,7 @@ fn ground(innkeeper: &Innkeeper) -> Result<Candidate, Trouble> {
             drop(closed.set(why.clone()));
         }
     }
-    Ok(candidate)
+    Ok((mode, candidate))
 }
 
 /// Where the firewall's thread says what it has to say.
@@ -266,7 +303,14 @@ fn rules(
 ) -> FirewallPlan {
     let dns_v6 = sockets.v6.then(|| SocketAddrV6::new(Ipv6Addr::LOCALHOST, keeper::PORT, 0, 0));
     let ports = innkeeper.allowlist().gated_ports();
-    let gate = GatePlan { uid: innkeeper.accounts.gate.uid, v4: doors.v4, v6: doors.v6, ports };
+    let gate = GatePlan {
+        mode: GateMode::Redirect,
+        uid: innkeeper.accounts.gate.uid,
+        v4: doors.v4,
+        v6: doors.v6,
+        ports,
+        proxy: None,
+    };
     FirewallPlan {
         dns_uid: innkeeper.accounts.dns.uid,
         dns_v4: std::net::SocketAddrV4::new(keeper::LISTEN_V4, keeper::PORT),
@@ -428,6 +472,7 @@ pub(super) fn gate(
     let plan = gate::keeper::Plan {
         identity: Identity::worker(accounts.gate.uid, accounts.gate.gid),
         agent_uid: accounts.agent.uid,
+        proxy: innkeeper.config.network.proxy.clone(),
         idle: IDLE,
         lifetime: LIFETIME,
         attributor: innkeeper.attributor.clone(),

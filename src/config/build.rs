@@ -12,8 +12,8 @@ use super::repository::{Branch, DirectoryName, ONLY, RepoUrl, Repository, Source
 use super::values::Values;
 use super::variables::{Variables, read_variables};
 use super::{
-    Agent, AgentPermissions, Backend, Boot, Config, Filesystem, Identity, Log, LogFormat, Mode, Network,
-    OnExit, Persist, Prompt, Requests, Session, Sources, Start, Tls,
+    Agent, AgentPermissions, Backend, Boot, Config, Filesystem, Gate, Identity, Log, LogFormat, Mode,
+    Network, OnExit, Persist, Prompt, Requests, Session, Sources, Start, Tls,
 };
 
 use crate::money::Microusd;
@@ -54,6 +54,7 @@ pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
     let Credentials { mut secrets, required, mut seen, missing } =
         credentials::find(sources, &mut values, model.provider(), waits, &mut warnings);
     let telemetry = super::telemetry::telemetry(&mut values, &secrets, &mut network, &mut warnings);
+    super::proxy::proxy(&mut values, &mut secrets, &mut seen, &mut network);
     let notices = super::notices::notices(&mut values, &mut secrets, &mut seen, &network.rules);
 
     let problems = Problems(values.problems).redacted(&seen);
@@ -412,6 +413,8 @@ fn network(
     let backends =
         [("auto", Backend::Auto), ("nftables", Backend::Nftables), ("iptables", Backend::Iptables)];
     let backend = values.choice("network.backend", Backend::Auto, &backends);
+    let gates = [("auto", Gate::Auto), ("redirect", Gate::Redirect), ("proxy", Gate::Proxy)];
+    let gate = values.choice("network.gate", Gate::Auto, &gates);
     let (policy, profiles) = policy::gather(sources, values, repositories, model, warnings);
     Network {
         rules: policy.rules,
@@ -419,10 +422,12 @@ fn network(
         profiles,
         upstreams: values.name_servers("network.upstreams"),
         backend,
+        gate,
         refresh: values.duration("network.refresh"),
         boot_timeout: values.duration("network.boot_timeout"),
         inbound: values.ports("network.inbound"),
         loopback: values.ports("network.loopback"),
         requests,
+        proxy: None,
     }
 }

@@ -9,6 +9,7 @@ use crate::dns::resolv_conf::{self, ENGINE};
 use crate::firewall::detect::{self, Scope};
 use crate::firewall::ground::{Candidate, Offer};
 use crate::firewall::programs::Direct;
+use crate::firewall::ruleset::GateMode;
 use crate::namespace::{self, Network, Surroundings};
 use crate::prerequisites::network::{self as needs, RESOLV_CONF};
 use crate::prerequisites::privileges::Privileges;
@@ -64,9 +65,9 @@ fn packet_filter(given: &Privileges, config: Option<&Config>) -> Vec<Finding> {
     let wanted = config.map_or(Backend::Auto, |config| config.network.backend);
     let apart = given.has("SYS_ADMIN");
     let found = if apart {
-        in_a_namespace(|| detect::candidates(&Direct, Scope::All))
+        in_a_namespace(|| detect::candidates(&Direct, Scope::All, GateMode::Redirect))
     } else {
-        Some(detect::candidates(&Direct, Scope::First(Backend::Nftables)))
+        Some(detect::candidates(&Direct, Scope::First(Backend::Nftables), GateMode::Redirect))
     };
     let Some(candidates) = found else {
         return vec![Finding::weaker(mechanism, "could not be tried without effect", "unshare(2)")];

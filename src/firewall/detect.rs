@@ -8,7 +8,7 @@ use super::ground::{Backend, Candidate, Offer, Storage};
 use super::iptables::TrialSets;
 use super::nftables::{Nftables, NftablesError};
 use super::programs::{Answer, Job, Programs, Variant};
-use super::ruleset::{EngineDns, Family, FirewallPlan, GatePlan, Transport, skeleton};
+use super::ruleset::{EngineDns, Family, FirewallPlan, GateMode, GatePlan, Transport, skeleton};
 use crate::config;
 use crate::report::chain;
 
@@ -21,18 +21,18 @@ pub enum Scope {
     All,
 }
 
-/// The ways there are, the best first.
+/// The ways there are to hold the rules that the gate needs in this mode, the best first.
 #[must_use]
-pub fn candidates(programs: &dyn Programs, scope: Scope) -> Vec<Candidate> {
+pub fn candidates(programs: &dyn Programs, scope: Scope, mode: GateMode) -> Vec<Candidate> {
     let mut found = Vec::new();
     for backend in [Backend::Nftables, Backend::IptablesNft, Backend::IptablesLegacy] {
         if matches!(scope, Scope::First(wanted) if !asked_for(wanted, backend)) {
             continue;
         }
         let candidate = match backend {
-            Backend::Nftables => nftables(),
-            Backend::IptablesNft => iptables(programs, Variant::Nft),
-            Backend::IptablesLegacy => iptables(programs, Variant::Legacy),
+            Backend::Nftables => nftables(mode),
+            Backend::IptablesNft => iptables(programs, Variant::Nft, mode),
+            Backend::IptablesLegacy => iptables(programs, Variant::Legacy, mode),
         };
         let enough = complete(&candidate) && matches!(scope, Scope::First(_));
         found.push(candidate);
@@ -92,7 +92,7 @@ pub fn plainest() -> Candidate {
 // --- nf_tables ---
 
 /// A plan that needs everything that any box's may need.
-fn everything() -> Option<FirewallPlan> {
+fn everything(mode: GateMode) -> Option<FirewallPlan> {
     Some(FirewallPlan {
         dns_uid: 1,
         dns_v4: "127.0.0.53:53".parse().ok()?,
@@ -107,16 +107,18 @@ fn everything() -> Option<FirewallPlan> {
         vm: true,
         closed: Vec::new(),
         gate: Some(GatePlan {
+            mode,
             uid: 1,
             v4: "127.0.0.53:11443".parse().ok()?,
             v6: Some("[::1]:11443".parse().ok()?),
             ports: vec![443],
+            proxy: Some("192.0.2.1:3128".parse().ok()?),
         }),
     })
 }
 
-fn nftables() -> Candidate {
-    let tried = Nftables::open().and_then(|mut kernel| match everything() {
+fn nftables(mode: GateMode) -> Candidate {
+    let tried = Nftables::open().and_then(|mut kernel| match everything(mode) {
         Some(plan) => kernel.attempt(&skeleton(&plan)),
         None => Err(NftablesError::Unanswered),
     });
@@ -248,12 +250,16 @@ const NFLOG: &str = "CONFIG_NETFILTER_XT_TARGET_NFLOG";
 const COMMENT: &str = "CONFIG_NETFILTER_XT_MATCH_COMMENT";
 const HOP_LIMIT: &str = "CONFIG_NETFILTER_XT_MATCH_HL";
 
-fn features(family: Family, set: Option<&str>) -> Vec<Feature> {
+fn features(family: Family, set: Option<&str>, mode: GateMode) -> Vec<Feature> {
     let own = match family {
         Family::V4 => ONLY4,
         Family::V6 => ONLY6,
     };
-    let rows = BOTH.iter().chain(own);
+    let rows = BOTH.iter().chain(own).filter(|(_, _, _, cost)| match mode {
+        GateMode::Redirect => true,
+        // What only tracked or redirected connections need is not asked for.
+        GateMode::Proxy => *cost != Cost::Closed,
+    });
     let mut all: Vec<Feature> = rows
         .map(|(table, rule, option, cost)| Feature { table, rule: (*rule).to_owned(), option, cost: *cost })
         .collect();
@@ -285,7 +291,7 @@ fn text(features: &[Feature]) -> String {
     text
 }
 
-fn iptables(programs: &dyn Programs, variant: Variant) -> Candidate {
+fn iptables(programs: &dyn Programs, variant: Variant, mode: GateMode) -> Candidate {
     let (sets, mut no_sets) = match TrialSets::make() {
         Ok(sets) => (Some(sets), None),
         Err(error) => (None, Some(chain(&error))),
@@ -307,7 +313,8 @@ fn iptables(programs: &dyn Programs, variant: Variant) -> Candidate {
             continue;
         }
         let mut offer = Offer::Whole;
-        for (feature, why) in tried(programs, variant, family, sets.as_ref().map(|sets| sets.name(family))) {
+        let set = sets.as_ref().map(|sets| sets.name(family));
+        for (feature, why) in tried(programs, variant, family, &features(family, set, mode)) {
             let why = format!("{why}: {} is needed", feature.option);
             match feature.cost {
                 // The first is the least that is asked for.
@@ -340,9 +347,8 @@ fn tried(
     programs: &dyn Programs,
     variant: Variant,
     family: Family,
-    set: Option<&str>,
+    features: &[Feature],
 ) -> Vec<(Feature, String)> {
-    let features = features(family, set);
     let all = |why: &str| {
         let unfit = |one: &Feature| Feature { option: "iptables", cost: Cost::Unfit, ..one.clone() };
         features.first().map(|one| (unfit(one), why.to_owned())).into_iter().collect()
@@ -351,7 +357,7 @@ fn tried(
         programs.perform(&Job::Restore(variant, texts.into_iter().map(|text| (family, text)).collect()))
     };
     let failure = |answer: &Answer| answer.failure.clone();
-    match attempt(vec![text(&features)]) {
+    match attempt(vec![text(features)]) {
         Err(error) => return all(&chain(&error)),
         Ok(answers) => match answers.first().map(failure) {
             None => return all("no answer"),

@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::Ipv6Net;
 use serde::{Deserialize, Serialize};
 
-pub use plan::{EngineDns, FirewallPlan, GatePlan, lockdown, skeleton};
+pub use plan::{EngineDns, FirewallPlan, GateMode, GatePlan, lockdown, skeleton};
 
 /// The only table that Innkeeper touches; Docker's, Kubernetes' and the operator's own stay as they are.
 pub const TABLE: &str = "innkeeper";
@@ -159,6 +159,8 @@ pub enum Match {
     /// its permission.
     NotSyn,
     Icmp6(Icmp6),
+    /// IPv4's *destination unreachable*, which says the path's MTU too (RFC 1191).
+    Unreachable4,
     HopLimit(u8),
     /// The IPv4 header carries options.
     Options4,
@@ -197,6 +199,8 @@ pub enum Direction {
 /// The ICMPv6 types that IPv6 itself needs on a link (RFC 4861, RFC 2710, RFC 9777).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Icmp6 {
+    Unreachable,
+    PacketTooBig,
     ListenerQuery,
     ListenerReport,
     ListenerDone,
@@ -211,6 +215,8 @@ impl Icmp6 {
     /// The number in the packet.
     pub fn number(self) -> u8 {
         match self {
+            Self::Unreachable => 1,
+            Self::PacketTooBig => 2,
             Self::ListenerQuery => 130,
             Self::ListenerReport => 131,
             Self::ListenerDone => 132,

@@ -92,6 +92,18 @@ fn no_filter(why: &str) -> Lack {
     )
 }
 
+/// Nothing redirects questions where the gate is a proxy, so programs must find the resolver themselves.
+#[must_use]
+pub fn resolver_unreachable() -> Lack {
+    Lack::new(
+        format!(
+            "{RESOLV_CONF} does not name the box's resolver and can't be written, and where the gate is a proxy \
+             (network.gate) nothing redirects questions there"
+        ),
+        "leave it writable, or start the box with --dns 127.0.0.53 and name upstreams (INNKEEPER_NETWORK_UPSTREAMS)",
+    )
+}
+
 /// Whether the file can be opened for writing, never through a link.
 pub fn writable(path: &Path) -> std::io::Result<()> {
     OpenOptions::new().write(true).custom_flags(nix::libc::O_NOFOLLOW).open(path).map(drop)

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use innkeeper::firewall::backend::Edit;
 use innkeeper::firewall::ground::Storage;
-use innkeeper::firewall::ruleset::{Family, FirewallPlan, GatePlan, skeleton};
+use innkeeper::firewall::ruleset::{Family, FirewallPlan, GateMode, GatePlan, skeleton};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};
 
 use super::place::{
-    AGENT, BOX4, BOX6, Confined, DNS, FIRST4, FIRST6, Flow, Guard, Kind, OUTSIDE4, PATIENCE, ROOT, SECOND4,
-    World, open,
+    AGENT, BOX4, BOX6, Confined, DNS, FIRST4, FIRST6, Flow, Guard, Kind, OUTSIDE4, PATIENCE, PRIVATE4, ROOT,
+    SECOND4, World, open,
 };
 use super::{nothing_waits, plan, received};
 
@@ -25,7 +25,7 @@ const SOCKET6: &str = "[::1]:11443";
 
 pub(crate) fn gate() -> Option<GatePlan> {
     let (v4, v6) = (SOCKET4.parse().unwrap(), Some(SOCKET6.parse().unwrap()));
-    Some(GatePlan { uid: GATE, v4, v6, ports: vec![80, 443] })
+    Some(GatePlan { mode: GateMode::Redirect, uid: GATE, v4, v6, ports: vec![80, 443], proxy: None })
 }
 
 fn gated() -> FirewallPlan {
@@ -117,9 +117,9 @@ fn what_stays_in_the_box_is_not_redirected(kind: Kind) {
     ] {
         let own = world.inside.listen(&to);
         let client = world.inside.connect(AGENT, &to).unwrap();
+        assert!(gates.iter().all(nothing_waits), "{to}");
         talks(&client, &own.accept().unwrap().0);
     }
-    assert!(gates.iter().all(nothing_waits));
 }
 
 /// Closed, not open: with nobody at the gate's socket, and where the family has no gate at all.
@@ -322,14 +322,14 @@ fn a_syn_from_outside_is_no_part_of_a_flow(kind: Kind) {
     world.outside.nft("add rule inet mute input tcp dport 8443 tcp flags & (syn|ack) == syn drop");
     let from: SocketAddr = format!("{BOX4}:30300").parse().unwrap();
     let to: SocketAddr = format!("{FIRST4}:8443").parse().unwrap();
-    let calls = |world: &World| {
+    let calls = |world: &World, patience: Duration| {
         let socket = world.outside.run(ROOT, || {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
             socket.set_reuse_address(true).unwrap();
             socket.bind(&to.into()).unwrap();
             socket
         });
-        world.outside.run(ROOT, || socket.connect_timeout(&from.into(), Duration::from_millis(200)))
+        world.outside.run(ROOT, || socket.connect_timeout(&from.into(), patience))
     };
     let beginning = world.inside.run(AGENT, || {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -342,11 +342,11 @@ fn a_syn_from_outside_is_no_part_of_a_flow(kind: Kind) {
     world.inside.run(ROOT, || setsockopt(&beginning, sockopt::TcpRepair, &1).unwrap());
     drop(beginning);
     let listener = world.inside.listen(&format!("{BOX4}:30300"));
-    assert!(calls(&world).is_err());
+    assert!(calls(&world, Duration::from_millis(200)).is_err());
     assert!(nothing_waits(&listener));
     // It is what it looks like: without our rules it arrives.
     world.tear_down();
-    calls(&world).unwrap();
+    calls(&world, PATIENCE).unwrap();
     listener.set_nonblocking(false).unwrap();
     listener.accept().unwrap();
 }
@@ -512,7 +512,39 @@ fn in_a_closed_family_there_is_no_gate(kind: Kind) {
     own.accept().unwrap();
 }
 
+/// A host that reaches the world through a proxy alone, given by its address.
+fn the_proxy_that_the_host_needs_is_the_gates_alone(kind: Kind) {
+    let Some(world) = World::on(kind) else { return };
+    let to = format!("{PRIVATE4}:3128");
+    let far = world.outside.listen(&to);
+    for mode in [GateMode::Redirect, GateMode::Proxy] {
+        far.set_nonblocking(false).unwrap();
+        talks(&world.inside.connect(AGENT, &to).unwrap(), &far.accept().unwrap().0);
+        let without = FirewallPlan { gate: gate(), ..plan() }.by(mode);
+        let mut kernel = world.kernel();
+        kernel.load(&skeleton(&without), &Edit::default()).unwrap();
+        refused(&world, GATE, &to);
+        let gate = gate().map(|gate| GatePlan { proxy: Some(to.parse().unwrap()), ..gate });
+        kernel.load(&skeleton(&FirewallPlan { gate, ..plan() }.by(mode)), &Edit::default()).unwrap();
+        let client = world.inside.connect(GATE, &to).unwrap();
+        let (mut remote, _) = far.accept().unwrap();
+        talks(&client, &remote);
+        for uid in [AGENT, ROOT, DNS] {
+            refused(&world, uid, &to);
+        }
+        refused(&world, GATE, &format!("{PRIVATE4}:3129"));
+        let denied = kernel.denied().unwrap();
+        vanish(&world, client);
+        remote.write_all(b"too late").unwrap();
+        assert_eq!(remote.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(kernel.denied().unwrap(), denied);
+        assert!(nothing_waits(&far));
+        world.tear_down();
+    }
+}
+
 on_every_backend! {
+    the_proxy_that_the_host_needs_is_the_gates_alone,
     connections_to_gated_ports_meet_the_gate,
     what_stays_in_the_box_is_not_redirected,
     without_the_gate_its_ports_are_closed,

@@ -11,7 +11,9 @@ use innkeeper::firewall::ground::{Backend, Candidate, Offer, Storage};
 use innkeeper::firewall::iptables::IptablesError;
 use innkeeper::firewall::iptables::render::{Form, render};
 use innkeeper::firewall::programs::{Answer, Direct, Failure, Job, Programs, ProgramsError};
-use innkeeper::firewall::ruleset::{EngineDns, Family, FirewallPlan, Transport, lockdown, skeleton};
+use innkeeper::firewall::ruleset::{
+    EngineDns, Family, FirewallPlan, GateMode, Transport, lockdown, skeleton,
+};
 
 use super::place::{
     AGENT, BOX4, BOX6, DNS, FIRST4, FIRST6, Flow, Guard, Kind, OUTSIDE4, OUTSIDE6, ROOT, SECOND4, UPSTREAM4,
@@ -32,7 +34,7 @@ fn legacy_tables(world: &World) -> String {
 fn f07_everything_is_found_by_trying_and_nothing_is_left() {
     let Some(world) = World::new() else { return };
     let before = world.inside.nft("list ruleset");
-    let try_it = |scope| world.inside.run(ROOT, move || candidates(&Direct, scope));
+    let try_it = |scope| world.inside.run(ROOT, move || candidates(&Direct, scope, GateMode::Redirect));
     let found = try_it(Scope::First(config::Backend::Auto));
     assert_eq!(found.len(), 1, "{found:?}");
     assert_eq!(found[0], Candidate::usual());
@@ -81,7 +83,10 @@ fn f05_f07_what_is_missing_costs_what_needs_it_and_is_named() {
     let Some(world) = World::new() else { return };
     let found = |what, missing| {
         let lacking = Lacking { what, missing };
-        world.inside.run(ROOT, || candidates(&lacking, Scope::First(config::Backend::Iptables))).remove(0)
+        world
+            .inside
+            .run(ROOT, || candidates(&lacking, Scope::First(config::Backend::Iptables), GateMode::Redirect))
+            .remove(0)
     };
     assert_eq!(found("--match-set", false).storage, Storage::Rules);
     assert!(!found("--comment", false).comments);

@@ -6,6 +6,7 @@ const DAY: u64 = 86_400;
 
 const PROVIDERS: &[Word] = &[word("anthropic"), word("bedrock"), word("vertex"), word("gateway")];
 const BACKENDS: &[Word] = &[word("auto"), word("nftables"), word("iptables")];
+const GATES: &[Word] = &[word("auto"), word("redirect"), word("proxy")];
 const SWITCH: &[Word] = &[word("on"), word("off")];
 /// As the variables of OpenTelemetry are given, and as everything else here.
 const CONTENT: &[Word] = &[word("off"), word("on"), word("0"), word("1")];
@@ -76,6 +77,12 @@ pub const SETTINGS: &[Setting] = &[
         .example("192.0.2.53, tls://[2001:db8::53]#dns.example"),
     row("network.backend", Kind::Choice(BACKENDS), "auto", "what the firewall is made with"),
     row(
+        "network.gate",
+        Kind::Choice(GATES),
+        "auto",
+        "how connections come to the egress gate: the kernel sends them there, or programs ask it as a proxy",
+    ),
+    row(
         "network.refresh",
         Kind::Duration { min: 10, max: DAY },
         "300s",
@@ -96,6 +103,13 @@ pub const SETTINGS: &[Setting] = &[
         "deny",
         "what happens when the agent asks for a name: refused at once, or left to the operator",
     ),
+    row(
+        "network.proxy",
+        Kind::Url,
+        "",
+        "proxy that leads to every name that is not private, better given as the secret NETWORK_PROXY",
+    )
+    .example("http://proxy.corp.example:3128"),
     row(
         "filesystem.workspace_size",
         Kind::Size,

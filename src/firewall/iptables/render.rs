@@ -267,9 +267,10 @@ fn reduce(matches: &[Match], family: Family) -> Option<Vec<Match>> {
             }
             Match::Destination(address) => Some(Family::of(*address)),
             Match::DestinationIn(of, ..) | Match::SourceIn(of, ..) => Some(*of),
-            Match::DestinationLoopback4 | Match::Options4 | Match::Protocol(Protocol::Icmp) => {
-                Some(Family::V4)
-            }
+            Match::DestinationLoopback4
+            | Match::Options4
+            | Match::Unreachable4
+            | Match::Protocol(Protocol::Icmp) => Some(Family::V4),
             Match::SourceNet(_)
             | Match::DestinationNet(_)
             | Match::Icmp6(_)
@@ -379,6 +380,10 @@ impl Words {
             Match::Icmp6(kind) => {
                 self.protocol = Some("ipv6-icmp");
                 self.module(format!("icmp6 --icmpv6-type {}", kind.number()));
+            }
+            Match::Unreachable4 => {
+                self.protocol = Some("icmp");
+                self.module("icmp --icmp-type 3".to_owned());
             }
             Match::HopLimit(limit) => self.module(format!("hl --hl-eq {limit}")),
             // The header's length in words of four octets: six to fifteen.

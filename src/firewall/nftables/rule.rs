@@ -21,6 +21,8 @@ const LOOPBACK: u32 = 1;
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 const IPPROTO_ICMP: u8 = 1;
+/// `ICMP_DEST_UNREACH`
+const ICMP_UNREACHABLE: u8 = 3;
 const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
 const IPPROTO_ICMPV6: u8 = 58;
@@ -123,11 +125,8 @@ impl Machine {
                 self.mask(&[TCP_SYN | TCP_ACK]);
                 self.compare(Operator::NotEqual, &[TCP_SYN]);
             }
-            Match::Icmp6(kind) => {
-                self.protocol(IPPROTO_ICMPV6);
-                self.load(TRANSPORT_HEADER, 0, 1, Register::Reg1);
-                self.compare(Operator::Equal, &[kind.number()]);
-            }
+            Match::Icmp6(kind) => self.icmp(IPPROTO_ICMPV6, kind.number()),
+            Match::Unreachable4 => self.icmp(IPPROTO_ICMP, ICMP_UNREACHABLE),
             Match::Options4 => {
                 self.family(Family::V4);
                 self.load(NETWORK_HEADER, 0, 1, Register::Reg1);
@@ -141,6 +140,12 @@ impl Machine {
                 self.compare(Operator::Equal, &[limit]);
             }
         }
+    }
+
+    fn icmp(&mut self, protocol: u8, kind: u8) {
+        self.protocol(protocol);
+        self.load(TRANSPORT_HEADER, 0, 1, Register::Reg1);
+        self.compare(Operator::Equal, &[kind]);
     }
 
     fn routing(&mut self) {

@@ -2,6 +2,7 @@
 //! packet does.
 
 mod gate;
+mod proxy;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
@@ -26,6 +27,8 @@ const TRANSPORTS: [Transport; 2] = [Transport::Udp, Transport::Tcp];
 
 const UPSTREAM4: &str = "upstream4";
 const UPSTREAM6: &str = "upstream6";
+const PROXY4: &str = "proxy4";
+const PROXY6: &str = "proxy6";
 const ENGINE4: &str = "engine4";
 const ENGINE6: &str = "engine6";
 /// Where every refused packet ends: counted, logged, answered.
@@ -68,17 +71,30 @@ pub struct FirewallPlan {
     pub gate: Option<GatePlan>,
 }
 
+/// How connections come to the gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GateMode {
+    /// The kernel sends them there, whatever the program had in mind.
+    Redirect,
+    /// Programs are told to ask it (`HTTPS_PROXY`), and there is no other way out: for a kernel that neither redirects nor
+    /// tracks connections.
+    Proxy,
+}
+
 /// Who checks the names in connections, and of which ports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GatePlan {
+    pub mode: GateMode,
     /// The uid of the gate, shared with nobody.
     pub uid: u32,
     /// Where it listens.
     pub v4: SocketAddrV4,
     /// Where it listens on IPv6; `None` where the host has no ::1: then gated ports are closed there.
     pub v6: Option<SocketAddrV6>,
-    /// The gated TCP ports ([`crate::allowlist::Allowlist::gated_ports`]): to them the gate alone opens connections.
+    /// The gated TCP ports ([`Allowlist::gated_ports`]): to them the gate alone opens connections. As a proxy it opens all.
     pub ports: Vec<u16>,
+    /// The proxy through which the host reaches the world, where it is given by its address (`network.proxy`): the gate's alone.
+    pub proxy: Option<SocketAddr>,
 }
 
 /// Docker's resolver forwards from a uid-0 socket inside the box's namespace.
@@ -110,6 +126,13 @@ fn nothing() -> Rule {
 /// elements of [`HELD4`] and [`HELD6`].
 pub fn skeleton(plan: &FirewallPlan) -> Ruleset {
     let plan = &plan.without_closed();
+    if let Some(gate) = plan.gate.as_ref().filter(|gate| gate.mode == GateMode::Proxy) {
+        return Ruleset {
+            counters: vec![DENIED4, DENIED6, INBOUND],
+            sets: sets(plan),
+            chains: proxy::chains(plan, gate),
+        };
+    }
     Ruleset {
         counters: vec![DENIED4, DENIED6, INBOUND],
         sets: sets(plan),
@@ -151,10 +174,20 @@ impl FirewallPlan {
         Self { upstreams: kept(&self.upstreams), engine_dns, ..self.clone() }
     }
 
+    /// The same with the gate met in this way.
+    #[must_use]
+    pub fn by(self, mode: GateMode) -> Self {
+        Self { gate: self.gate.map(|gate| GatePlan { mode, ..gate }), ..self }
+    }
+
     /// The same under another policy, which says what ports are the gate's.
     #[must_use]
     pub fn with_ports(&self, allowlist: &Allowlist) -> Self {
-        let gate = self.gate.clone().map(|gate| GatePlan { ports: allowlist.gated_ports(), ..gate });
+        let gate = self.gate.clone().map(|gate| match gate.mode {
+            GateMode::Redirect => GatePlan { ports: allowlist.gated_ports(), ..gate },
+            // No rule asks for them.
+            GateMode::Proxy => GatePlan { ports: Vec::new(), ..gate },
+        });
         Self { gate, ..self.clone() }
     }
 
@@ -192,8 +225,11 @@ fn sets(plan: &FirewallPlan) -> Vec<Set> {
         Set { name: HELD6, family: Family::V6, content: Content::Lasting },
     ];
     let forwards_to = plan.engine_dns.as_ref().map_or(&[][..], |engine| &engine.forwards_to);
+    let proxy = plan.gate.as_ref().map_or(&[][..], |gate| gate.proxy.as_slice());
     for (name, family, pairs) in [
-        (UPSTREAM4, Family::V4, &plan.upstreams[..]),
+        (PROXY4, Family::V4, proxy),
+        (PROXY6, Family::V6, proxy),
+        (UPSTREAM4, Family::V4, &plan.upstreams),
         (UPSTREAM6, Family::V6, &plan.upstreams),
         (ENGINE4, Family::V4, forwards_to),
         (ENGINE6, Family::V6, forwards_to),
@@ -307,6 +343,7 @@ fn output(plan: &FirewallPlan) -> Vec<Rule> {
     ]);
     rules.extend(to_worker(plan));
     rules.extend(gate::reached(plan));
+    rules.extend(gate::through(plan));
     rules.extend(questions(plan));
     rules.extend(closed_listeners(plan));
     if plan.vm {
@@ -541,6 +578,8 @@ fn flows_in(plan: &FirewallPlan) -> Vec<Rule> {
     }));
     let upstreams = pairs_in(plan, [UPSTREAM4, UPSTREAM6], Match::SourceIn);
     rules.extend(upstreams.into_iter().map(|from| accept(established(from), "answers of the upstreams")));
+    let proxy = gate::proxy_in(plan, Match::SourceIn).into_iter();
+    rules.extend(proxy.map(|from| accept(flow(from), "answers of the proxy that the host needs")));
     let engine = match &plan.engine_dns {
         None => Vec::new(),
         Some(known) if known.forwards_to.is_empty() => {
@@ -564,6 +603,15 @@ fn link_upkeep_in() -> Vec<Rule> {
         "a router asks for multicast groups (RFC 2710, RFC 9777)",
     );
     discovery.into_iter().chain([groups]).collect()
+}
+
+fn dhcp_in() -> [Rule; 2] {
+    [(67, 68, "answer about the DHCP lease"), (547, 546, "answer about the DHCPv6 lease")].map(
+        |(from, to, comment)| {
+            let ports = [Match::SourcePort(Transport::Udp, from), Match::DestinationPort(Transport::Udp, to)];
+            accept(ports.into(), comment)
+        },
+    )
 }
 
 fn input(plan: &FirewallPlan) -> Vec<Rule> {
@@ -601,15 +649,7 @@ fn input(plan: &FirewallPlan) -> Vec<Rule> {
         accept(from, "the platform's SSH server, for its operators")
     }));
     if plan.vm {
-        rules.extend(
-            [(67, 68, "answer about the DHCP lease"), (547, 546, "answer about the DHCPv6 lease")].map(
-                |(from, to, comment)| {
-                    let ports =
-                        [Match::SourcePort(Transport::Udp, from), Match::DestinationPort(Transport::Udp, to)];
-                    accept(ports.into(), comment)
-                },
-            ),
-        );
+        rules.extend(dhcp_in());
     }
     rules.push(Rule {
         matches: vec![],

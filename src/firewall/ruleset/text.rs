@@ -141,6 +141,7 @@ impl Display for Match {
             Self::Marked(mark) => write!(f, "ct mark {:#010x}", mark.number()),
             Self::NotSyn => write!(f, "tcp flags != syn / syn,ack"),
             Self::Icmp6(kind) => write!(f, "icmpv6 type {kind}"),
+            Self::Unreachable4 => write!(f, "icmp type destination-unreachable"),
             Self::Options4 => write!(f, "ip hdrlength != 5"),
             Self::Routing6 => write!(f, "exthdr rt exists"),
             Self::HopLimit(limit) => write!(f, "ip6 hoplimit {limit}"),
@@ -160,6 +161,8 @@ impl Display for Transport {
 impl Display for Icmp6 {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         f.write_str(match self {
+            Self::Unreachable => "destination-unreachable",
+            Self::PacketTooBig => "packet-too-big",
             Self::ListenerQuery => "mld-listener-query",
             Self::ListenerReport => "mld-listener-report",
             Self::ListenerDone => "mld-listener-done",

@@ -6,9 +6,10 @@
 use std::net::SocketAddr;
 
 use super::{
-    FLOWS, FirewallPlan, GATE, GATED, GatePlan, UPSTREAM4, UPSTREAM6, accept, in_sets, refuse, rule,
+    FLOWS, FirewallPlan, GATE, GATED, GateMode, GatePlan, PROXY4, PROXY6, UPSTREAM4, UPSTREAM6, accept,
+    destinations, in_sets, refuse, rule,
 };
-use crate::firewall::ruleset::{Action, Chain, Family, Mark, Match, OPEN4, OPEN6, Rule, Transport};
+use crate::firewall::ruleset::{Action, Chain, Family, Mark, Match, OPEN4, OPEN6, Rule, State, Transport};
 
 impl GatePlan {
     fn sockets(&self) -> impl Iterator<Item = SocketAddr> {
@@ -89,6 +90,35 @@ pub(super) fn reached(plan: &FirewallPlan) -> Vec<Rule> {
 
 fn direct(socket: SocketAddr) -> Rule {
     refuse(at(socket).into(), "the gate is met by redirection alone")
+}
+
+/// The proxy that the host needs, where it is no name's: to it, and to none else, the gate goes by address.
+pub(super) fn through(plan: &FirewallPlan) -> Vec<Rule> {
+    let Some(gate) = &plan.gate else { return Vec::new() };
+    let mut rules = Vec::new();
+    for to in proxy_in(plan, Match::DestinationIn) {
+        rules.push(accept(
+            vec![to, Match::Uid(gate.uid)],
+            "the gate goes through the proxy that the host needs",
+        ));
+        // The last packets of a connection have no socket, and are no denials.
+        let flow = match gate.mode {
+            GateMode::Redirect => vec![Match::State(State::Established), Match::NotSyn, to],
+            GateMode::Proxy => vec![Match::NotSyn, to],
+        };
+        rules.push(accept(flow, "what begins nothing, to that proxy"));
+        rules.push(refuse(vec![to], "nobody else does"));
+    }
+    rules
+}
+
+/// Both families of it, as they exist.
+pub(super) fn proxy_in(
+    plan: &FirewallPlan,
+    matches: fn(Family, Transport, &'static str) -> Match,
+) -> Vec<Match> {
+    let found = destinations(plan, [PROXY4, PROXY6]).into_iter();
+    found.map(|(family, set)| matches(family, Transport::Tcp, set)).collect()
 }
 
 /// In a family that can't be redirected.
