@@ -7,6 +7,7 @@ pub mod claude;
 pub mod credential;
 pub mod home;
 
+use std::net::SocketAddrV4;
 use std::path::Path;
 
 use claude::ClaudePlan;
@@ -188,6 +189,7 @@ pub const PASSED_ON: &[&str] = &[
 pub fn environment<'a>(
     account: &Account,
     extra_ca: bool,
+    proxy: Option<SocketAddrV4>,
     given: impl Fn(&str) -> Option<&'a str>,
 ) -> Vec<(String, String)> {
     let home = &account.home;
@@ -223,6 +225,15 @@ pub fn environment<'a>(
         }
         // Node adds this file to its own list instead of replacing it.
         env.push(("NODE_EXTRA_CA_CERTS".to_owned(), EXTRA_CA.to_owned()));
+    }
+    if let Some(proxy) = proxy {
+        // Some programs read the one spelling, some the other; curl reads no HTTP_PROXY in capitals.
+        for name in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"] {
+            env.push((name.to_owned(), format!("http://{proxy}")));
+        }
+        for name in ["NO_PROXY", "no_proxy"] {
+            env.push((name.to_owned(), "localhost,127.0.0.1,::1".to_owned()));
+        }
     }
     for name in PASSED_ON {
         if let Some(value) = given(name) {
@@ -264,7 +275,7 @@ mod tests {
             "TZ" => Some("Europe/Vienna"),
             _ => Some("canary").filter(|_| name == "GH_TOKEN" || name == "LD_PRELOAD"),
         };
-        let env = environment(&account, false, given);
+        let env = environment(&account, false, None, given);
         assert!(env.iter().all(|(_, value)| value != "canary"));
         assert!(env.contains(&("TZ".into(), "Europe/Vienna".into())));
         let mut names: Vec<&String> = env.iter().map(|(name, _)| name).collect();

@@ -105,7 +105,8 @@ pub(crate) fn agent_identity(innkeeper: &Innkeeper, cwd: &str) -> Identity {
 #[must_use]
 pub(super) fn agent_environment(innkeeper: &Innkeeper) -> Vec<(String, String)> {
     let extra_ca = innkeeper.config.tls.ca_certs.is_some();
-    identity::environment(&innkeeper.accounts.agent, extra_ca, |name| innkeeper.given(name))
+    let proxy = innkeeper.proxy.get().copied();
+    identity::environment(&innkeeper.accounts.agent, extra_ca, proxy, |name| innkeeper.given(name))
 }
 
 /// Runs a hidden subcommand of ours as the agent, to its end; returns what it said.

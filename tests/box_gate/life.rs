@@ -269,8 +269,8 @@ fn a_refusal_names_the_process_and_the_way_out() {
     guest.exec_root(seen["allow"].as_str().unwrap()).expect("the command");
     page(&guest, "https://evil-cdn.test/", "cdn", "evil-cdn.test");
     // What a process calls itself, and what it asks for, is shown as inert text.
-    let hostile = format!("raw:GET / HTTP/1.1\\r\\nHost: a\\x1b[31mb.evil.test\\r\\n\\r\\n");
-    hellos(&guest, AGENT, &cdn, "80", &[&hostile]);
+    let hostile = "raw:GET / HTTP/1.1\\r\\nHost: a\\x1b[31mb.evil.test\\r\\n\\r\\n";
+    hellos(&guest, AGENT, &cdn, "80", &[hostile]);
     for text in [guest.innkeeper(&["status"]).out, guest.innkeeper(&["log"]).out, guest.logs()] {
         assert!(!text.contains("\u{1b}[31mb"), "{text:?}");
     }

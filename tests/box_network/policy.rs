@@ -420,7 +420,7 @@ const TAMPERINGS: &[&str] = &[
     "nft flush ruleset",
     "nft 'flush table inet innkeeper; add chain inet innkeeper output { policy accept; }; add chain inet innkeeper input { policy accept; }'",
     "nft 'insert rule inet innkeeper output ip daddr 45.33.32.66 accept; insert rule inet innkeeper input ip saddr 45.33.32.66 accept'",
-    "nft 'add element inet innkeeper open4 { 45.33.32.66 . 80 }; add element inet innkeeper held4 { 45.33.32.66 . 80 }'",
+    "nft 'add element inet innkeeper open4 { 45.33.32.66 . 9999 }; add element inet innkeeper held4 { 45.33.32.66 . 9999 }'",
     "nft 'add chain inet innkeeper early { type filter hook output priority -300; policy accept; }; \
      add rule inet innkeeper early ip daddr 45.33.32.66 meta mark set 1; insert rule inet innkeeper output meta mark 1 accept; \
      insert rule inet innkeeper input ip saddr 45.33.32.66 accept'",
@@ -432,10 +432,11 @@ fn t46_what_root_does_to_the_rules_is_noticed_and_repaired() {
     let Some(rig) = Rig::new() else { return };
     let (evil, evil_v6) = (host("evil"), host("evil_v6"));
     for address in [&evil, &evil_v6] {
-        gets_through(&rig, &["tcp", address, "80", GET]);
+        gets_through(&rig, &["tcp", address, "9999", "leak"]);
     }
     let guest = rig.boot(&BoxOptions::new().allow("ok.test:80,9999"));
-    let attempt = ["tcp", &evil, "80", GET];
+    // On a port that is the filter's alone: the gate is a lock of its own.
+    let attempt = ["tcp", &evil, "9999", "leak"];
     let rules = || rig.inside("nft -s list table inet innkeeper").out;
     for (number, tampering) in TAMPERINGS.iter().enumerate() {
         while_nobody_looks(&guest, || {
@@ -450,7 +451,7 @@ fn t46_what_root_does_to_the_rules_is_noticed_and_repaired() {
         assert!(begun.elapsed().as_secs() <= 12, "{tampering}: {:?}", begun.elapsed());
         let mark = rig.world.sync();
         refused_fast(&guest, &attempt);
-        assert!(!guest.client(ROOT, &["tcp", &evil_v6, "80", GET]).ok());
+        assert!(!guest.client(ROOT, &["tcp", &evil_v6, "9999", "leak"]).ok());
         nothing_to(&rig, mark, &evil);
         nothing_to(&rig, mark, &evil_v6);
         // What was allowed is allowed, without another question.
@@ -533,13 +534,13 @@ fn t83_killed_workers_open_nothing_and_come_back() {
     let mut flow = guest.flow(AGENT, &host("ok"), "9999");
     assert_eq!(flow.hear(), "connected");
     let mark = rig.world.sync();
-    for name in ["dns", "watch", "dns", "watch"] {
+    for name in ["dns", "watch", "gate", "dns", "watch", "gate"] {
         let (pid, restarts) =
             worker(&guest.status(), name).unwrap_or_else(|| panic!("{name}: {}", guest.status()["workers"]));
         guest.exec_root(&format!("kill -KILL {pid}")).expect("killing it");
         refused_fast(&guest, &["tcp", &evil, "80", GET]);
         refused_fast(&guest, &["udp", &evil, "9999", "leak"]);
-        assert!(guest.client(AGENT, &["tcp", &host("ok"), "80", GET]).ok(), "what is open stays");
+        assert!(guest.client(AGENT, &["tcp", &host("ok"), "9999", "hello"]).ok(), "what is open stays");
         flow.say(&format!("without {name}"));
         assert!(flow.hear().contains("without"));
         guest.await_status("another worker", |status| {
@@ -564,7 +565,7 @@ fn f22_workers_that_die_in_a_loop_are_started_ever_more_slowly_and_open_nothing(
     let Some(rig) = Rig::new() else { return };
     let evil = host("evil");
     gets_through(&rig, &["tcp", &evil, "80", GET]);
-    let guest = rig.boot(&BoxOptions::new().allow("ok.test:80"));
+    let guest = rig.boot(&BoxOptions::new().allow("ok.test:80,9999"));
     let mark = rig.world.sync();
     for name in ["dns", "watch"] {
         guest.exec_program(
@@ -583,7 +584,7 @@ fn f22_workers_that_die_in_a_loop_are_started_ever_more_slowly_and_open_nothing(
     // PID 1 answers, nothing is open, and what was open before stays so.
     refused_fast(&guest, &["tcp", &evil, "80", GET]);
     refused_fast(&guest, &["udp", &evil, "9999", "leak"]);
-    assert!(guest.client(AGENT, &["tcp", &host("ok"), "80", GET]).ok(), "what is open stays");
+    assert!(guest.client(AGENT, &["tcp", &host("ok"), "9999", "hello"]).ok(), "what is open stays");
     assert!(!resolves(&guest, "evil.test"));
     // Ever more slowly: as often as it was killed, and not hundreds of times in so short a time.
     let logs = guest.logs();
