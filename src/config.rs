@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::allowlist::{Ceiling, Rule};
 use crate::control::protocol::Task;
 use crate::dns::name_server::NameServer;
+use crate::gate::upstream::Proxy;
 use crate::notices::webhook::Webhook;
 use crate::secrets::{Holder, SecretName, Secrets};
 use crate::telemetry::Telemetry;
@@ -25,6 +26,7 @@ mod notices;
 pub mod policy;
 pub mod problems;
 pub mod provider;
+mod proxy;
 mod raw;
 pub mod repository;
 pub mod settings;
@@ -151,6 +153,8 @@ pub struct Network {
     pub inbound: Vec<ListenPort>,
     pub loopback: Vec<ListenPort>,
     pub requests: Requests,
+    /// Through which the world is reached where there is no other way.
+    pub proxy: Option<Proxy>,
 }
 
 /// What becomes of a name that the agent asks for.

@@ -8,6 +8,7 @@
 
 pub mod body;
 pub mod dial;
+mod explicit;
 mod head;
 pub mod hello;
 pub mod http;
@@ -23,6 +24,8 @@ pub mod request;
 pub mod response;
 pub mod roll;
 pub mod second;
+pub mod through;
+pub mod upstream;
 pub mod verdict;
 pub mod visit;
 mod web;
@@ -110,6 +113,7 @@ pub struct Worker {
     /// Its own listening sockets: no connection leads there.
     own: Vec<SocketAddr>,
     agent_uid: u32,
+    proxy: Option<upstream::Proxy>,
 }
 
 /// The command `innkeeper gate`, after privileges were dropped. Returns when PID 1 closes the channel.
@@ -159,12 +163,11 @@ async fn work(channel: UnixStream, setup: Setup, sockets: Vec<OwnedFd>) -> Resul
         told: Mutex::default(),
         own: own.map_err(WorkerError::Socket)?,
         agent_uid: setup.agent_uid,
+        proxy: setup.proxy,
     });
     let mut tasks = JoinSet::new();
     for (door, listener) in doors {
-        match door {
-            Door::Redirected => tasks.spawn(Arc::clone(&worker).listen(listener)),
-        };
+        tasks.spawn(Arc::clone(&worker).listen(listener, door));
     }
     tasks.spawn(Arc::clone(&worker).report_denials());
     let (idle, lifetime) = (Duration::from_secs(setup.idle_s), Duration::from_secs(setup.lifetime_s));
@@ -221,21 +224,21 @@ impl Worker {
         Ok(())
     }
 
-    async fn listen(self: Arc<Self>, listener: TcpListener) {
+    async fn listen(self: Arc<Self>, listener: TcpListener, door: Door) {
         loop {
             match listener.accept().await {
-                Ok((stream, from)) => self.receive(stream, from),
+                Ok((stream, from)) => self.receive(stream, from, door),
                 // Out of descriptors or memory: what waits keeps its place in the queue.
                 Err(_) => sleep(ACCEPT_PAUSE).await,
             }
         }
     }
 
-    fn receive(self: &Arc<Self>, stream: TcpStream, from: SocketAddr) {
+    fn receive(self: &Arc<Self>, stream: TcpStream, from: SocketAddr, door: Door) {
         match self.roll.room() {
             Room::Yes => {}
             // Only who is in a hurry looks whose it is: the rest is looked up once it is let in.
-            Room::Little if !self.is_agents(&stream, from) => {}
+            Room::Little if !self.is_agents(&stream, from, door) => {}
             Room::Little | Room::No => {
                 self.roll.count_denial();
                 return relay::reset(&stream);
@@ -243,12 +246,19 @@ impl Worker {
         }
         let place = self.roll.enter();
         let id = place.id();
-        let task = tokio::spawn(visit::visit(Arc::clone(self), stream, from, place));
+        let worker = Arc::clone(self);
+        let task = match door {
+            Door::Redirected => tokio::spawn(visit::visit(worker, stream, from, place)),
+            Door::Explicit => tokio::spawn(explicit::visit(worker, stream, from, place)),
+        };
         self.roll.carry(id, task.abort_handle());
     }
 
-    fn is_agents(&self, stream: &TcpStream, from: SocketAddr) -> bool {
-        let to = visit::original_destination(stream);
+    fn is_agents(&self, stream: &TcpStream, from: SocketAddr, door: Door) -> bool {
+        let to = match door {
+            Door::Redirected => visit::original_destination(stream),
+            Door::Explicit => stream.local_addr().ok(),
+        };
         let owner = to.and_then(|to| self.owners.of(from, to));
         owner.is_none_or(|owner| owner.uid == self.agent_uid)
     }

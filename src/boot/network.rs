@@ -472,6 +472,7 @@ pub(super) fn gate(
     let plan = gate::keeper::Plan {
         identity: Identity::worker(accounts.gate.uid, accounts.gate.gid),
         agent_uid: accounts.agent.uid,
+        proxy: innkeeper.config.network.proxy.clone(),
         idle: IDLE,
         lifetime: LIFETIME,
         attributor: innkeeper.attributor.clone(),

@@ -54,6 +54,7 @@ pub(super) fn build(sources: &Sources) -> Result<Config, Problems> {
     let Credentials { mut secrets, required, mut seen, missing } =
         credentials::find(sources, &mut values, model.provider(), waits, &mut warnings);
     let telemetry = super::telemetry::telemetry(&mut values, &secrets, &mut network, &mut warnings);
+    super::proxy::proxy(&mut values, &mut secrets, &mut seen, &mut network);
     let notices = super::notices::notices(&mut values, &mut secrets, &mut seen, &network.rules);
 
     let problems = Problems(values.problems).redacted(&seen);
@@ -427,5 +428,6 @@ fn network(
         inbound: values.ports("network.inbound"),
         loopback: values.ports("network.loopback"),
         requests,
+        proxy: None,
     }
 }

@@ -77,6 +77,9 @@ const fn spec(name: &'static str, shape: Shape, help: &'static str, obtain: &'st
 /// The secret that `notices.webhook` is.
 pub const WEBHOOK: &str = "NOTICES_WEBHOOK";
 
+/// The secret that `network.proxy` is.
+pub const PROXY: &str = "NETWORK_PROXY";
+
 /// The secrets of telemetry.
 pub const GRAFANA_TOKEN: &str = "GRAFANA_API_TOKEN";
 pub const OTLP_HEADERS: &str = "OTEL_EXPORTER_OTLP_HEADERS";
@@ -136,6 +139,15 @@ pub const SECRETS: &[SecretSpec] = &[
             Shape::Line,
             "notices: the address that they are POSTed to",
             "create a webhook at the service that is to show them",
+        )
+    },
+    SecretSpec {
+        held_by: Holder::Helper,
+        ..spec(
+            PROXY,
+            Shape::Line,
+            "the proxy through which the world is reached",
+            "ask whoever runs the network for http://USER:PASSWORD@HOST:PORT",
         )
     },
     // Claude's process needs them; its children do not get them (telemetry.rs).

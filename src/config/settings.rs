@@ -255,7 +255,10 @@ mod tests {
         let design = [
             ("model", "provider"),
             ("secrets", "required"),
-            ("network", "allow profiles upstreams backend refresh inbound loopback requests boot_timeout"),
+            (
+                "network",
+                "allow profiles upstreams backend refresh inbound loopback requests boot_timeout proxy",
+            ),
             ("filesystem", "workspace_size tmp_size home_size"),
             ("repository", "url bundle path branch depth"),
             (

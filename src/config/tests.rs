@@ -716,6 +716,33 @@ fn every_example_of_the_table_is_good() {
 }
 
 #[test]
+fn a_proxy_is_a_secret_and_its_name_a_rule_for_the_gate() {
+    for name in ["NETWORK_PROXY", "INNKEEPER_NETWORK_PROXY"] {
+        let config = World::new().set(name, "http://user:canary@proxy.corp.example:3128").good();
+        assert!(!format!("{config:?}").contains("canary"));
+        assert!(!config.secrets.redact("via http://user:canary@proxy.corp.example:3128").contains("canary"));
+        assert!(config.agent_variables().iter().all(|variable| variable.name != "NETWORK_PROXY"));
+        let proxy = config.network.proxy.as_ref().unwrap();
+        assert_eq!(proxy.to_string(), "http://…@proxy.corp.example:3128");
+        let rule =
+            config.network.rules.iter().find(|rule| rule.origin.to_string() == "network.proxy").unwrap();
+        assert_eq!(rule.to_string(), "proxy.corp.example:3128 private http");
+        let gated = Allowlist::new(config.network.rules.iter().cloned()).gated_ports();
+        assert!(gated.contains(&3128), "the agent would reach it itself: {gated:?}");
+    }
+    let config = World::new().set("NETWORK_PROXY", "http://192.0.2.1:3128").good();
+    assert!(config.network.rules.iter().all(|rule| rule.origin.to_string() != "network.proxy"));
+    for (url, wanted) in [
+        ("https://canary:3128", "its scheme is not http"),
+        ("http://u:canary@proxy.example", "its port is missing"),
+        ("http://canary@proxy.example:3128", "USER:PASSWORD"),
+    ] {
+        let report = World::new().set("NETWORK_PROXY", url).report();
+        assert!(report.contains(wanted) && !report.contains("canary"), "{report}");
+    }
+}
+
+#[test]
 fn notices_go_to_programs_and_hosts_that_may_have_them() {
     let world = || World::new().set("INNKEEPER_NETWORK_ALLOW", "hooks.example.org; ports.example.org:8443");
     for name in ["NOTICES_WEBHOOK", "INNKEEPER_NOTICES_WEBHOOK"] {

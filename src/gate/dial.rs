@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::names::{Names, NamesError};
+use super::through::ThroughError;
 use crate::allowlist::DomainName;
 use crate::dns::answer::Family;
 
@@ -32,6 +33,10 @@ pub enum DialError {
     Names { name: DomainName, source: NamesError },
     #[error("{name}:{port} can't be reached")]
     Connect { name: DomainName, port: u16, source: io::Error },
+    #[error("{address} can't be reached")]
+    Address { address: SocketAddr, source: io::Error },
+    #[error("{name} can't be reached")]
+    Through { name: DomainName, source: ThroughError },
 }
 
 /// Connects to `name`. `toward`: where the client was going, if that is known.
@@ -68,6 +73,12 @@ pub async fn dial(
         }
     }
     Err(error.unwrap_or_else(|| unresolved(NamesError::NoAddress)))
+}
+
+/// Connects to an address that the operator chose.
+pub async fn dial_address(address: SocketAddr) -> Result<(TcpStream, IpAddr), DialError> {
+    let failed = |source| DialError::Address { address, source };
+    race(vec![address.ip()], address.port()).await.map_err(failed)
 }
 
 fn order(addresses: &[IpAddr], toward: Option<IpAddr>) -> Vec<IpAddr> {

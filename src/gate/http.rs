@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use super::refusal::{Manner, Refused};
-use super::request::{self, Read, Request};
+use super::request::{self, Kind, Read, Request, Way};
 use crate::allowlist::DomainName;
 use exchange::{After, Ends};
 use inbox::Inbox;
@@ -65,11 +65,20 @@ pub enum End {
     Closed,
     /// The server agreed to another protocol (101): the rest is copied both ways, `unsent` first, to the server.
     Tunnel { client: TcpStream, server: TcpStream, unsent: Vec<u8> },
+    /// The client asked its proxy for a tunnel, and has no answer yet; `unsent` came after its request.
+    Connect { client: TcpStream, asked: Box<Request>, unsent: Vec<u8> },
 }
 
 /// Serves the requests of a connection of which `read` was read already.
 pub async fn serve<P: Porter>(client: TcpStream, read: Vec<u8>, porter: &mut P, limits: Limits) -> End {
-    Connection { client, inbox: Inbox::new(read), server: None, porter, limits }.run().await
+    let (inbox, way) = (Inbox::new(read), Way::Redirected);
+    Connection { client, inbox, server: None, porter, limits, way }.run().await
+}
+
+/// Serves a client that knows us as its proxy: a request may be for another host than the one before.
+pub async fn serve_proxy<P: Porter>(client: TcpStream, porter: &mut P, limits: Limits) -> End {
+    let (inbox, way) = (Inbox::new(Vec::new()), Way::Explicit);
+    Connection { client, inbox, server: None, porter, limits, way }.run().await
 }
 
 struct Connection<'p, P> {
@@ -78,6 +87,7 @@ struct Connection<'p, P> {
     server: Option<Server>,
     porter: &'p mut P,
     limits: Limits,
+    way: Way,
 }
 
 /// Whom the first request was for.
@@ -114,6 +124,14 @@ impl<P: Porter> Connection<'_, P> {
                 Next::TooSlow => return self.say(&too_slow(), Manner::default()).await,
                 Next::Closed => return End::Closed,
             };
+            if request.kind == Kind::Tunnel {
+                self.inbox.consume(request.length);
+                return End::Connect {
+                    client: self.client,
+                    asked: request,
+                    unsent: self.inbox.into_unread(),
+                };
+            }
             match self.reach(&request).await {
                 Ok(()) => {}
                 Err(Stop::Ours(refused)) => return self.refuse(refused, request.manner).await,
@@ -145,7 +163,7 @@ impl<P: Porter> Connection<'_, P> {
             return Next::Closed;
         }
         let (client, inbox, limit) = (&mut self.client, &mut self.inbox, self.limits.head);
-        let mut reader = request::Reader::default();
+        let mut reader = request::Reader::new(self.way);
         let head = async {
             loop {
                 match reader.read(inbox.unread()) {
@@ -193,7 +211,10 @@ impl<P: Porter> Connection<'_, P> {
             if server.host == request.host && server.port == port {
                 return Ok(());
             }
-            return Err(Stop::Ours(misdirected(server, request)));
+            match self.way {
+                Way::Redirected => return Err(Stop::Ours(misdirected(server, request))),
+                Way::Explicit => self.server = None,
+            }
         }
         let opened = self.porter.open(&request.host, request.port, &request.what).await;
         let stream = opened.map_err(Stop::Theirs)?;

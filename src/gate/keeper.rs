@@ -3,7 +3,7 @@
 //! The listening sockets belong to PID 1, so a connection that comes while no worker lives waits in the socket's queue for
 //! the next one. Nobody else may open connections on these ports meanwhile: they are closed, not open.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::protocol::{Door, FromWorker, MAX_FROM_WORKER, MAX_TO_WORKER, Setup, ToWorker, Totals, Used};
+use super::upstream::Proxy;
 use crate::allowlist::{Origin, parse_rule};
 use crate::attribution::Attributor;
 use crate::audit::{self, Use};
@@ -30,6 +31,8 @@ use crate::traffic::table::Table;
 /// Where the gate listens: beside the resolver, on a port that no program of the agent's has in mind.
 pub const LISTEN: SocketAddrV4 = SocketAddrV4::new(LISTEN_V4, PORT);
 const PORT: u16 = 11_443;
+/// Where it is a proxy, on hosts that can't redirect: the port that proxies have had since Squid.
+pub const PROXY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 3128);
 /// Connections that wait for the worker; the kernel caps it (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
 
@@ -60,8 +63,8 @@ impl Sockets {
     pub fn open() -> Result<Self, KeeperError> {
         let v6 = SocketAddrV6::new(Ipv6Addr::LOCALHOST, PORT, 0, 0);
         let mut sockets = Self { doors: Vec::new(), fds: Vec::new(), v4: LISTEN, v6: None };
-        sockets.listen(LISTEN.into())?;
-        match sockets.listen(v6.into()) {
+        sockets.listen(LISTEN.into(), Door::Redirected)?;
+        match sockets.listen(v6.into(), Door::Redirected) {
             Ok(()) => sockets.v6 = Some(v6),
             Err(KeeperError::Listen { source, .. })
                 if matches!(
@@ -73,9 +76,14 @@ impl Sockets {
         Ok(sockets)
     }
 
-    fn listen(&mut self, address: SocketAddr) -> Result<(), KeeperError> {
+    /// Where the host can't redirect, clients are told of this address instead.
+    pub fn open_proxy(&mut self) -> Result<(), KeeperError> {
+        self.listen(PROXY.into(), Door::Explicit)
+    }
+
+    fn listen(&mut self, address: SocketAddr, door: Door) -> Result<(), KeeperError> {
         let listener = listener(address).map_err(|source| KeeperError::Listen { address, source })?;
-        self.doors.push(Door::Redirected);
+        self.doors.push(door);
         self.fds.push(listener.into());
         Ok(())
     }
@@ -103,6 +111,7 @@ fn listener(address: SocketAddr) -> std::io::Result<TcpListener> {
 pub struct Plan {
     pub identity: Identity,
     pub agent_uid: u32,
+    pub proxy: Option<Proxy>,
     pub idle: Duration,
     pub lifetime: Duration,
     /// Who looks whose a refused client is.
@@ -231,6 +240,7 @@ impl Shared {
             resolver: SocketAddr::new(IpAddr::V4(LISTEN_V4), DNS_PORT),
             policy: lock(&self.standing).for_worker(),
             agent_uid: self.plan.agent_uid,
+            proxy: self.plan.proxy.clone(),
             idle_s: self.plan.idle.as_secs().max(1),
             lifetime_s: self.plan.lifetime.as_secs().max(1),
         };

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use super::upstream::Proxy;
 use crate::allowlist::DomainName;
 use crate::dns::protocol::{DnsDenial as Denial, Policy};
 
@@ -23,6 +24,8 @@ pub const MAX_USES: usize = 128;
 pub enum Door {
     /// Connections that the firewall sent here; the kernel knows where they were going.
     Redirected,
+    /// Clients come here themselves, as to their proxy.
+    Explicit,
 }
 
 /// From PID 1 to the worker.
@@ -46,6 +49,8 @@ pub struct Setup {
     pub policy: Policy,
     /// Whose connections may not take the last places.
     pub agent_uid: u32,
+    /// Through which everything goes whose rule is not `private`.
+    pub proxy: Option<Proxy>,
     /// A connection on which nothing moves for so long ends.
     pub idle_s: u64,
     /// So does one that is so old.

@@ -27,18 +27,30 @@ pub enum Read {
     Head(Box<Request>),
 }
 
+/// What comes after a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Its answer.
+    Plain,
+    /// After a 101 the connection is a WebSocket.
+    WebSocket,
+    /// It asks a proxy for a tunnel (CONNECT): nothing of it goes on, and its port is said.
+    Tunnel,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// Octets of the head.
     pub length: usize,
+    /// What goes to the server in place of the head, where a proxy may not pass it on as it is.
+    pub rewritten: Option<Vec<u8>>,
+    pub kind: Kind,
     pub host: DomainName,
     /// As it was written, if it was.
     pub port: Option<u16>,
     pub body: Body,
     /// The client may send another one.
     pub is_persistent: bool,
-    /// It asks for a WebSocket: after a 101 the connection is one.
-    pub is_upgrade: bool,
     /// Its body waits for a 100 (RFC 9110 §10.1.1).
     pub expects: bool,
     pub manner: Manner,
@@ -52,27 +64,43 @@ pub fn manner(bytes: &[u8]) -> Manner {
     Manner { json: accept::prefers_json(lines(bytes)), headless: bytes.starts_with(b"HEAD ") }
 }
 
+/// How a connection came to the gate.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Way {
+    /// The firewall sent it: the client knows of no gate.
+    #[default]
+    Redirected,
+    /// The client knows the gate as its proxy.
+    Explicit,
+}
+
 /// Reads one head that comes in pieces.
 #[derive(Debug, Default)]
 pub struct Reader {
     scan: Scan,
     has_judged_line: bool,
+    way: Way,
 }
 
 impl Reader {
+    #[must_use]
+    pub fn new(way: Way) -> Self {
+        Self { way, ..Self::default() }
+    }
+
     /// `bytes` begins with the request, and holds what an earlier call got.
     pub fn read(&mut self, bytes: &[u8]) -> Read {
         let scanned = self.scan.scan(bytes);
         // Who speaks something else hears it at the first line, and not when time is up.
         if self.scan.has_first_line() && !self.has_judged_line {
             self.has_judged_line = true;
-            if let Err(refused) = request_line(lines(bytes).next().unwrap_or_default()) {
+            if let Err(refused) = request_line(lines(bytes).next().unwrap_or_default(), self.way) {
                 return Read::Refused(refused);
             }
         }
         match scanned {
             Ok(None) => Read::Incomplete,
-            Ok(Some(length)) => match request(bytes.get(..length).unwrap_or_default()) {
+            Ok(Some(length)) => match request(bytes.get(..length).unwrap_or_default(), self.way) {
                 Ok(request) => Read::Head(Box::new(Request { length, ..request })),
                 Err(refused) => Read::Refused(refused),
             },
@@ -108,7 +136,7 @@ struct Line<'a> {
 }
 
 /// RFC 9112 §3: single spaces, nothing around them.
-fn request_line(line: &[u8]) -> Result<Line<'_>, Refused> {
+fn request_line(line: &[u8], way: Way) -> Result<Line<'_>, Refused> {
     let mut parts = line.splitn(3, |octet| *octet == b' ');
     let (method, target, version) = (parts.next(), parts.next(), parts.next());
     let (Some(method), Some(target), Some(version)) = (method, target, version) else {
@@ -126,11 +154,18 @@ fn request_line(line: &[u8]) -> Result<Line<'_>, Refused> {
     let method = std::str::from_utf8(method).ok().filter(|method| is_token(method.as_bytes()));
     let method =
         method.filter(|method| method.len() <= MAX_METHOD).ok_or_else(|| bad("its method is not a token"))?;
+    if method == "CONNECT" && way == Way::Explicit {
+        return Ok(Line { method, target: Target::Authority(target), is_1_1 });
+    }
     if method.eq_ignore_ascii_case("CONNECT") {
         let next = "connect to the name itself: the gate is in the way already, no proxy is needed";
         return Err(forbidden("CONNECT is refused: a tunnel through this host could lead anywhere", next));
     }
     let target = Target::parse(target, method)?;
+    if way == Way::Explicit && !matches!(target, Target::Absolute { .. }) {
+        let next = "ask a proxy for the whole URL, http://NAME/…, or for a tunnel by CONNECT";
+        return Err(Refused { next: next.to_owned(), ..bad("this is a proxy, and its target is no URL") });
+    }
     Ok(Line { method, target, is_1_1 })
 }
 
@@ -229,12 +264,15 @@ fn h2c() -> Refused {
     )
 }
 
-fn request(head: &[u8]) -> Result<Request, Refused> {
+fn request(head: &[u8], way: Way) -> Result<Request, Refused> {
     let mut all = lines(head);
-    let line = request_line(all.next().unwrap_or_default())?;
+    let line = request_line(all.next().unwrap_or_default(), way)?;
     let mut fields = Fields::default();
     for text in all {
         fields.read(&Field::parse(text).map_err(bad)?)?;
+    }
+    if let Target::Authority(target) = line.target {
+        return tunnel(head, target, &fields);
     }
     let Some(host) = fields.host else {
         let next = "name the host in a Host field, as HTTP/1.1 wants it";
@@ -255,16 +293,67 @@ fn request(head: &[u8]) -> Result<Request, Refused> {
     let path = harmless(line.target.path(), SHOWN);
     Ok(Request {
         length: 0,
+        rewritten: (way == Way::Explicit).then(|| rewritten(head, &line)),
+        kind: if fields.upgrade { Kind::WebSocket } else { Kind::Plain },
         what: format!("{} http://{host}{shown_port}{path}", line.method),
         host,
         port,
         body,
         is_persistent: !fields.closes && (line.is_1_1 || fields.stays),
-        is_upgrade: fields.upgrade,
         // RFC 9110 §10.1.1: in HTTP/1.0 it means nothing.
         expects: fields.expects && line.is_1_1 && body != Body::NONE,
         manner: manner(head),
     })
+}
+
+/// RFC 9110 §9.3.6. A Host is often left out, or without the port; another name in it would be one too many.
+fn tunnel(head: &[u8], target: &[u8], fields: &Fields<'_>) -> Result<Request, Refused> {
+    let (host, port) = authority(target)?;
+    let port = port.ok_or_else(|| bad("its target has no port"))?;
+    if let Some(other) = fields.host {
+        let (named, at) = authority(other)?;
+        if named != host || at.is_some_and(|at| at != port) {
+            return Err(bad("its target and its Host field name two different hosts"));
+        }
+    }
+    if fields.is_chunked || fields.length.is_some_and(|length| length > 0) || fields.upgrade {
+        return Err(bad("a CONNECT has neither a body nor an Upgrade"));
+    }
+    Ok(Request {
+        length: 0,
+        rewritten: None,
+        kind: Kind::Tunnel,
+        what: format!("CONNECT {host}:{port}"),
+        host,
+        port: Some(port),
+        body: Body::NONE,
+        is_persistent: false,
+        expects: false,
+        manner: manner(head),
+    })
+}
+
+/// What a proxy sends on: the path for the URL (not every server takes a URL, RFC 9112 §3.2.1), and nothing that was meant
+/// for the proxy alone. Every other octet stays.
+fn rewritten(head: &[u8], line: &Line<'_>) -> Vec<u8> {
+    let Line { method, target, is_1_1 } = line;
+    let target = match target {
+        Target::Absolute { path: "", .. } if *method == "OPTIONS" => "*".to_owned(),
+        Target::Absolute { path, .. } if path.starts_with('/') => (*path).to_owned(),
+        Target::Absolute { path, .. } => format!("/{path}"),
+        Target::Origin(path) => (*path).to_owned(),
+        Target::Asterisk | Target::Authority(_) => "*".to_owned(),
+    };
+    let version = if *is_1_1 { "HTTP/1.1" } else { "HTTP/1.0" };
+    let mut out = format!("{method} {target} {version}\r\n").into_bytes();
+    for field in lines(head).skip(1) {
+        if !field.get(..6).is_some_and(|start| start.eq_ignore_ascii_case(b"proxy-")) {
+            out.extend_from_slice(field);
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+    out
 }
 
 #[cfg(test)]

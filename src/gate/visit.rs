@@ -16,8 +16,10 @@ use super::hello::{self, Alert, Hello, alert};
 use super::relay::{relay, reset, write_all};
 use super::roll::{Key, Place};
 use super::second::{Stop, follow};
+use super::through::through;
+use super::upstream::Proxy;
 use super::verdict::{Shown, Why, judge};
-use crate::allowlist::{Denied, DomainName, Wire};
+use crate::allowlist::{Denied, DomainName, Verdict, Wire};
 use crate::socket_table::Owner;
 
 /// From its first octet on a client has so long to say its name.
@@ -43,12 +45,27 @@ pub async fn visit(worker: Arc<Worker>, stream: TcpStream, from: SocketAddr, pla
         return reset(&stream);
     };
     let owner = worker.owners.of(from, to);
-    let client = Client { to, owner };
-    let mut octets = Vec::new();
+    named(worker, stream, Client { to, owner }, Vec::new(), &place, None).await;
+}
+
+/// Reads the name that a connection shows, beginning with what was read of it already. `only`: no other name will do, since
+/// it is what a tunnel was asked for.
+pub(super) async fn named(
+    worker: Arc<Worker>,
+    stream: TcpStream,
+    client: Client,
+    mut octets: Vec<u8>,
+    place: &Place,
+    only: Option<DomainName>,
+) {
     let mut reader = hello::Reader::default();
     let mut until = None;
+    let mut has_more = !octets.is_empty();
     loop {
-        match piece(&stream, &mut octets, until).await {
+        // What came with the request for a tunnel is looked at first.
+        let read = if has_more { Ok(octets.len()) } else { piece(&stream, &mut octets, until).await };
+        has_more = false;
+        match read {
             Ok(0) => return,
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
@@ -59,15 +76,20 @@ pub async fn visit(worker: Arc<Worker>, stream: TcpStream, from: SocketAddr, pla
         until = until.or_else(|| Some(Instant::now() + HELLO_LIMIT));
         match reader.read(&octets) {
             Hello::Incomplete => {}
-            Hello::NotTls => return super::web::visit(worker, stream, client, octets, &place).await,
+            Hello::NotTls => return super::web::visit(worker, stream, client, octets, place, only).await,
             Hello::Damaged(why) => {
                 return worker.refuse_tls(&stream, &client, None, &why, Alert::DecodeError).await;
             }
             Hello::Client(hello) => {
                 match hello.name {
+                    Ok(name) if only.as_ref().is_some_and(|only| *only != name) => {
+                        let why = "the tunnel was asked for another name";
+                        let shown = Some((&name, None));
+                        worker.refuse_tls(&stream, &client, shown, &why, Alert::AccessDenied).await;
+                    }
                     Ok(name) => {
                         let flight = Flight { hello: reader.length(), octets };
-                        tls(&worker, (stream, client), flight, &place, name, hello.ech).await;
+                        tls(&worker, (stream, client), flight, place, name, hello.ech).await;
                     }
                     Err(none) => {
                         worker.refuse_tls(&stream, &client, None, &none, Alert::UnrecognizedName).await;
@@ -146,10 +168,25 @@ impl Worker {
         ech: bool,
     ) -> Result<(TcpStream, Arc<super::roll::Passage>), DialError> {
         let port = client.to.port();
-        let (server, address) = dial(&self.names, name, port, Some(client.to.ip())).await?;
+        let (server, address) = match self.proxy_for(name) {
+            Some(proxy) => through(&self.names, proxy, name, port)
+                .await
+                .map_err(|source| DialError::Through { name: name.clone(), source })?,
+            None => dial(&self.names, name, port, Some(client.to.ip())).await?,
+        };
         let uid = client.owner.map(|owner| owner.uid);
         let key = Key { name: name.clone(), address, port, uid };
         Ok((server, place.pass(key, wire, ech)))
+    }
+
+    /// The proxy that leads to a name, if one does. What may be private is where the box itself is.
+    fn proxy_for(&self, name: &DomainName) -> Option<&Proxy> {
+        let proxy = self.proxy.as_ref()?;
+        match self.allowlist().verdict(name) {
+            Verdict::Allowed(allowed) if allowed.private => None,
+            // What is denied does not come here; if it did, it would not be dialled directly.
+            Verdict::Allowed(_) | Verdict::Denied(_) => Some(proxy),
+        }
     }
 
     /// Tells the client by an alert, once it is known who it is.

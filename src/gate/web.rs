@@ -7,15 +7,17 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 use super::Worker;
+use super::explicit::nowhere;
 use super::http::{self, End, Limits, Porter};
 use super::refusal::Refused;
 use super::relay::{relay, write_all};
+use super::request::Way;
 use super::roll::{Passage, Place};
 use super::verdict::{Shown, judge};
 use super::visit::{Client, rule_for};
 use crate::allowlist::{DomainName, Wire};
 
-const LIMITS: Limits = Limits {
+pub(super) const LIMITS: Limits = Limits {
     head: Duration::from_secs(10),
     keep_alive: Duration::from_secs(120),
     // The roll ends what is idle.
@@ -23,11 +25,25 @@ const LIMITS: Limits = Limits {
 };
 
 /// Opens the way for one connection's requests.
-struct Opener<'a> {
+pub(super) struct Opener<'a> {
     worker: &'a Worker,
     client: Client,
     place: &'a Place,
     passage: Option<Arc<Passage>>,
+    /// The only host that it may be, which a tunnel was asked for.
+    only: Option<DomainName>,
+    way: Way,
+}
+
+impl<'a> Opener<'a> {
+    /// For a client that says itself where each request goes.
+    pub(super) fn proxy(worker: &'a Worker, client: Client, place: &'a Place) -> Self {
+        Self { worker, client, place, passage: None, only: None, way: Way::Explicit }
+    }
+
+    pub(super) fn into_passage(self) -> Option<Arc<Passage>> {
+        self.passage
+    }
 }
 
 /// Sees a connection through that does not begin as TLS does.
@@ -37,8 +53,9 @@ pub(super) async fn visit(
     client: Client,
     octets: Vec<u8>,
     place: &Place,
+    only: Option<DomainName>,
 ) {
-    let mut opener = Opener { worker: &worker, client, place, passage: None };
+    let mut opener = Opener { worker: &worker, client, place, passage: None, only, way: Way::Redirected };
     if let End::Tunnel { mut client, mut server, unsent } =
         http::serve(stream, octets, &mut opener, LIMITS).await
         && let Some(passage) = opener.passage
@@ -51,7 +68,17 @@ pub(super) async fn visit(
 
 impl Porter for Opener<'_> {
     async fn open(&mut self, host: &DomainName, port: Option<u16>, what: &str) -> Result<TcpStream, Refused> {
+        if self.way == Way::Explicit {
+            self.client.to = nowhere(port.unwrap_or(80));
+        }
         let to: SocketAddr = self.client.to;
+        if let Some(only) = self.only.as_ref().filter(|only| *only != host) {
+            let what = format!("{what} is for another host than {only}, which the tunnel was asked for");
+            let next = format!("ask for a tunnel to {host}");
+            let refused = Refused { status: 421, what, next };
+            self.refused(&refused).await;
+            return Err(refused);
+        }
         // The port that the client went to counts; another one in its words would be somebody's guess.
         if let Some(port) = port.filter(|port| *port != to.port()) {
             let what = format!("{what} names port {port} and came to port {}", to.port());
@@ -105,7 +132,7 @@ impl Porter for Opener<'_> {
 
 impl Worker {
     /// What the client can do about a refusal.
-    fn next(&self, rule: Option<&str>) -> String {
+    pub(super) fn next(&self, rule: Option<&str>) -> String {
         match rule {
             Some(rule) if self.takes_requests() => crate::requests::proposal(rule),
             Some(rule) if rule.contains(' ') => format!("operator: innkeeper allow '{rule}'"),

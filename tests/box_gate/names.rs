@@ -42,9 +42,11 @@ fn t48_classic_fronting_passes_and_status_says_so() {
     let guest = boot(&rig, "cdn.test");
     let fronted = guest.exec(AGENT, "curl -sS -m 10 -H 'Host: evil-cdn.test' https://cdn.test/");
     assert!(fronted.out.contains(&token("cdn", "evil-cdn.test")), "{fronted:?}");
-    let said = guest.innkeeper(&["status"]).expect("status");
-    assert!(said.to_lowercase().contains("fronting"), "the accepted risk is stated:\n{said}");
-    assert!(guest.status().to_string().to_lowercase().contains("fronting"), "for scripts too");
+    let accepted = guest.status()["warnings"].to_string();
+    assert!(accepted.contains("inside TLS"), "the accepted risk is stated: {accepted}");
+    assert!(guest.logs().contains("inside TLS"), "and in the log of the boot");
+    let check = guest.exec_program(AGENT, &["innkeeper", "check", "https://cdn.test/"]);
+    assert!(check.ok() && check.out.contains("inside TLS"), "and of each name: {check:?}");
 }
 
 #[test]

@@ -390,10 +390,14 @@ const BENT_BY_ROOT: &[(&str, &str)] = &[
 ];
 
 fn bent(kind: &str, bend: &str, sign: &str) -> String {
-    let (kind, port) = if kind == "tcp" { ("SOCK_STREAM", 80) } else { ("SOCK_DGRAM", 9999) };
+    let (kind, port) = match kind {
+        "gated" => ("SOCK_STREAM", 80),
+        "tcp" => ("SOCK_STREAM", 9999),
+        _ => ("SOCK_DGRAM", 9999),
+    };
     format!(
         "import socket\ns = socket.socket(socket.AF_INET, socket.{kind})\ns.settimeout(1)\n{bend}\n\
-         s.connect(('45.33.32.66', {port}))\ns.send(b'GET /{sign} HTTP/1.0\\r\\n\\r\\n')"
+         s.connect(('45.33.32.66', {port}))\ns.send(b'GET /{sign} HTTP/1.0\\r\\nHost: evil.test\\r\\n\\r\\n')"
     )
 }
 
@@ -401,7 +405,8 @@ fn bent(kind: &str, bend: &str, sign: &str) -> String {
 fn t45_options_of_a_socket_change_nothing() {
     let Some(rig) = Rig::new() else { return };
     let seen = |since: Mark| !rig.world.packets_since(since).is_empty();
-    let all = || BENT.iter().chain(BENT_BY_ROOT).flat_map(|bend| ["tcp", "udp"].map(|kind| (kind, bend)));
+    let all =
+        || BENT.iter().chain(BENT_BY_ROOT).flat_map(|bend| ["tcp", "udp", "gated"].map(|kind| (kind, bend)));
     let mut through = 0;
     for (kind, (_, bend)) in all() {
         let mark = rig.world.sync();
@@ -457,7 +462,7 @@ fn t45_data_in_the_first_packet_and_in_fragments_stays_in_the_box() {
     python_outside(&rig, &six);
     assert!(rig.world.packets_since(mark).iter().any(|one| one["fragment"] == true));
 
-    let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80;onlysix.test:443,80"));
+    let guest = rig.boot(&BoxOptions::new().allow("ok.test:443,80,7999;onlysix.test:443,80"));
     let mark = rig.world.sync();
     for user in [AGENT, ROOT] {
         python(&guest, user, &fast(9999, "leak in syn"));
@@ -466,7 +471,7 @@ fn t45_data_in_the_first_packet_and_in_fragments_stays_in_the_box() {
     }
     only_questions_to(&rig, mark, "9.9.9.53");
     // On a port that is open it is a connection as any other.
-    assert!(python(&guest, AGENT, &fast(443, "hello")).out.contains("token-"));
+    assert!(python(&guest, AGENT, &fast(7999, "hello")).out.contains("token-"));
 }
 
 #[test]

@@ -104,6 +104,13 @@ pub const SETTINGS: &[Setting] = &[
         "what happens when the agent asks for a name: refused at once, or left to the operator",
     ),
     row(
+        "network.proxy",
+        Kind::Url,
+        "",
+        "proxy that leads to every name that is not private, better given as the secret NETWORK_PROXY",
+    )
+    .example("http://proxy.corp.example:3128"),
+    row(
         "filesystem.workspace_size",
         Kind::Size,
         "512M",

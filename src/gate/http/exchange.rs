@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::Porter;
 use super::inbox::Inbox;
 use crate::gate::body::{Body, Measure};
-use crate::gate::request::Request;
+use crate::gate::request::{Kind, Request};
 use crate::gate::response::{self, Read};
 
 /// A server that knows nothing of `Expect` says nothing either: its client sends the body after a while (RFC 9110
@@ -154,7 +154,10 @@ impl<P: Porter> Course<'_, P> {
         inbox: &mut Inbox,
         mut server: WriteHalf<'s>,
     ) -> Result<(ReadHalf<'s>, WriteHalf<'s>), Unsent> {
-        let head = inbox.unread().get(..self.request.length).unwrap_or_default();
+        let head = match &self.request.rewritten {
+            Some(head) => head,
+            None => inbox.unread().get(..self.request.length).unwrap_or_default(),
+        };
         server.write_all(head).await.map_err(|_| Unsent::Server)?;
         self.sent(head.len());
         inbox.consume(self.request.length);
@@ -201,7 +204,7 @@ impl<P: Porter> Course<'_, P> {
                 Read::Head(response) => response,
                 Read::Odd(_) | Read::Incomplete => return self.pass_on(server, inbox, client).await,
             };
-            if response.status == 101 && !self.request.is_upgrade {
+            if response.status == 101 && self.request.kind != Kind::WebSocket {
                 return Received::Unasked;
             }
             self.decide(

@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::{End, Limits, Porter, serve};
+use super::{End, Limits, Porter, serve, serve_proxy};
 use crate::allowlist::DomainName;
 use crate::gate::refusal::Refused;
 
@@ -562,4 +562,51 @@ async fn a_waiting_connection_is_small() {
     let mut door = Door { server, opened: Vec::new(), refused: Vec::new(), sent: zero(), received: zero() };
     let size = size_of_val(&serve(world.client, Vec::new(), &mut door, LIMITS));
     assert!(size < 2048, "{size} octets");
+}
+
+async fn proxy() -> World {
+    let mut world = world(LIMITS).await;
+    world.driver.abort();
+    let gate = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    world.client = TcpStream::connect(gate.local_addr().unwrap()).await.unwrap();
+    let (accepted, _) = gate.accept().await.unwrap();
+    let (server, zero) = (world.servers.local_addr().unwrap(), AtomicU64::default);
+    let mut door = Door { server, opened: Vec::new(), refused: Vec::new(), sent: zero(), received: zero() };
+    world.driver = tokio::spawn(async move { (serve_proxy(accepted, &mut door, LIMITS).await, door) });
+    world
+}
+
+#[tokio::test]
+async fn a_proxy_sends_paths_and_follows_each_host() {
+    let mut world = proxy().await;
+    say(&mut world.client, "GET http://ok.test/a HTTP/1.1\r\nHost: ok.test\r\nProxy-Connection: x\r\n\r\n")
+        .await;
+    let mut server = accept(&world.servers).await;
+    expect(&mut server, "GET /a HTTP/1.1\r\nHost: ok.test\r\n\r\n").await;
+    say(&mut server, OK).await;
+    expect(&mut world.client, OK).await;
+    say(&mut world.client, "GET http://ok.test:8080/b HTTP/1.1\r\nHost: ok.test:8080\r\n\r\n").await;
+    let mut other = accept(&world.servers).await;
+    expect(&mut other, "GET /b HTTP/1.1\r\nHost: ok.test:8080\r\n\r\n").await;
+    assert_eq!(rest(&mut server).await, "", "the connection to the first was closed");
+    say(&mut other, OK).await;
+    expect(&mut world.client, OK).await;
+    say(&mut world.client, "GET http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\n\r\n").await;
+    assert!(rest(&mut world.client).await.starts_with("HTTP/1.1 403 "));
+    assert_eq!(rest(&mut other).await, "");
+}
+
+#[tokio::test]
+async fn a_proxy_hands_tunnels_back_unanswered() {
+    let mut world = proxy().await;
+    say(&mut world.client, "CONNECT ok.test:443 HTTP/1.1\r\nHost: ok.test:443\r\n\r\n\x16\x03\x01").await;
+    let (end, door) = within(world.driver).await.unwrap();
+    let End::Connect { client, asked, unsent } = end else { panic!("{end:?}") };
+    assert_eq!(
+        (asked.host.as_str(), asked.port, unsent.as_slice()),
+        ("ok.test", Some(443), &b"\x16\x03\x01"[..])
+    );
+    assert_eq!(door.opened.len(), 0);
+    drop(client);
+    assert_eq!(rest(&mut world.client).await, "");
 }

@@ -10,6 +10,8 @@ pub(super) enum Target<'a> {
     Absolute { authority: &'a [u8], path: &'a str },
     /// `*`
     Asterisk,
+    /// `name:port`, of a CONNECT
+    Authority(&'a [u8]),
 }
 
 impl<'a> Target<'a> {
@@ -44,7 +46,7 @@ impl<'a> Target<'a> {
     pub(super) fn path(&self) -> &'a str {
         match self {
             Self::Origin(path) | Self::Absolute { path, .. } => path.split('?').next().unwrap_or_default(),
-            Self::Asterisk => "",
+            Self::Asterisk | Self::Authority(_) => "",
         }
     }
 }
@@ -52,6 +54,9 @@ impl<'a> Target<'a> {
 /// `NAME[:PORT]`, and nothing else that an authority can be.
 pub(super) fn authority(octets: &[u8]) -> Result<(DomainName, Option<u16>), Refused> {
     let text = std::str::from_utf8(octets).map_err(|_| bad("its host is not ASCII"))?;
+    if text.contains(['/', '?', '@']) {
+        return Err(bad("its host is more than a name and a port"));
+    }
     let (host, port) = match text.rsplit_once(':') {
         // An IPv6 address, which the name's grammar explains.
         _ if text.starts_with('[') => (text, None),

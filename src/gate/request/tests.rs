@@ -1,7 +1,7 @@
 use proptest::prelude::{any, prop};
 use proptest::{prop_assert, prop_assert_eq, proptest};
 
-use super::{Body, Manner, Read, Reader, Refused, Request, parse};
+use super::{Body, Kind, Manner, Read, Reader, Refused, Request, Way, parse};
 
 /// At once and octet by octet.
 fn read(text: &[u8]) -> Read {
@@ -57,7 +57,7 @@ fn requests_of_real_clients_are_read() {
     assert!(accepted("GET / HTTP/1.0\r\nHost: ok.test\r\nConnection: Keep-Alive\r\n\r\n").is_persistent);
     let socket =
         get("Host: ok.test\r\nUpgrade: WebSocket\r\nConnection: keep-alive, Upgrade\r\nSec-WebSocket-Key: x");
-    assert!(accepted(&socket).is_upgrade);
+    assert!(accepted(&socket).kind == Kind::WebSocket);
     assert_eq!(accepted("OPTIONS * HTTP/1.1\r\nHost: ok.test\r\n\r\n").what, "OPTIONS http://ok.test");
     let absolute = accepted("GET http://OK.test:80/p?q HTTP/1.1\r\nHost: ok.test\r\n\r\n");
     assert_eq!(absolute.what, "GET http://ok.test/p");
@@ -86,6 +86,62 @@ fn t55_tunnels_and_other_protocols_are_forbidden() {
         "GET http://192.0.2.1/ HTTP/1.1\r\nHost: 192.0.2.1\r\n\r\n",
     ] {
         assert_eq!(refused(text).status, 403, "{text:?}");
+    }
+}
+
+fn by_proxy(text: &str) -> Read {
+    let mut slow = Reader::new(Way::Explicit);
+    let whole = Reader::new(Way::Explicit).read(text.as_bytes());
+    let mut pieces = (0..=text.len()).map(|end| slow.read(&text.as_bytes()[..end]));
+    assert_eq!(pieces.find(|read| *read != Read::Incomplete).unwrap_or(Read::Incomplete), whole);
+    whole
+}
+
+#[test]
+fn a_proxy_is_asked_for_tunnels_and_urls() {
+    let of = |text: &str| match by_proxy(text) {
+        Read::Head(request) => *request,
+        other => panic!("{text:?}: {other:?}"),
+    };
+    for host in ["Host: ok.test:443\r\n", "Host: OK.test\r\n", ""] {
+        let tunnel =
+            of(&format!("CONNECT ok.test:443 HTTP/1.1\r\n{host}Proxy-Connection: Keep-Alive\r\n\r\n"));
+        assert!(tunnel.kind == Kind::Tunnel && tunnel.host.as_str() == "ok.test" && tunnel.port == Some(443));
+    }
+    assert_eq!(of("CONNECT ok.test:443 HTTP/1.0\r\n\r\n").kind, Kind::Tunnel);
+    let get = of(
+        "GET http://ok.test/a?b=http://c HTTP/1.1\r\nProxy-Authorization: Basic canary\r\nHost: ok.test\r\nX:  Kept \r\nproxy-connection: close\r\n\r\n",
+    );
+    let sent = String::from_utf8(get.rewritten.unwrap()).unwrap();
+    assert_eq!(sent, "GET /a?b=http://c HTTP/1.1\r\nHost: ok.test\r\nX:  Kept \r\n\r\n");
+    let first = |text: &str| {
+        let sent = String::from_utf8(of(&format!("{text}\r\nHost: ok.test:8080\r\n\r\n")).rewritten.unwrap())
+            .unwrap();
+        sent.lines().next().unwrap().to_owned()
+    };
+    assert_eq!(first("GET http://ok.test:8080 HTTP/1.0"), "GET / HTTP/1.0");
+    assert_eq!(first("GET http://ok.test:8080?q HTTP/1.1"), "GET /?q HTTP/1.1");
+    assert_eq!(first("OPTIONS http://ok.test:8080 HTTP/1.1"), "OPTIONS * HTTP/1.1");
+    for (bad, status) in [
+        ("GET / HTTP/1.1\r\nHost: ok.test\r\n\r\n", 400),
+        ("GET https://ok.test/ HTTP/1.1\r\nHost: ok.test\r\n\r\n", 403),
+        ("GET http://ok.test/ HTTP/1.1\r\nHost: evil.test\r\n\r\n", 400),
+        ("GET http://ok.test/ HTTP/1.0\r\n\r\n", 400),
+        ("CONNECT ok.test HTTP/1.1\r\nHost: ok.test\r\n\r\n", 400),
+        ("CONNECT ok.test:443 HTTP/1.1\r\nHost: evil.test:443\r\n\r\n", 400),
+        ("CONNECT ok.test:443 HTTP/1.1\r\nHost: ok.test:22\r\n\r\n", 400),
+        ("CONNECT ok.test:443 HTTP/1.1\r\nHost: ok.test:443\r\nContent-Length: 5\r\n\r\n", 400),
+        ("CONNECT ok.test:443\0.evil.test:443 HTTP/1.1\r\n\r\n", 400),
+        ("CONNECT http://ok.test:443 HTTP/1.1\r\n\r\n", 400),
+        ("CONNECT 192.0.2.1:443 HTTP/1.1\r\n\r\n", 403),
+        ("CONNECT [2001:db8::1]:443 HTTP/1.1\r\n\r\n", 403),
+        ("connect ok.test:443 HTTP/1.1\r\n\r\n", 403),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 403),
+    ] {
+        match by_proxy(bad) {
+            Read::Refused(refused) => assert_eq!(refused.status, status, "{bad:?}: {refused:?}"),
+            other => panic!("{bad:?}: {other:?}"),
+        }
     }
 }
 
