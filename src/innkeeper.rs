@@ -62,6 +62,8 @@ pub struct Innkeeper {
     pub firewall: OnceLock<Firewall>,
     pub keeper: OnceLock<Keeper>,
     pub gate: OnceLock<gate::keeper::Keeper>,
+    /// Where programs ask the gate, if it is a proxy and the only way out.
+    pub gate_proxy: OnceLock<std::net::SocketAddrV4>,
     /// None where the kernel can't log packets.
     pub watch: OnceLock<watch::keeper::Keeper>,
     /// Finds the processes behind refused packets and questions.
@@ -150,6 +152,7 @@ impl Innkeeper {
             firewall: OnceLock::new(),
             keeper: OnceLock::new(),
             gate: OnceLock::new(),
+            gate_proxy: OnceLock::new(),
             watch: OnceLock::new(),
             session: OnceLock::new(),
             headless: OnceLock::new(),
