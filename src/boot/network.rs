@@ -106,7 +106,7 @@ fn load(innkeeper: &Innkeeper, firewall: &Firewall, plan: &FirewallPlan) -> Resu
     let trouble = |error: FirewallError| host::firewall_trouble(&error);
     let wanted = innkeeper.config.network.gate;
     let first = if wanted == config::Gate::Proxy { GateMode::Proxy } else { GateMode::Redirect };
-    let plan = &plan.clone().by(first);
+    let plan = &met(plan.clone(), first);
     let usual = firewall.backend() == Candidate::usual().backend.to_string()
         && innkeeper.config.network.backend != config::Backend::Iptables;
     if usual {
@@ -123,7 +123,7 @@ fn load(innkeeper: &Innkeeper, firewall: &Firewall, plan: &FirewallPlan) -> Resu
     }
     let (mode, ground) = ground(innkeeper, first)?;
     by_proxy(innkeeper, mode)?;
-    let plan = FirewallPlan { closed: ground.closed(), ..plan.clone() }.by(mode);
+    let plan = met(FirewallPlan { closed: ground.closed(), ..plan.clone() }, mode);
     let (plan, queues) = queues(innkeeper, plan, ground.no_log.as_ref());
     firewall.choose(programs(innkeeper), ground).map_err(trouble)?;
     firewall.load(plan.clone(), innkeeper.allowlist()).map_err(trouble)?;
@@ -134,6 +134,16 @@ fn load(innkeeper: &Innkeeper, firewall: &Firewall, plan: &FirewallPlan) -> Resu
 struct Loaded {
     plan: FirewallPlan,
     queues: Option<Queues>,
+}
+
+/// Where clients find the gate.
+fn met(plan: FirewallPlan, mode: GateMode) -> FirewallPlan {
+    let plan = plan.by(mode);
+    let gate = plan.gate.map(|gate| match mode {
+        GateMode::Redirect => gate,
+        GateMode::Proxy => GatePlan { v4: gate::keeper::PROXY, v6: None, ..gate },
+    });
+    FirewallPlan { gate, ..plan }
 }
 
 /// What a box needs whose only way out is to ask the gate.
@@ -304,6 +314,7 @@ fn rules(
 ) -> FirewallPlan {
     let dns_v6 = sockets.v6.then(|| SocketAddrV6::new(Ipv6Addr::LOCALHOST, keeper::PORT, 0, 0));
     let ports = innkeeper.allowlist().gated_ports();
+    // One that is given by its name has a rule.
     let gate = GatePlan {
         mode: GateMode::Redirect,
         uid: innkeeper.accounts.gate.uid,

@@ -44,7 +44,10 @@ fn t48_classic_fronting_passes_and_status_says_so() {
     assert!(fronted.out.contains(&token("cdn", "evil-cdn.test")), "{fronted:?}");
     let unseen = guest.status()["gate"]["unseen"].to_string();
     assert!(unseen.contains("domain fronting"), "the accepted risk is stated: {unseen}");
-    assert!(guest.innkeeper(&["status"]).out.contains("not seen: what is asked inside TLS"), "for people too");
+    assert!(
+        guest.innkeeper(&["status"]).out.contains("not seen: what is asked inside TLS"),
+        "for people too"
+    );
     let check = guest.exec_program(AGENT, &["innkeeper", "check", "https://cdn.test/"]);
     assert!(check.ok() && check.out.contains("inside TLS"), "and of each name: {check:?}");
 }
