@@ -105,7 +105,7 @@ async fn work(channel: UnixStream, setup: Setup, sockets: Vec<OwnedFd>) -> Resul
         tokio::net::UnixStream::from_std(channel).map_err(WorkerError::Channel)?.into_split();
     let (link, outbox) = Link::new();
     let link = Arc::new(link);
-    let Setup { sockets: kinds, upstreams, roots, policy, refresh_s, ipv4, ipv6, known } = setup;
+    let Setup { sockets: kinds, upstreams, roots, policy, refresh_s, ipv4, ipv6, proxied, known } = setup;
     let rules = Rules::new(&policy)?;
     // Long texts, which nobody needs any more.
     drop(policy);
@@ -116,7 +116,8 @@ async fn work(channel: UnixStream, setup: Setup, sockets: Vec<OwnedFd>) -> Resul
     lookups.restore(known);
     let ipv6 = Arc::new(AtomicBool::new(ipv6));
     let tables = SocketTables::new("/proc/net");
-    let responder = Arc::new(Responder::new(lookups.clone(), link.clone(), tables, ipv4, ipv6.clone()));
+    let responder = Responder::new(lookups.clone(), link.clone(), tables, ipv4, ipv6.clone());
+    let responder = Arc::new(responder.proxied(proxied));
 
     let mut tasks = JoinSet::new();
     listen(&kinds, sockets, &responder, &mut tasks)?;

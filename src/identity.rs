@@ -7,6 +7,7 @@ pub mod claude;
 pub mod credential;
 pub mod home;
 
+use std::net::SocketAddrV4;
 use std::path::Path;
 
 use claude::ClaudePlan;
@@ -183,11 +184,20 @@ pub const PASSED_ON: &[&str] = &[
     "FLY_REGION",
 ];
 
+/// What tells programs of the gate where it is a proxy. curl reads `http_proxy` in small letters alone.
+pub fn proxied(proxy: SocketAddrV4) -> impl Iterator<Item = (String, String)> {
+    let at = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"]
+        .map(|name| (name, format!("http://{proxy}")));
+    let beside = ["NO_PROXY", "no_proxy"].map(|name| (name, "localhost,127.0.0.1,::1".to_owned()));
+    at.into_iter().chain(beside).map(|(name, value)| (name.to_owned(), value))
+}
+
 /// The agent's whole environment, from a list: what is not here does not exist for it.
 #[must_use]
 pub fn environment<'a>(
     account: &Account,
     extra_ca: bool,
+    proxy: Option<SocketAddrV4>,
     given: impl Fn(&str) -> Option<&'a str>,
 ) -> Vec<(String, String)> {
     let home = &account.home;
@@ -224,6 +234,7 @@ pub fn environment<'a>(
         // Node adds this file to its own list instead of replacing it.
         env.push(("NODE_EXTRA_CA_CERTS".to_owned(), EXTRA_CA.to_owned()));
     }
+    env.extend(proxy.into_iter().flat_map(proxied));
     for name in PASSED_ON {
         if let Some(value) = given(name) {
             env.retain(|(known, _)| known != name);
@@ -264,7 +275,7 @@ mod tests {
             "TZ" => Some("Europe/Vienna"),
             _ => Some("canary").filter(|_| name == "GH_TOKEN" || name == "LD_PRELOAD"),
         };
-        let env = environment(&account, false, given);
+        let env = environment(&account, false, None, given);
         assert!(env.iter().all(|(_, value)| value != "canary"));
         assert!(env.contains(&("TZ".into(), "Europe/Vienna".into())));
         let mut names: Vec<&String> = env.iter().map(|(name, _)| name).collect();

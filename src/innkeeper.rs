@@ -11,7 +11,7 @@ mod session;
 mod task;
 mod work;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -62,6 +62,8 @@ pub struct Innkeeper {
     pub firewall: OnceLock<Firewall>,
     pub keeper: OnceLock<Keeper>,
     pub gate: OnceLock<gate::keeper::Keeper>,
+    /// Where programs ask the gate, if the kernel sends nothing there.
+    pub proxy: OnceLock<SocketAddrV4>,
     /// None where the kernel can't log packets.
     pub watch: OnceLock<watch::keeper::Keeper>,
     /// Finds the processes behind refused packets and questions.
@@ -150,6 +152,7 @@ impl Innkeeper {
             firewall: OnceLock::new(),
             keeper: OnceLock::new(),
             gate: OnceLock::new(),
+            proxy: OnceLock::new(),
             watch: OnceLock::new(),
             session: OnceLock::new(),
             headless: OnceLock::new(),

@@ -23,6 +23,7 @@ use crate::firewall::programs::{Programs, Supervised};
 use crate::firewall::ruleset::{EngineDns, Family, FirewallPlan, GateMode, GatePlan, Transport};
 use crate::firewall::{EgressLocked, Firewall, FirewallError, Notices};
 use crate::gate;
+use crate::gate::upstream::Proxy;
 use crate::innkeeper::Innkeeper;
 use crate::namespace::Network;
 use crate::prerequisites::network::{self as needs, RESOLV_CONF};
@@ -105,7 +106,7 @@ fn load(innkeeper: &Innkeeper, firewall: &Firewall, plan: &FirewallPlan) -> Resu
     let trouble = |error: FirewallError| host::firewall_trouble(&error);
     let wanted = innkeeper.config.network.gate;
     let first = if wanted == config::Gate::Proxy { GateMode::Proxy } else { GateMode::Redirect };
-    let plan = &plan.clone().by(first);
+    let plan = &met(plan.clone(), first);
     let usual = firewall.backend() == Candidate::usual().backend.to_string()
         && innkeeper.config.network.backend != config::Backend::Iptables;
     if usual {
@@ -122,7 +123,7 @@ fn load(innkeeper: &Innkeeper, firewall: &Firewall, plan: &FirewallPlan) -> Resu
     }
     let (mode, ground) = ground(innkeeper, first)?;
     by_proxy(innkeeper, mode)?;
-    let plan = FirewallPlan { closed: ground.closed(), ..plan.clone() }.by(mode);
+    let plan = met(FirewallPlan { closed: ground.closed(), ..plan.clone() }, mode);
     let (plan, queues) = queues(innkeeper, plan, ground.no_log.as_ref());
     firewall.choose(programs(innkeeper), ground).map_err(trouble)?;
     firewall.load(plan.clone(), innkeeper.allowlist()).map_err(trouble)?;
@@ -133,6 +134,16 @@ fn load(innkeeper: &Innkeeper, firewall: &Firewall, plan: &FirewallPlan) -> Resu
 struct Loaded {
     plan: FirewallPlan,
     queues: Option<Queues>,
+}
+
+/// Where clients find the gate.
+fn met(plan: FirewallPlan, mode: GateMode) -> FirewallPlan {
+    let plan = plan.by(mode);
+    let gate = plan.gate.map(|gate| match mode {
+        GateMode::Redirect => gate,
+        GateMode::Proxy => GatePlan { v4: gate::keeper::PROXY, v6: None, ..gate },
+    });
+    FirewallPlan { gate, ..plan }
 }
 
 /// What a box needs whose only way out is to ask the gate.
@@ -303,13 +314,14 @@ fn rules(
 ) -> FirewallPlan {
     let dns_v6 = sockets.v6.then(|| SocketAddrV6::new(Ipv6Addr::LOCALHOST, keeper::PORT, 0, 0));
     let ports = innkeeper.allowlist().gated_ports();
+    // One that is given by its name has a rule.
     let gate = GatePlan {
         mode: GateMode::Redirect,
         uid: innkeeper.accounts.gate.uid,
         v4: doors.v4,
         v6: doors.v6,
         ports,
-        proxy: None,
+        proxy: innkeeper.config.network.proxy.as_ref().and_then(Proxy::address),
     };
     FirewallPlan {
         dns_uid: innkeeper.accounts.dns.uid,
@@ -404,7 +416,7 @@ pub(super) fn firewall(
         let trouble = Trouble::unfit("the lockdown is gone", "please report this");
         return Err(Failure { step: FIREWALL.name, trouble });
     };
-    let Resolver { sockets, doors, servers, plan, ipv6 } = resolver;
+    let Resolver { sockets, mut doors, servers, plan, ipv6 } = resolver;
     if let Some(engine) = &plan.engine_dns {
         innkeeper.board().warn(host::engine_warning(engine));
     }
@@ -414,6 +426,13 @@ pub(super) fn firewall(
         || Ok(plan),
         |plan| {
             let Loaded { plan, queues } = load(innkeeper, firewall, plan)?;
+            if plan.gate.as_ref().is_some_and(|gate| gate.mode == GateMode::Proxy) {
+                doors.open_proxy().map_err(|error| {
+                    let next = "something else listens there in this network: stop it";
+                    Trouble::unfit(chain(&error), next)
+                })?;
+                innkeeper.proxy.set(gate::keeper::PROXY).ok();
+            }
             if let Some(queues) = queues {
                 watch(innkeeper, firewall, queues);
             }
@@ -423,6 +442,7 @@ pub(super) fn firewall(
                 roots: roots(innkeeper, &servers),
                 refresh: innkeeper.config.network.refresh,
                 ipv6,
+                proxied: innkeeper.config.network.proxy.is_some(),
                 closed: plan.closed.clone(),
                 attributor: innkeeper.attributor.clone(),
             };
@@ -504,9 +524,12 @@ pub(super) fn gate(
             let up = serving.unwrap_or_else(|| Err("it was not started".to_owned()));
             up.map_err(|found| Trouble::unfit(found, "please report this, with the lines above"))?;
             let ports: Vec<String> = innkeeper.allowlist().gated_ports().iter().map(u16::to_string).collect();
-            let detail = format!("TCP {} by the name that is shown", ports.join(", "));
+            let (how, detail) = match innkeeper.proxy.get() {
+                None => ("redirect", format!("TCP {} by the name that is shown", ports.join(", "))),
+                Some(proxy) => ("proxy", format!("the only way out is to ask {proxy}")),
+            };
             innkeeper.board().update(|report| {
-                report.gate.how = "redirect".to_owned();
+                report.gate.how = how.to_owned();
                 report.gate.unseen = UNSEEN.to_owned();
             });
             Ok(Verified::new((), detail))

@@ -105,6 +105,8 @@ pub struct Plan {
     pub refresh: Duration,
     /// Whether names may have IPv6 addresses here.
     pub ipv6: bool,
+    /// Whether names that the upstreams don't know are reached through a proxy.
+    pub proxied: bool,
     /// Families that this host lets nobody open: names have no addresses of them, whatever the network brings.
     pub closed: Vec<Family>,
     /// Who looks whose a refused client is.
@@ -255,6 +257,7 @@ impl Shared {
             refresh_s: self.plan.refresh.as_secs().max(1),
             ipv4: !self.closed.contains(&Family::V4),
             ipv6: self.ipv6(),
+            proxied: self.plan.proxied,
             known: lock(&self.answers).list(Instant::now()),
         };
         let fds: Vec<BorrowedFd<'_>> = self.sockets.fds.iter().map(AsFd::as_fd).collect();

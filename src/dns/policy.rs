@@ -45,6 +45,8 @@ pub enum Decision<'a> {
 pub enum Local {
     /// RFC 6761 §6.3.
     Localhost(IpAddr),
+    /// An address that leads to the gate: it is sent there on its way out, and nothing else leaves for it.
+    Gate,
     /// The name may be used, but has no such record for the box.
     Empty,
 }

@@ -61,6 +61,9 @@ pub struct Setup {
     pub ipv4: bool,
     /// Whether the host has a route for IPv6: without one AAAA is answered empty, so that no client waits on it.
     pub ipv6: bool,
+    /// The world is reached through a proxy: what the upstreams don't know leads to the gate all the same.
+    #[serde(default)]
+    pub proxied: bool,
     /// What a former worker had learned last.
     pub known: Vec<LastGood>,
 }

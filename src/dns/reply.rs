@@ -2,7 +2,7 @@
 //!
 //! hickory parses and encodes. What a reply says was decided in `policy.rs` and `lookup.rs`.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::OnceLock;
 
 use hickory_server::net::xfer::Protocol;
@@ -29,6 +29,10 @@ const MIN_UDP_PAYLOAD: u16 = 512;
 /// How long clients believe a "no": short, since the operator may allow the name any moment.
 const NEGATIVE_TTL_S: u32 = 5;
 const LOCALHOST_TTL_S: u32 = 300;
+/// The IPv4 dummy address (RFC 7600 §4.8): nobody has it, and no router forwards it.
+const DUMMY: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
+/// The name may be known here soon.
+const DUMMY_TTL_S: u32 = 30;
 /// Longer explanations would not fit beside a long name into the smallest reply.
 pub(super) const MAX_EXPLANATION: usize = 200;
 /// RFC 8914: 3 Stale Answer.
@@ -115,6 +119,7 @@ impl Reply {
     pub fn local(owner: &Name, local: Local) -> Self {
         match local {
             Local::Localhost(address) => Self::addresses(owner, &[address], LOCALHOST_TTL_S),
+            Local::Gate => Self::addresses(owner, &[IpAddr::V4(DUMMY)], DUMMY_TTL_S),
             Local::Empty => Self::negative(owner, ResponseCode::NoError),
         }
     }

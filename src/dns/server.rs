@@ -15,14 +15,14 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout;
 
 use super::answer::Family;
-use super::cache::Key;
+use super::cache::{Key, Known};
 use super::denials::Denials;
 use super::link::Link;
 use super::lookup::{Lookups, Outcome};
 use super::policy::{Cause, Decision, Local, Query, Question, Why, decide};
 use super::protocol::DnsDenial;
 use super::reply::{Parsed, Reply, parse};
-use crate::allowlist::Allowlist;
+use crate::allowlist::{Allowlist, Verdict};
 use crate::socket_table::{self, SocketTables};
 
 /// Clients that wait for an answer at a time; the rest are told to come again.
@@ -49,6 +49,7 @@ pub struct Responder {
     tables: SocketTables,
     ipv4: bool,
     ipv6: Arc<AtomicBool>,
+    proxied: bool,
     waiting: Arc<Semaphore>,
 }
 
@@ -94,8 +95,15 @@ impl Responder {
             tables,
             ipv4,
             ipv6,
+            proxied: false,
             waiting: Arc::new(Semaphore::new(WAITING_CLIENTS)),
         }
+    }
+
+    /// Whether the world is reached through a proxy, which resolves names itself.
+    #[must_use]
+    pub fn proxied(self, proxied: bool) -> Self {
+        Self { proxied, ..self }
     }
 
     /// The whole answer; empty if there is none to give.
@@ -137,7 +145,7 @@ impl Responder {
             Judged::Resolve { owner, key } => {
                 self.counters.allowed.fetch_add(1, Ordering::Relaxed);
                 if let Some(outcome) = self.lookups.find_now(&key) {
-                    return Begun::Done(Reply::resolved(owner, &outcome));
+                    return Begun::Done(self.resolved(owner, &key, &outcome));
                 }
                 match self.waiting.clone().try_acquire_owned() {
                     Ok(place) => {
@@ -153,12 +161,32 @@ impl Responder {
     /// Waits for what [`Responder::begin`] could not say.
     pub async fn finish(&self, waiting: Waiting) -> Reply {
         match waiting.for_what {
-            Wait::Lookup { owner, key } => Reply::resolved(&owner, &self.lookups.find(key).await),
+            Wait::Lookup { owner, key } => {
+                let outcome = self.lookups.find(key.clone()).await;
+                self.resolved(&owner, &key, &outcome)
+            }
             Wait::Attribution { reply, looked } => {
                 // Too late is no error: the refusal is told, only the process's name stays unknown.
                 drop(timeout(ATTRIBUTION_LIMIT, looked).await);
                 *reply
             }
+        }
+    }
+
+    /// What a look-up came to. Where the world is reached through a proxy, its names need not be known here: the client is
+    /// sent to an address that leads to the gate and nowhere else, and the gate has the proxy find the name.
+    fn resolved(&self, owner: &Name, key: &Key, outcome: &Outcome) -> Reply {
+        let unknown = match outcome.known {
+            Known::Empty | Known::NxDomain | Known::Failed(_) => self.proxied,
+            Known::Addresses { .. } | Known::NoneAdmitted => false,
+        };
+        let rules = self.lookups.rules();
+        match rules.allowlist.verdict(&key.name) {
+            Verdict::Allowed(allowed) if unknown && !allowed.private => match key.family {
+                Family::V4 => Reply::local(owner, Local::Gate),
+                Family::V6 => Reply::local(owner, Local::Empty),
+            },
+            Verdict::Allowed(_) | Verdict::Denied(_) => Reply::resolved(owner, outcome),
         }
     }
 

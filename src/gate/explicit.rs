@@ -111,3 +111,6 @@ async fn admit(worker: &Worker, client: &Client, asked: &Request, port: u16) -> 
     worker.denied(client, Some(&asked.host), &why, rule).await;
     Err(Refused { status: 403, what: format!("{}:{port} is refused: {why}", asked.host), next })
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@
 //! The name goes to the proxy, which resolves it: what it judges by is what the gate judged.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +45,17 @@ pub struct Proxy {
 impl fmt::Debug for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Proxy({self})")
+    }
+}
+
+impl Proxy {
+    /// Where it is, if it was given by its address.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self.host {
+            Host::Address(address) => Some(SocketAddr::new(address, self.port)),
+            Host::Name(_) => None,
+        }
     }
 }
 

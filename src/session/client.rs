@@ -12,7 +12,7 @@ use crate::supervisor::{Launch, Stream};
 
 pub(super) fn start(agent: &Account, slave: &OwnedFd, attach: Attach) -> Result<Pid, AttachError> {
     let identity = Identity { tty: true, confine: true, ..Identity::worker(agent.uid, agent.gid) };
-    let mut env = crate::identity::environment(agent, false, |_| None);
+    let mut env = crate::identity::environment(agent, false, None, |_| None);
     env.retain(|(name, _)| name != "TERM");
     env.push(("TERM".to_owned(), terminal_type(std::env::var("TERM").ok().as_deref())));
     let socket = socket(agent.uid);

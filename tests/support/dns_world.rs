@@ -222,6 +222,7 @@ impl Sockets {
             refresh_s: 300,
             ipv4: true,
             ipv6,
+            proxied: false,
             known: known.to_vec(),
         };
         channel::send_with_sockets(
