@@ -184,6 +184,14 @@ pub const PASSED_ON: &[&str] = &[
     "FLY_REGION",
 ];
 
+/// What tells programs of the gate where it is a proxy. curl reads `http_proxy` in small letters alone.
+pub fn proxied(proxy: SocketAddrV4) -> impl Iterator<Item = (String, String)> {
+    let at = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"]
+        .map(|name| (name, format!("http://{proxy}")));
+    let beside = ["NO_PROXY", "no_proxy"].map(|name| (name, "localhost,127.0.0.1,::1".to_owned()));
+    at.into_iter().chain(beside).map(|(name, value)| (name.to_owned(), value))
+}
+
 /// The agent's whole environment, from a list: what is not here does not exist for it.
 #[must_use]
 pub fn environment<'a>(
@@ -226,15 +234,7 @@ pub fn environment<'a>(
         // Node adds this file to its own list instead of replacing it.
         env.push(("NODE_EXTRA_CA_CERTS".to_owned(), EXTRA_CA.to_owned()));
     }
-    if let Some(proxy) = proxy {
-        // Some programs read the one spelling, some the other; curl reads no HTTP_PROXY in capitals.
-        for name in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"] {
-            env.push((name.to_owned(), format!("http://{proxy}")));
-        }
-        for name in ["NO_PROXY", "no_proxy"] {
-            env.push((name.to_owned(), "localhost,127.0.0.1,::1".to_owned()));
-        }
-    }
+    env.extend(proxy.into_iter().flat_map(proxied));
     for name in PASSED_ON {
         if let Some(value) = given(name) {
             env.retain(|(known, _)| known != name);

@@ -4,7 +4,7 @@
 mod hunt;
 
 use std::fmt;
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -115,16 +115,19 @@ fn stops() -> Vec<Deed> {
         Box::new(allowed),
         refused(format!("the name {DENIED_NAME}"), "dns", look_up_denied),
         refused(format!("{} by its address", probe::DENIED_V4), "firewall", || {
-            probe::connect(SocketAddr::from((probe::DENIED_V4, 443)))
+            probe::connect(SocketAddr::from((probe::DENIED_V4, probe::ANY_UNGATED)))
         }),
         refused(format!("[{}], an IPv6 literal", probe::DENIED_V6), "firewall", || {
-            probe::connect(SocketAddr::from((probe::DENIED_V6, 443)))
+            probe::connect(SocketAddr::from((probe::DENIED_V6, probe::ANY_UNGATED)))
+        }),
+        refused(format!("{DENIED_NAME} by TLS, at an address of its choice"), "gate", || {
+            probe::gate::show_name(SocketAddr::from((probe::DENIED_V4, 443)))
         }),
         refused(format!("another resolver, {}", probe::OUTSIDE_RESOLVER), "dns", || {
             probe::ask_name(SocketAddr::from((probe::OUTSIDE_RESOLVER, 53)))
         }),
         refused(format!("the cloud's metadata, {}", probe::METADATA_V4), "firewall", || {
-            probe::connect(SocketAddr::from((probe::METADATA_V4, 80)))
+            probe::connect(SocketAddr::from((probe::METADATA_V4, probe::ANY_UNGATED)))
         }),
         refused("a file in /usr/local/bin".to_owned(), "read-only", || {
             probe::create_in(std::path::Path::new("/usr/local/bin"))
@@ -163,7 +166,7 @@ fn allowed() -> Stop {
         let nothing = || (Verdict::NotHere, format!("{ALLOWED} names nobody"));
         return stop("an allowed name", "dns", nothing);
     };
-    stop(format!("{name}, which is allowed"), "dns+firewall", || {
+    stop(format!("{name}, which is allowed"), "dns+gate", || {
         let offline = |why: String| {
             (Verdict::NotHere, format!("{why}; is this machine offline? The rest needs no network"))
         };
@@ -172,15 +175,32 @@ fn allowed() -> Stop {
             Ok(addresses) => {
                 let mut last = "it has no address".to_owned();
                 for address in addresses {
-                    match TcpStream::connect_timeout(&address, PATIENCE) {
-                        Ok(_) => return (Verdict::Open, format!("connected to {address}")),
-                        Err(error) => last = format!("{address}: {error}"),
+                    match greet(address, &name) {
+                        Ok(()) => return (Verdict::Open, format!("{address} answers as a TLS server")),
+                        Err(why) => last = format!("{address}: {why}"),
                     }
                 }
                 offline(last)
             }
         }
     })
+}
+
+/// A connection alone means nothing: whoever answers must speak TLS. A handshake's record is 22, an alert's 21
+/// (RFC 8446 §5.1).
+fn greet(address: SocketAddr, name: &str) -> Result<(), String> {
+    let hello = probe::gate::hello(name).ok_or("no hello could be made")?;
+    let mut first = [0; 1];
+    let heard = TcpStream::connect_timeout(&address, PATIENCE).and_then(|mut stream| {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(&hello)?;
+        stream.read_exact(&mut first)
+    });
+    match (heard, first) {
+        (Ok(()), [22]) => Ok(()),
+        (Ok(()), [octet]) => Err(format!("it answered with {octet}, which is no TLS handshake")),
+        (Err(error), _) => Err(error.to_string()),
+    }
 }
 
 fn first_allowed() -> Option<String> {

@@ -106,7 +106,7 @@ fn load(innkeeper: &Innkeeper, firewall: &Firewall, plan: &FirewallPlan) -> Resu
     let trouble = |error: FirewallError| host::firewall_trouble(&error);
     let wanted = innkeeper.config.network.gate;
     let first = if wanted == config::Gate::Proxy { GateMode::Proxy } else { GateMode::Redirect };
-    let plan = &plan.clone().by(first);
+    let plan = &met(plan.clone(), first);
     let usual = firewall.backend() == Candidate::usual().backend.to_string()
         && innkeeper.config.network.backend != config::Backend::Iptables;
     if usual {
@@ -123,7 +123,7 @@ fn load(innkeeper: &Innkeeper, firewall: &Firewall, plan: &FirewallPlan) -> Resu
     }
     let (mode, ground) = ground(innkeeper, first)?;
     by_proxy(innkeeper, mode)?;
-    let plan = FirewallPlan { closed: ground.closed(), ..plan.clone() }.by(mode);
+    let plan = met(FirewallPlan { closed: ground.closed(), ..plan.clone() }, mode);
     let (plan, queues) = queues(innkeeper, plan, ground.no_log.as_ref());
     firewall.choose(programs(innkeeper), ground).map_err(trouble)?;
     firewall.load(plan.clone(), innkeeper.allowlist()).map_err(trouble)?;
@@ -136,14 +136,25 @@ struct Loaded {
     queues: Option<Queues>,
 }
 
+/// Where clients find the gate.
+fn met(plan: FirewallPlan, mode: GateMode) -> FirewallPlan {
+    let plan = plan.by(mode);
+    let gate = plan.gate.map(|gate| match mode {
+        GateMode::Redirect => gate,
+        GateMode::Proxy => GatePlan { v4: gate::keeper::PROXY, v6: None, ..gate },
+    });
+    FirewallPlan { gate, ..plan }
+}
+
 /// What a box needs whose only way out is to ask the gate.
 fn by_proxy(innkeeper: &Innkeeper, mode: GateMode) -> Result<(), Trouble> {
     if mode == GateMode::Redirect {
         return Ok(());
     }
     let text = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
-    let ours = SocketAddr::new(keeper::LISTEN_V4.into(), keeper::PORT);
-    if resolv_conf::parse(&text).servers != [ours] {
+    // What is parsed of a file of ours is whom it replaced.
+    let first = text.lines().find_map(|line| line.strip_prefix("nameserver "));
+    if first.map(str::trim) != Some(&keeper::LISTEN_V4.to_string()) {
         return Err(needs::resolver_unreachable().into());
     }
     if !innkeeper.config.network.inbound.is_empty() {
@@ -304,6 +315,7 @@ fn rules(
 ) -> FirewallPlan {
     let dns_v6 = sockets.v6.then(|| SocketAddrV6::new(Ipv6Addr::LOCALHOST, keeper::PORT, 0, 0));
     let ports = innkeeper.allowlist().gated_ports();
+    // One that is given by its name has a rule.
     let gate = GatePlan {
         mode: GateMode::Redirect,
         uid: innkeeper.accounts.gate.uid,

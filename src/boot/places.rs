@@ -181,7 +181,9 @@ pub(super) fn identity(innkeeper: &Innkeeper, steps: &Steps) -> Result<(), Failu
         let with_token = config.secrets.get("GH_TOKEN").is_some() || config.session.start == Start::Wait;
         let hosts = CREDENTIAL_HOSTS.iter().filter(|_| with_token).map(|host| (*host).to_owned()).collect();
         let (name, email) = (config.identity.name.clone(), config.identity.email.clone());
-        let (claude, remotes) = (super::comforts::plan(config), identity::remotes(config));
+        let (mut claude, remotes) = (super::comforts::plan(config), identity::remotes(config));
+        // Beside it they are empty there, so that no settings of a project lead elsewhere.
+        claude.env.extend(innkeeper.proxy.get().into_iter().flat_map(|proxy| identity::proxied(*proxy)));
         Ok(identity::Plan { name, email, extra_ca, credential_hosts: hosts, claude, remotes })
     };
     steps.run(

@@ -1,6 +1,6 @@
 //! The child of the self-attack, `innkeeper probe`: runs as the agent and tries the doors, side by side.
 
-mod gate;
+pub(crate) mod gate;
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
@@ -68,6 +68,9 @@ pub(crate) const METADATA_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 /// A public resolver that agents and tools hard-code.
 pub(crate) const OUTSIDE_RESOLVER: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
+
+/// A port that hardly any policy gates.
+pub(crate) const ANY_UNGATED: u16 = UNGATED.start;
 
 /// More than a policy can gate ([`MAX_GATED`](crate::allowlist::MAX_GATED)): the first that this one does not is tried.
 const UNGATED: std::ops::Range<u16> = 853..1000;

@@ -3,8 +3,8 @@
 use super::{held, least, least_with, listed, not_held};
 use crate::rig::{AGENT, BoxOptions, PLACES, ROOT, Rig, RunningBox, host};
 
-const PROTECTIONS: [&str; 7] =
-    ["egress-ipv4", "egress-ipv6", "dns", "rootfs", "host-doors", "agent", "control"];
+const PROTECTIONS: [&str; 8] =
+    ["egress-ipv4", "egress-ipv6", "dns", "gate", "rootfs", "host-doors", "agent", "control"];
 
 /// Every protection is there and held, and names work.
 #[track_caller]
