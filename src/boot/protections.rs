@@ -41,6 +41,7 @@ impl Attack {
                 resolver: readiness::probe::resolver(),
                 upstreams: innkeeper.upstreams.get().cloned().unwrap_or_default(),
                 gated: innkeeper.allowlist().gated_ports(),
+                proxy: innkeeper.proxy.get().map(|proxy| (*proxy).into()),
                 sealed: sealed_directories(sealed.writable()),
                 doors: sealed.doors().to_vec(),
                 userns: innkeeper.config.agent.userns,
