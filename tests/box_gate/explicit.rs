@@ -1,9 +1,11 @@
 //! The gate as a proxy and the only way out (`network.gate = "proxy"`, or a host that can redirect nothing).
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use crate::common::{denial, hellos_so_far, nothing_to, options, packets_to, python, shown, token};
-use crate::rig::{AGENT, BoxOptions, ROOT, Rig, RunningBox, host};
+use crate::rig::{AGENT, BoxOptions, PATIENCE, ROOT, Rig, RunningBox, host};
 
 const ALLOWED: &str = "ok.test:443,80,22;git.ok.test;npm.test;pypi.test;files.pypi.test";
 
@@ -64,7 +66,6 @@ fn programs_pass_that_read_their_environment() {
             ),
             &ok,
         );
-        says(&guest, &format!("node -e \"fetch('{url}').then(r => r.text()).then(console.log)\""), &ok);
     }
     says(
         &guest,
@@ -93,6 +94,12 @@ fn programs_pass_that_read_their_environment() {
         "import socket\ns = socket.create_connection(('127.0.0.1', 3128), 10); s.sendall(b'CONNECT ok.test:22 HTTP/1.1\\r\\nHost: ok.test:22\\r\\n\\r\\n'); f = s.makefile('rb')\nfor n in range(3): print(f.readline())",
     );
     assert!(ssh.out.contains("200") && ssh.out.contains("SSH-2.0"), "{ssh:?}");
+    // What does not read its environment (Node's own client, before 22.21) is refused at once, and told of.
+    says(
+        &guest,
+        "node -e \"fetch('https://ok.test/').catch(e => console.log(e.cause.code))\"",
+        "ECONNREFUSED",
+    );
     // The box itself is not asked of a proxy.
     says(
         &guest,
@@ -103,7 +110,9 @@ fn programs_pass_that_read_their_environment() {
     assert_eq!(status["gate"]["how"], "proxy", "{status}");
     let warned = status["warnings"].to_string();
     assert!(warned.contains("the gate is a proxy"), "{warned}");
-    assert_eq!(status["denials"], json!([]), "its own attack is no denial");
+    let gates: Vec<&Value> =
+        status["denials"].as_array().unwrap().iter().filter(|d| d["layer"] == "gate").collect();
+    assert!(gates.is_empty(), "its own attack is no denial: {gates:?}");
 }
 
 #[test]
@@ -114,13 +123,16 @@ fn t47_the_proxy_judges_the_name_of_the_tunnel_and_the_name_in_it() {
     let curl = format!("curl -skS -m 10 --resolve evil-cdn.test:443:{cdn} https://evil-cdn.test/");
     assert!(rig.inside(&curl).out.contains(&theirs), "the attacker's site is there");
 
-    let guest = rig.boot(&proxied(options("cdn.test:443,80")));
+    let guest = rig.boot(&proxied(options("cdn.test:443,80;npm.test")));
     let ours = token("cdn", "cdn.test");
     assert!(raw(&guest, &connect("cdn.test:443"), "cdn.test").contains(&ours), "{}", guest.logs());
     let (mark, before) = (rig.world.sync(), hellos_so_far(&rig));
 
-    let said = raw(&guest, &connect("cdn.test:443"), "evil-cdn.test");
-    assert!(said.contains(" 200 ") && said.contains("ACCESS_DENIED"), "{said}");
+    // Another name than the tunnel's is refused, be it allowed or not.
+    for name in ["evil-cdn.test", "npm.test"] {
+        let said = raw(&guest, &connect("cdn.test:443"), name);
+        assert!(said.contains(" 200 ") && said.contains("ACCESS_DENIED"), "{name}: {said}");
+    }
     for target in ["evil-cdn.test:443", "evil.test:443", "cdn.test:22", "cdn.test:9999"] {
         let said = raw(&guest, &connect(target), "cdn.test");
         assert!(said.starts_with("HTTP/1.1 403 ") && said.contains("\ninnkeeper: "), "{target}: {said}");
@@ -224,12 +236,35 @@ fn the_repository_and_claude_come_through_it() {
 }
 
 #[test]
+fn notices_go_through_it() {
+    let Some(rig) = Rig::new() else { return };
+    rig.world.script(&json!([{ "text": "Done." }]));
+    let options = BoxOptions::new()
+        .claude()
+        .env("CLAUDE_PROMPT", "Do nothing")
+        .env("NOTICES_WEBHOOK", "https://ok.test/services/notices");
+    let guest = rig.boot(&proxied(options));
+    let told = || {
+        let log = rig.world.log("http");
+        log.into_iter().find(|line| line["target"] == "/services/notices")
+    };
+    let until = Instant::now() + PATIENCE;
+    while told().is_none() {
+        assert!(Instant::now() < until, "no notice came\n{}", guest.logs());
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
+    assert_eq!(told().unwrap()["sni"], "ok.test");
+}
+
+#[test]
 fn a_box_whose_resolver_can_not_be_set_says_so() {
     let Some(rig) = Rig::new() else { return };
     let file = rig.file("resolv.conf", "nameserver 9.9.9.53\n");
     let mount = format!("{}:/etc/resolv.conf:ro", file.display());
     let guest = rig.start(&proxied(options("ok.test")).volume(&mount));
     assert_eq!(guest.exit_code(), 78, "{}", guest.logs());
-    assert!(guest.logs().contains("/etc/resolv.conf"), "{}", guest.logs());
-    eprintln!("{}", guest.logs());
+    let named = "firewall: /etc/resolv.conf does not name the box's resolver and can't be written";
+    assert!(guest.logs().contains(named), "{}", guest.logs());
+    // Where questions are redirected it does not matter.
+    rig.boot(&options("ok.test").volume(&mount));
 }
