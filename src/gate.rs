@@ -235,7 +235,7 @@ impl Worker {
     }
 
     fn receive(self: &Arc<Self>, stream: TcpStream, from: SocketAddr, door: Door) {
-        match self.roll.room() {
+        match self.roll.room(self.agent_uid) {
             Room::Yes => {}
             // Only who is in a hurry looks whose it is: the rest is looked up once it is let in.
             Room::Little if !self.is_agents(&stream, from, door) => {}

@@ -27,5 +27,8 @@ mod names;
 #[path = "box_gate/slow.rs"]
 mod slow;
 #[cfg(test)]
+#[path = "box_gate/upstream.rs"]
+mod upstream;
+#[cfg(test)]
 #[path = "box_gate/wires.rs"]
 mod wires;

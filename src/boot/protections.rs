@@ -26,21 +26,24 @@ pub(super) struct Attack {
     spawner: Spawner,
     identity: Identity,
     attack: readiness::Attack,
+    /// The ports that lead to the gate may be others by the next attack.
+    innkeeper: Arc<Innkeeper>,
     /// Who must not take the attack's packets for the agent's.
     watch: Option<watch::keeper::Keeper>,
     last: Arc<Mutex<Option<Tried>>>,
 }
 
 impl Attack {
-    pub(super) fn plan(innkeeper: &Innkeeper, sealed: &Sealed) -> Self {
+    pub(super) fn plan(innkeeper: &Arc<Innkeeper>, sealed: &Sealed) -> Self {
         Self {
+            innkeeper: Arc::clone(innkeeper),
             spawner: innkeeper.spawner.clone(),
             identity: agent_identity(innkeeper, "/"),
             attack: readiness::Attack {
                 supervisor: std::process::id(),
                 resolver: readiness::probe::resolver(),
                 upstreams: innkeeper.upstreams.get().cloned().unwrap_or_default(),
-                gated: innkeeper.allowlist().gated_ports(),
+                gated: Vec::new(),
                 proxy: innkeeper.proxy.get().map(|proxy| (*proxy).into()),
                 sealed: sealed_directories(sealed.writable()),
                 doors: sealed.doors().to_vec(),
@@ -58,10 +61,15 @@ impl Attack {
         match &*last {
             Some((at, result)) if at.elapsed() < MAX_AGE => result.clone(),
             Some(_) | None => {
+                let gated = self.innkeeper.allowlist().gated_ports();
+                let attack = readiness::Attack { gated, ..self.attack.clone() };
                 if let Some(watch) = &self.watch {
-                    watch.announce(&readiness::probe::refusals(&self.attack));
+                    watch.announce(&readiness::probe::refusals(&attack));
                 }
-                let attempts = readiness::attack(&self.spawner, &self.identity, &self.attack);
+                if let Some(gate) = self.innkeeper.gate.get() {
+                    gate.announce(readiness::probe::gate::refusals(attack.proxy));
+                }
+                let attempts = readiness::attack(&self.spawner, &self.identity, &attack);
                 let result = attempts.map_err(|error| crate::report::chain(&error));
                 *last = Some((Instant::now(), result.clone()));
                 result

@@ -4,11 +4,12 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::pin::pin;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -21,6 +22,8 @@ use crate::dns::answer::Family;
 const STAGGER: Duration = Duration::from_millis(250);
 /// All addresses together.
 const LIMIT: Duration = Duration::from_secs(15);
+/// Both families, with what is asked of the resolver.
+const WHOLE: Duration = Duration::from_secs(45);
 /// Addresses that are tried.
 const MOST: usize = 8;
 /// Whom the client's own keep-alive no longer reaches.
@@ -35,6 +38,12 @@ pub enum DialError {
     Connect { name: DomainName, port: u16, source: io::Error },
     #[error("{address} can't be reached")]
     Address { address: SocketAddr, source: io::Error },
+    #[error("{name}:{port} is the proxy that leads out of this network, which the gate alone may ask")]
+    TheProxy { name: DomainName, port: u16 },
+    #[error("{name}:{port} is allowed no more")]
+    Revoked { name: DomainName, port: u16 },
+    #[error("{name}:{port} can't be reached within {} s", WHOLE.as_secs())]
+    Late { name: DomainName, port: u16 },
     #[error("{name} can't be reached")]
     Through { name: DomainName, source: ThroughError },
 }
@@ -46,33 +55,78 @@ pub async fn dial(
     port: u16,
     toward: Option<IpAddr>,
 ) -> Result<(TcpStream, IpAddr), DialError> {
-    let unresolved = |source| DialError::Names { name: name.clone(), source };
-    let failed = |source| DialError::Connect { name: name.clone(), port, source };
+    let late = || DialError::Late { name: name.clone(), port };
+    timeout(WHOLE, try_all(names, name, port, toward)).await.unwrap_or_else(|_| Err(late()))
+}
+
+async fn try_all(
+    names: &Names,
+    name: &DomainName,
+    port: u16,
+    toward: Option<IpAddr>,
+) -> Result<(TcpStream, IpAddr), DialError> {
     let first = if toward.is_some_and(|address| address.is_ipv6()) { Family::V6 } else { Family::V4 };
     let other = if first == Family::V4 { Family::V6 } else { Family::V4 };
-    let mut error = None;
-    if let Some(addresses) = names.remembered(name, first) {
+    let failed = Notify::new();
+    let begun = async {
+        let reached = try_family(names, name, (port, first), toward).await;
+        if reached.is_err() {
+            failed.notify_one();
+        }
+        reached
+    };
+    // The client connected at once, since it was sent here: a family that leads nowhere is ours to notice (RFC 8305).
+    let also = async {
+        drop(timeout(STAGGER, failed.notified()).await);
+        try_family(names, name, (port, other), toward).await
+    };
+    let (mut begun, mut also) = (pin!(begun), pin!(also));
+    tokio::select! {
+        biased;
+        reached = &mut begun => match reached {
+            Ok(reached) => Ok(reached),
+            // The first family's reason says more than that the other has no address.
+            Err(error) => also.await.map_err(|other| other.instead_of(error)),
+        },
+        reached = &mut also => match reached {
+            Ok(reached) => Ok(reached),
+            Err(other) => begun.await.map_err(|error| other.instead_of(error)),
+        },
+    }
+}
+
+async fn try_family(
+    names: &Names,
+    name: &DomainName,
+    (port, family): (u16, Family),
+    toward: Option<IpAddr>,
+) -> Result<(TcpStream, IpAddr), DialError> {
+    let failed = |source| DialError::Connect { name: name.clone(), port, source };
+    let mut tried = None;
+    if let Some(addresses) = names.remembered(name, family) {
         match race(order(&addresses, toward), port).await {
             Ok(reached) => return Ok(reached),
             // What was remembered may be closed by now.
-            Err(_) => names.forget(name),
-        }
-    }
-    for family in [first, other] {
-        let addresses: Arc<[IpAddr]> = match names.ask(name, family).await {
-            Ok(addresses) => addresses,
             Err(source) => {
-                error = error.or(Some(unresolved(source)));
-                continue;
+                names.forget(name);
+                tried = Some((addresses, source));
             }
-        };
-        match race(order(&addresses, toward), port).await {
-            Ok(reached) => return Ok(reached),
-            // The other family's reason, if that has no address, says less.
-            Err(source) => error = Some(failed(source)),
         }
     }
-    Err(error.unwrap_or_else(|| unresolved(NamesError::NoAddress)))
+    let asked = names.ask(name, family).await;
+    let addresses = asked.map_err(|source| DialError::Names { name: name.clone(), source })?;
+    match tried {
+        // Those that were tried just now are not tried again.
+        Some((before, source)) if before == addresses => Err(failed(source)),
+        Some(_) | None => race(order(&addresses, toward), port).await.map_err(failed),
+    }
+}
+
+impl DialError {
+    /// Of the reasons of both families the one that says more.
+    fn instead_of(self, first: Self) -> Self {
+        if matches!(self, Self::Connect { .. }) && matches!(first, Self::Names { .. }) { self } else { first }
+    }
 }
 
 /// Connects to an address that the operator chose.

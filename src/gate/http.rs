@@ -140,6 +140,10 @@ impl<P: Porter> Connection<'_, P> {
             match self.exchange(&request).await {
                 After::Next => {}
                 After::Gone => return End::Closed,
+                After::Broken => {
+                    super::relay::reset(&self.client);
+                    return End::Closed;
+                }
                 After::Close => {
                     self.server = None;
                     linger(&mut self.client).await;

@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::protocol::{Door, FromWorker, MAX_FROM_WORKER, MAX_TO_WORKER, Setup, ToWorker, Totals, Used};
 use super::upstream::Proxy;
-use crate::allowlist::{Origin, parse_rule};
+use crate::allowlist::{DomainPattern, Origin, Subject, parse_rule};
 use crate::attribution::Attributor;
 use crate::audit::{self, Use};
 use crate::channel::{self, ChannelError};
@@ -145,8 +145,34 @@ struct Shared {
     link: Mutex<Option<UnixStream>>,
     serving: Mutex<Option<Instant>>,
     counted: Mutex<Counted>,
+    announced: Mutex<Announced>,
     /// Refusals whose client waits until somebody has looked who it is.
     waiting: SyncSender<DnsDenial>,
+}
+
+/// Refusals that the self-attack is about to cause, each as often as it is tried.
+#[derive(Debug, Default)]
+struct Announced {
+    whats: Vec<String>,
+    at: Option<Instant>,
+}
+
+/// An attack is over by then.
+const ATTACK_LIMIT: Duration = Duration::from_secs(10);
+
+impl Announced {
+    /// How many of these refusals are somebody else's.
+    fn left(&mut self, what: &str, mut count: u64, now: Instant) -> u64 {
+        let recent = self.at.is_some_and(|at| now.saturating_duration_since(at) < ATTACK_LIMIT);
+        while count > 0
+            && recent
+            && let Some(at) = self.whats.iter().position(|known| known == what)
+        {
+            self.whats.swap_remove(at);
+            count -= 1;
+        }
+        count
+    }
 }
 
 /// Over all lives of the worker.
@@ -193,6 +219,7 @@ impl Keeper {
             link: Mutex::new(None),
             serving: Mutex::new(None),
             counted: Mutex::default(),
+            announced: Mutex::default(),
             waiting,
         });
         let (served, receiver) = mpsc::sync_channel(1);
@@ -211,6 +238,11 @@ impl Keeper {
         let frame = ToWorker::Policy(standing.for_worker());
         *lock(&self.shared.standing) = standing;
         self.shared.send(&frame);
+    }
+
+    /// From now on one refusal of each of these is Innkeeper's own.
+    pub fn announce(&self, whats: Vec<String>) {
+        *lock(&self.shared.announced) = Announced { whats, at: Some(Instant::now()) };
     }
 
     /// Whether the worker serves now.
@@ -267,6 +299,7 @@ impl Shared {
                 *lock(&self.link) = None;
                 *lock(&self.serving) = None;
                 lock(&self.counted).close();
+                self.totals(Totals::default());
                 // Its channel is closed or broken: nobody hears it any more, and two must not take the same connections.
                 child.signal(nix::sys::signal::Signal::SIGKILL);
                 let end = child.wait_for(SETUP_LIMIT);
@@ -374,7 +407,8 @@ impl Shared {
 
     fn note_denial(&self, denial: &DnsDenial, process: Option<String>) {
         // Our own attack is no news to the operator.
-        if crate::readiness::probe::is_own(&denial.what) {
+        let count = lock(&self.announced).left(&denial.what, denial.count, Instant::now());
+        if count == 0 {
             return;
         }
         self.board.deny(Denial {
@@ -384,7 +418,7 @@ impl Shared {
             uid: denial.uid,
             process: process.map(|process| harmless(&process, 100)),
             reason: harmless(&denial.reason, 300),
-            count: denial.count,
+            count,
             allow: remedy(denial.rule.as_deref()),
         });
     }
@@ -393,8 +427,14 @@ impl Shared {
 /// What would let it pass. The operator may paste the line into a root shell: it is what we read of the worker's word as
 /// a rule, written by us.
 fn remedy(rule: Option<&str>) -> String {
-    let rule = rule.and_then(|rule| parse_rule(rule, Origin::Operator).ok()).filter(|rule| !rule.deny);
+    let rule = rule.and_then(|rule| parse_rule(rule, Origin::Operator).ok());
+    // What the gate can ask for is one name on one port, and what is spoken there.
+    let rule = rule.filter(|rule| {
+        let exact = matches!(rule.pattern, DomainPattern::Exact(_)) && rule.ports.len() == 1;
+        rule.deny || (exact && !rule.options.private && rule.options.by == Subject::Agent)
+    });
     match rule {
+        Some(rule) if rule.deny => format!("innkeeper revoke '{rule}'"),
         Some(rule) => {
             let text = rule.to_string();
             if text.contains(' ') {
@@ -429,15 +469,37 @@ impl Counted {
 
 #[cfg(test)]
 mod tests {
-    use super::remedy;
+    use super::{ATTACK_LIMIT, Announced, remedy};
+    use std::time::Instant;
+
+    #[test]
+    fn only_so_many_refusals_as_were_announced_are_our_own() {
+        let now = Instant::now();
+        let whats = vec!["a.test:443".to_owned(), "a.test:443".to_owned(), "192.0.2.1:80".to_owned()];
+        let mut announced = Announced { whats, at: Some(now) };
+        assert_eq!(announced.left("a.test:443", 5, now), 3);
+        assert_eq!(announced.left("a.test:443", 1, now), 1);
+        assert_eq!(announced.left("192.0.2.1:80", 1, now + ATTACK_LIMIT), 1, "too late");
+        assert_eq!(announced.left("192.0.2.1:80", 1, now), 0);
+    }
 
     #[test]
     fn t78_what_the_worker_says_becomes_a_command_only_as_a_rule() {
         assert_eq!(remedy(Some("evil.example:443")), "innkeeper allow evil.example");
         assert_eq!(remedy(Some("ok.test:443 ech")), "innkeeper allow 'ok.test ech'");
-        for hostile in ["$(id).test:443", "ok.test; id", "a.test:443 '", "!a.test", "", "a.test\nb.test"] {
+        for hostile in [
+            "$(id).test:443",
+            "ok.test; id",
+            "a.test:443 '",
+            "*.test",
+            "a.test private",
+            "a.test:1,2",
+            "",
+            "a.test\nb.test",
+        ] {
             assert!(remedy(Some(hostile)).starts_with("nothing: "), "{hostile}");
         }
+        assert_eq!(remedy(Some("!bad.test")), "innkeeper revoke '!bad.test'");
         assert!(remedy(None).starts_with("nothing: "));
     }
 }

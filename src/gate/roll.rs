@@ -14,7 +14,7 @@ use super::protocol::{Totals, Used};
 use crate::allowlist::{DomainName, Wire};
 
 /// How long a client may take to say its name, and the gate to reach it.
-pub const OPENING: Duration = Duration::from_secs(30);
+pub const OPENING: Duration = Duration::from_secs(75);
 /// A client that says nothing gives its place up after this, if it is needed.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The last places are for others than the agent.
@@ -62,6 +62,8 @@ impl Passage {
 #[derive(Debug)]
 struct Living {
     began: Instant,
+    /// Whose it is, once that is known.
+    uid: Option<u32>,
     task: Option<AbortHandle>,
     passages: Vec<Arc<Passage>>,
     /// Octets of the passages that were told already.
@@ -120,15 +122,17 @@ impl Roll {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether one more may come. Where it is full, who has said nothing for longest makes room.
+    /// Whether one more may come. Where it is full, who has reached nothing for longest makes room, but nobody else than
+    /// the agent for whoever that is.
     #[must_use]
-    pub fn room(&self) -> Room {
+    pub fn room(&self, agent: u32) -> Room {
         let mut state = self.state();
         let free = self.most.saturating_sub(state.living.len());
         if free > RESERVED {
             return Room::Yes;
         }
-        let silent = state.living.iter().filter(|(_, living)| living.passages.is_empty());
+        let waits = |living: &Living| living.passages.is_empty() && living.uid.is_none_or(|uid| uid == agent);
+        let silent = state.living.iter().filter(|(_, living)| waits(living));
         let eldest = silent.min_by_key(|(_, living)| living.began).map(|(id, living)| (*id, living.began));
         if let Some((id, began)) = eldest
             && began.elapsed() >= PATIENCE
@@ -145,7 +149,8 @@ impl Roll {
         let mut state = self.state();
         state.next += 1;
         let id = state.next;
-        let living = Living { began: Instant::now(), task: None, passages: Vec::new(), told: Vec::new() };
+        let living =
+            Living { began: Instant::now(), uid: None, task: None, passages: Vec::new(), told: Vec::new() };
         state.living.insert(id, living);
         Place { roll: Arc::clone(self), id }
     }
@@ -283,6 +288,13 @@ impl Living {
 }
 
 impl Place {
+    /// Whose it is.
+    pub fn belongs(&self, uid: Option<u32>) {
+        if let Some(living) = self.roll.state().living.get_mut(&self.id) {
+            living.uid = uid;
+        }
+    }
+
     #[must_use]
     pub fn id(&self) -> u64 {
         self.id
@@ -298,9 +310,11 @@ impl Place {
         let mut state = self.roll.state();
         state.totals.connections += 1;
         state.add(key, Sum { count: 1, ..Sum::default() });
-        if let Some(living) = state.living.get_mut(&self.id) {
-            living.passages.push(Arc::clone(&passage));
-            living.told.push((0, 0));
+        if let Some(mut living) = state.living.remove(&self.id) {
+            // A client of the proxy that goes on to another host has left the one before.
+            state.note(&mut living);
+            (living.passages, living.told) = (vec![Arc::clone(&passage)], vec![(0, 0)]);
+            state.living.insert(self.id, living);
         }
         passage
     }
@@ -405,9 +419,9 @@ mod tests {
                 place
             })
             .collect();
-        assert_eq!(roll.room(), Room::Little);
+        assert_eq!(roll.room(1000), Room::Little);
         places.extend((0..RESERVED).map(|_| roll.enter()));
-        assert_eq!(roll.room(), Room::No, "nobody has been silent for long");
+        assert_eq!(roll.room(1000), Room::No, "nobody has been silent for long");
         let task = forever();
         roll.carry(places[2].id(), task.abort_handle());
         for living in roll.state().living.values_mut().filter(|living| living.passages.is_empty()) {
@@ -416,9 +430,16 @@ mod tests {
         let eldest = roll.state().living.get(&places[2].id()).unwrap().began;
         roll.state().living.get_mut(&places[2].id()).unwrap().began =
             eldest.checked_sub(Duration::from_secs(1)).unwrap();
-        assert_eq!(roll.room(), Room::Yes);
+        assert_eq!(roll.room(1000), Room::Yes);
         assert!(is_ended(task).await);
+        for place in places.iter().skip(3) {
+            place.belongs(Some(0));
+        }
+        for living in roll.state().living.values_mut() {
+            living.began = living.began.checked_sub(PATIENCE).unwrap();
+        }
+        assert_eq!(roll.room(1000), Room::Little, "nobody else gives way to the agent");
         drop(places);
-        assert_eq!(roll.room(), Room::Yes);
+        assert_eq!(roll.room(1000), Room::Yes);
     }
 }

@@ -49,6 +49,12 @@ impl fmt::Debug for Proxy {
 }
 
 impl Proxy {
+    /// Whether this is the proxy itself.
+    #[must_use]
+    pub fn is_at(&self, name: &DomainName, port: u16) -> bool {
+        self.port == port && matches!(&self.host, Host::Name(host) if host == name)
+    }
+
     /// Where it is, if it was given by its address.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {

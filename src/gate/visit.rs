@@ -45,6 +45,7 @@ pub async fn visit(worker: Arc<Worker>, stream: TcpStream, from: SocketAddr, pla
         return reset(&stream);
     };
     let owner = worker.owners.of(from, to);
+    place.belongs(owner.map(|owner| owner.uid));
     named(worker, stream, Client { to, owner }, Vec::new(), &place, None).await;
 }
 
@@ -168,12 +169,20 @@ impl Worker {
         ech: bool,
     ) -> Result<(TcpStream, Arc<super::roll::Passage>), DialError> {
         let port = client.to.port();
+        if self.proxy.as_ref().is_some_and(|proxy| proxy.is_at(name, port)) {
+            return Err(DialError::TheProxy { name: name.clone(), port });
+        }
         let (server, address) = match self.proxy_for(name) {
             Some(proxy) => through(&self.names, proxy, name, port)
                 .await
                 .map_err(|source| DialError::Through { name: name.clone(), source })?,
             None => dial(&self.names, name, port, Some(client.to.ip())).await?,
         };
+        // Reaching it took a while, and the policy may be another.
+        let shown = Shown { name, port, wire, ech };
+        if judge(&self.allowlist(), shown).is_err() {
+            return Err(DialError::Revoked { name: name.clone(), port });
+        }
         let uid = client.owner.map(|owner| owner.uid);
         let key = Key { name: name.clone(), address, port, uid };
         Ok((server, place.pass(key, wire, ech)))
@@ -211,8 +220,8 @@ pub(super) fn rule_for(shown: Shown<'_>, why: &Why<'_>) -> Option<String> {
         Why::Name(Denied::NotListed | Denied::OtherSubject(_)) | Why::Port(_) => {
             Some(format!("{name}:{port}"))
         }
-        // Another rule forbids it: that one has to go first.
-        Why::Name(Denied::DenyRule(_)) => None,
+        // That one has to go first.
+        Why::Name(Denied::DenyRule(rule)) => Some(rule.to_string()),
         Why::Wire(_) => Some(format!("{name}:{port} {wire}")),
         Why::Ech => Some(format!("{name}:{port} ech")),
     }

@@ -11,8 +11,6 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 
-pub use gate::is_own;
-
 use super::{Attack, Attempt, Outcome};
 use crate::control::protocol::{Request, SOCKET};
 use crate::watch::packet::protocol;

@@ -161,6 +161,8 @@ fn t47_the_proxy_judges_the_name_of_the_tunnel_and_the_name_in_it() {
     assert!(said.contains("next: operator: innkeeper allow evil-cdn.test:80"), "{said}");
 
     assert_eq!(denial(&guest, "evil-cdn.test:443")["uid"], 1000);
+    let by_address = denial(&guest, "127.0.0.1:3128");
+    assert_eq!(by_address["uid"], 1000, "{by_address}");
     let denied = denial(&guest, "evil.test:443");
     assert_eq!((&denied["uid"], &denied["allow"]), (&json!(1000), &json!("innkeeper allow evil.test")));
     nothing_to(&rig, mark, &evil);

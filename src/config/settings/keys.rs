@@ -105,7 +105,7 @@ pub const SETTINGS: &[Setting] = &[
     ),
     row(
         "network.proxy",
-        Kind::Url,
+        Kind::Line,
         "",
         "proxy that leads to every name that is not private, better given as the secret NETWORK_PROXY",
     )

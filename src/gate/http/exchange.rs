@@ -33,6 +33,8 @@ pub(super) enum After {
     Malformed(&'static str),
     /// The server did not answer.
     Failed { status: u16, what: &'static str },
+    /// The server was reset within its answer: so is the client, who must not take what there is for the whole.
+    Broken,
     /// Another protocol.
     Tunnel,
 }
@@ -81,11 +83,16 @@ enum Received {
     Nothing,
     /// It changed the protocol, which nobody asked for.
     Unasked,
+    /// It was reset within its answer.
+    Broken,
     ClientGone,
 }
 
 enum Cut {
+    /// It has ended.
     Source,
+    /// It is gone.
+    Reset,
     Sink,
     Malformed(&'static str),
 }
@@ -167,7 +174,7 @@ impl<P: Porter> Course<'_, P> {
         let moved = |octets| self.sent(octets);
         match copy(&mut client, inbox, &mut server, self.request.body, moved).await {
             Ok(()) => Ok((client, server)),
-            Err(Cut::Source) => Err(Unsent::Client),
+            Err(Cut::Source | Cut::Reset) => Err(Unsent::Client),
             Err(Cut::Sink) => Err(Unsent::Server),
             Err(Cut::Malformed(why)) => Err(Unsent::Malformed(why)),
         }
@@ -227,6 +234,7 @@ impl<P: Porter> Course<'_, P> {
             {
                 Ok(()) => Received::Over { is_persistent: response.is_persistent },
                 Err(Cut::Source) => Received::Over { is_persistent: false },
+                Err(Cut::Reset) => Received::Broken,
                 Err(Cut::Sink) => Received::ClientGone,
                 Err(Cut::Malformed(_)) => self.pass_on(server, inbox, client).await,
             };
@@ -262,6 +270,7 @@ impl<P: Porter> Course<'_, P> {
         });
         match copy(&mut server, inbox, &mut client, Body::UntilClose, |octets| self.received(octets)).await {
             Err(Cut::Sink) => Received::ClientGone,
+            Err(Cut::Reset) => Received::Broken,
             Ok(()) | Err(Cut::Source | Cut::Malformed(_)) => Received::Over { is_persistent: false },
         }
     }
@@ -281,7 +290,10 @@ impl<P: Porter> Course<'_, P> {
         F: Future<Output = Result<T, Unsent>>,
     {
         let after = self.after(received).at_most_close();
-        if after == After::Close && *self.go.borrow() == Go::Now {
+        // A server that means to go on may take what is left of the body for the next request, which nobody judged: only one
+        // that closes gets it.
+        let goes_on = matches!(received, Received::Over { is_persistent: true });
+        if after == After::Close && !goes_on && *self.go.borrow() == Go::Now {
             // However it ends, so does the connection.
             drop(send.await);
         }
@@ -294,6 +306,7 @@ impl<P: Porter> Course<'_, P> {
             Received::Over { .. } => After::Close,
             Received::Tunnel => After::Tunnel,
             Received::ClientGone => After::Gone,
+            Received::Broken => After::Broken,
             Received::Nothing => self.failed(502, "it closed the connection without an answer"),
             Received::Unasked => self.failed(502, "it changed the protocol unasked"),
         }
@@ -352,7 +365,8 @@ async fn copy<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
         }
         match inbox.fill_body(from).await {
             Ok(octets) if octets > 0 => {}
-            Ok(_) | Err(_) => return Err(Cut::Source),
+            Ok(_) => return Err(Cut::Source),
+            Err(_) => return Err(Cut::Reset),
         }
     }
 }

@@ -11,13 +11,16 @@ use super::{
     DENIED_NAME, DENIED_V4, DENIED_V6, METADATA_V4, Outcome, PATIENCE, Result, Trial, refused, trial,
 };
 
-/// Whether a refusal by the gate is one of these attempts'. Who imitates them is refused all the same.
+/// What the gate calls its refusals of these attempts, each as often as it is tried.
 #[must_use]
-pub fn is_own(what: &str) -> bool {
-    let of = |address: IpAddr, port| SocketAddr::new(address, port).to_string() == what;
-    what.strip_prefix(DENIED_NAME).is_some_and(|rest| rest.starts_with(':'))
-        || of(DENIED_V4.into(), 443)
-        || of(METADATA_V4.into(), 80)
+pub(crate) fn refusals(proxy: Option<SocketAddr>) -> Vec<String> {
+    let no_name = |address: IpAddr, port| SocketAddr::new(address, port).to_string();
+    let name = |port: u16| format!("{DENIED_NAME}:{port}");
+    if let Some(proxy) = proxy {
+        // Nothing else gets there.
+        return vec![name(443), proxy.to_string()];
+    }
+    vec![name(443), name(443), name(80), no_name(DENIED_V4.into(), 443), no_name(METADATA_V4.into(), 80)]
 }
 
 /// Where they go, each as often as it is tried.
