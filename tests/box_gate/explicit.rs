@@ -171,7 +171,7 @@ fn t47_the_proxy_judges_the_name_of_the_tunnel_and_the_name_in_it() {
 }
 
 #[test]
-fn t60_there_is_no_way_around_the_proxy() {
+fn there_is_no_way_around_the_proxy() {
     let Some(rig) = Rig::new() else { return };
     let (ok, evil) = (host("ok"), host("evil"));
     let mut attempts: Vec<Vec<String>> = Vec::new();
