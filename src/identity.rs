@@ -184,12 +184,14 @@ pub const PASSED_ON: &[&str] = &[
     "FLY_REGION",
 ];
 
-/// What tells programs of the gate where it is a proxy. curl reads `http_proxy` in small letters alone.
+/// What tells programs of the gate where it is a proxy. curl reads `http_proxy` in small letters alone; Node's own
+/// clients read them where they are told to.
 pub fn proxied(proxy: SocketAddrV4) -> impl Iterator<Item = (String, String)> {
     let at = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"]
         .map(|name| (name, format!("http://{proxy}")));
     let beside = ["NO_PROXY", "no_proxy"].map(|name| (name, "localhost,127.0.0.1,::1".to_owned()));
-    at.into_iter().chain(beside).map(|(name, value)| (name.to_owned(), value))
+    let node = [("NODE_USE_ENV_PROXY", "1".to_owned())];
+    at.into_iter().chain(beside).chain(node).map(|(name, value)| (name.to_owned(), value))
 }
 
 /// The agent's whole environment, from a list: what is not here does not exist for it.

@@ -3,7 +3,7 @@
 
 pub mod probe;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -29,9 +29,11 @@ pub struct Attack {
     pub supervisor: u32,
     /// The box's own resolver.
     pub resolver: IpAddr,
-    pub upstreams: Vec<std::net::SocketAddr>,
+    pub upstreams: Vec<SocketAddr>,
     /// Ports that lead to the gate.
     pub gated: Vec<u16>,
+    /// Where the gate is asked, in a box in which nothing leads to it.
+    pub proxy: Option<SocketAddr>,
     /// Places where no file may be made.
     pub sealed: Vec<PathBuf>,
     /// Host doors that were covered.

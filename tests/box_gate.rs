@@ -12,6 +12,9 @@ mod clients;
 #[path = "box_gate/common.rs"]
 mod common;
 #[cfg(test)]
+#[path = "box_gate/explicit.rs"]
+mod explicit;
+#[cfg(test)]
 #[path = "box_gate/http.rs"]
 mod http;
 #[cfg(test)]

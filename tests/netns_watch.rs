@@ -194,6 +194,7 @@ fn the_self_attack_is_no_denial_of_the_agents() {
         resolver: "127.0.0.53".parse().unwrap(),
         upstreams: vec!["9.9.9.9:53".parse().unwrap()],
         gated: vec![80, 443],
+        proxy: None,
         sealed: vec![],
         doors: vec![],
         userns: true,

@@ -146,6 +146,9 @@ fn met(plan: FirewallPlan, mode: GateMode) -> FirewallPlan {
     FirewallPlan { gate, ..plan }
 }
 
+/// What the operator must know who wonders why a program reaches nothing.
+const PROXY_ONLY: &str = "and programs that do not read HTTPS_PROXY reach nothing";
+
 /// What a box needs whose only way out is to ask the gate.
 fn by_proxy(innkeeper: &Innkeeper, mode: GateMode) -> Result<(), Trouble> {
     if mode == GateMode::Redirect {
@@ -156,6 +159,9 @@ fn by_proxy(innkeeper: &Innkeeper, mode: GateMode) -> Result<(), Trouble> {
     let first = text.lines().find_map(|line| line.strip_prefix("nameserver "));
     if first.map(str::trim) != Some(&keeper::LISTEN_V4.to_string()) {
         return Err(needs::resolver_unreachable().into());
+    }
+    if innkeeper.config.network.gate == config::Gate::Proxy {
+        innkeeper.board().warn(format!("the gate is a proxy, {PROXY_ONLY} (network.gate)"));
     }
     if !innkeeper.config.network.inbound.is_empty() {
         let what = "network.inbound is not opened: where the gate is a proxy no connection is tracked, and answers could not \
@@ -178,7 +184,7 @@ fn ground(innkeeper: &Innkeeper, first: GateMode) -> Result<(GateMode, Candidate
         Ok(found) => (first, found),
         Err(lack) if first == GateMode::Redirect && innkeeper.config.network.gate == config::Gate::Auto => {
             let Ok(found) = tried(GateMode::Proxy) else { return Err(lack.into()) };
-            innkeeper.board().warn(format!("the gate is a proxy, and the only way out: {}", lack.what));
+            innkeeper.board().warn(format!("the gate is a proxy, {PROXY_ONLY}: {}", lack.what));
             (GateMode::Proxy, found)
         }
         Err(lack) => return Err(lack.into()),

@@ -44,6 +44,7 @@ impl Attack {
                 resolver: readiness::probe::resolver(),
                 upstreams: innkeeper.upstreams.get().cloned().unwrap_or_default(),
                 gated: Vec::new(),
+                proxy: innkeeper.proxy.get().map(|proxy| (*proxy).into()),
                 sealed: sealed_directories(sealed.writable()),
                 doors: sealed.doors().to_vec(),
                 userns: innkeeper.config.agent.userns,
@@ -66,7 +67,7 @@ impl Attack {
                     watch.announce(&readiness::probe::refusals(&attack));
                 }
                 if let Some(gate) = self.innkeeper.gate.get() {
-                    gate.announce(readiness::probe::gate::refusals());
+                    gate.announce(readiness::probe::gate::refusals(attack.proxy));
                 }
                 let attempts = readiness::attack(&self.spawner, &self.identity, &attack);
                 let result = attempts.map_err(|error| crate::report::chain(&error));

@@ -147,13 +147,17 @@ fn notices(innkeeper: &Innkeeper) -> Option<Notices> {
         ("SSL_CERT_FILE", roots),
         ("CURL_CA_BUNDLE", roots),
     ];
+    let env = env.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
     let ways = Ways {
         command: config.command.clone(),
         webhook: config.webhook.clone(),
         account: innkeeper.accounts.notify.clone(),
         spawner: innkeeper.spawner.clone(),
         roots: roots.to_owned(),
-        env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
+        env: env
+            .chain(innkeeper.proxy.get().into_iter().flat_map(|proxy| identity::proxied(*proxy)))
+            .collect(),
+        proxy: innkeeper.proxy.get().map(|proxy| (*proxy).into()),
     };
     let (board, seats) = (Arc::clone(innkeeper.board()), Arc::clone(&innkeeper.seats));
     match Notices::start(config.on.clone(), ways, board, seats) {

@@ -29,8 +29,8 @@ const AGREED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 pub(super) async fn visit(worker: Arc<Worker>, stream: TcpStream, from: SocketAddr, place: Place) {
     let Ok(own) = stream.local_addr() else { return };
     let owner = worker.owners.of(from, own);
-    // Nobody knows yet where to; a port comes with each request.
-    let client = Client { to: nowhere(80), owner };
+    // Where to comes with each request; what names nobody is told of by the proxy's own address.
+    let client = Client { to: own, owner };
     let mut opener = Opener::proxy(&worker, client, &place);
     match http::serve_proxy(stream, &mut opener, LIMITS).await {
         End::Closed => {}

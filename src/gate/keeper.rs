@@ -76,8 +76,11 @@ impl Sockets {
         Ok(sockets)
     }
 
-    /// Where the host can't redirect, clients are told of this address instead.
+    /// Where nothing is redirected clients are told of this address instead, and there is no other: who comes to the
+    /// sockets of before would be somebody whose connection nobody has redirected.
     pub fn open_proxy(&mut self) -> Result<(), KeeperError> {
+        self.doors.clear();
+        self.fds.clear();
         self.listen(PROXY.into(), Door::Explicit)
     }
 

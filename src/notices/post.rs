@@ -1,10 +1,10 @@
 //! `innkeeper post`, a child with a uid of its own: one HTTPS POST, whose address it reads on its standard input.
 //!
-//! The smallest client that does it: through the box's resolver and firewall like everybody, no proxy, no redirect, and of
-//! the answer the status line alone.
+//! The smallest client that does it: through the box's resolver, firewall and gate like everybody, no redirect, and of the
+//! answers the status line alone.
 
 use std::io::{Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,8 @@ pub struct Letter {
     pub body: String,
     /// A file of PEM certificates that the host is judged by.
     pub roots: String,
+    /// The gate, where it is a proxy.
+    pub proxy: Option<SocketAddr>,
 }
 
 impl std::fmt::Debug for Letter {
@@ -58,6 +60,8 @@ pub enum PostError {
     Reach { host: String, source: std::io::Error },
     #[error("cannot send to {host}")]
     Send { host: String, source: std::io::Error },
+    #[error("the gate lets nothing through to {host}: it answered {status}")]
+    Gate { host: String, status: u16 },
     #[error("{0} gave no answer of HTTP")]
     Answer(String),
     #[error("{host} answered {status}")]
@@ -93,18 +97,43 @@ fn send(letter: &Letter) -> Result<u16, PostError> {
 }
 
 fn connect(letter: &Letter) -> Result<TcpStream, PostError> {
+    match letter.proxy {
+        Some(proxy) => through(proxy, letter),
+        None => direct(letter),
+    }
+}
+
+/// A tunnel (RFC 9110, section 9.3.6), whose answer ends with an empty line.
+fn through(proxy: SocketAddr, letter: &Letter) -> Result<TcpStream, PostError> {
+    let host = || letter.host.clone();
+    let authority = format!("{}:{}", letter.host, letter.port);
+    let asked = reach(proxy).and_then(|mut stream| {
+        stream.write_all(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").as_bytes())?;
+        Ok(stream)
+    });
+    let mut stream = asked.map_err(|source| PostError::Reach { host: host(), source })?;
+    match status(&mut stream) {
+        None => Err(PostError::Answer("the gate".to_owned())),
+        Some(200) if empty_line(&mut stream) => Ok(stream),
+        Some(status) => Err(PostError::Gate { host: host(), status }),
+    }
+}
+
+fn reach(address: SocketAddr) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, STEP)?;
+    stream.set_read_timeout(Some(STEP))?;
+    stream.set_write_timeout(Some(STEP))?;
+    Ok(stream)
+}
+
+fn direct(letter: &Letter) -> Result<TcpStream, PostError> {
     let host = || letter.host.clone();
     let addresses = (letter.host.as_str(), letter.port)
         .to_socket_addrs()
         .map_err(|source| PostError::Resolve { host: host(), source })?;
     let mut last = std::io::Error::from(std::io::ErrorKind::NotFound);
     for address in addresses.take(ADDRESSES) {
-        let connected = TcpStream::connect_timeout(&address, STEP).and_then(|stream| {
-            stream.set_read_timeout(Some(STEP))?;
-            stream.set_write_timeout(Some(STEP))?;
-            Ok(stream)
-        });
-        match connected {
+        match reach(address) {
             Ok(stream) => return Ok(stream),
             Err(error) => last = error,
         }
@@ -125,11 +154,21 @@ fn request(letter: &Letter) -> String {
 
 /// The number of the status line, and nothing behind it.
 fn status(stream: &mut impl Read) -> Option<u16> {
+    parse_status(&line(stream)?)
+}
+
+/// Whether the gate's answer, which has a header or two at the most, is over.
+fn empty_line(stream: &mut impl Read) -> bool {
+    (0..4).map_while(|_| line(stream)).any(|line| line == b"\r")
+}
+
+/// One line, without its end.
+fn line(stream: &mut impl Read) -> Option<Vec<u8>> {
     let (deadline, mut answer) = (Instant::now() + STEP, Vec::new());
     while answer.len() < MAX_ANSWER && Instant::now() < deadline {
         let mut octet = [0; 1];
         match stream.read(&mut octet) {
-            Ok(1..) if octet == *b"\n" => return parse_status(&answer),
+            Ok(1..) if octet == *b"\n" => return Some(answer),
             Ok(1..) => answer.extend(octet),
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Ok(0) | Err(_) => return None,
@@ -161,6 +200,9 @@ mod tests {
         assert_eq!(status(&mut answer), Some(200));
         assert_eq!(answer, b"X: 1\r\n");
         assert_eq!(status(&mut std::io::repeat(b'a')), None);
+        for (head, over) in [("\r\nTLS", true), ("A: b\r\n\r\nTLS", true), ("A: b\r\n", false), ("", false)] {
+            assert_eq!(super::empty_line(&mut head.as_bytes()), over, "{head:?}");
+        }
     }
 
     #[test]
@@ -171,6 +213,7 @@ mod tests {
             path: "/canary".into(),
             body: "{}".into(),
             roots: String::new(),
+            proxy: None,
         };
         let text = request(&letter);
         assert!(text.starts_with("POST /canary HTTP/1.1\r\nHost: hooks.example.org:8443\r\n"), "{text}");

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Seek, Write};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub struct Ways {
     /// The certificates that the webhook is judged by, and further variables of the program's.
     pub roots: String,
     pub env: Vec<(String, String)>,
+    /// The gate, where it is a proxy.
+    pub proxy: Option<SocketAddr>,
 }
 
 impl Ways {
@@ -63,6 +66,7 @@ impl Ways {
                 path: webhook.expose_path().to_owned(),
                 body,
                 roots: self.roots.clone(),
+                proxy: self.proxy,
             };
             let letter = serde_json::to_string(&letter).unwrap_or_default();
             problems.extend(self.run(Launch::own("post", Some(identity)), &letter, account.uid).err());

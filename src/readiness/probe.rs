@@ -129,6 +129,7 @@ fn network(attack: &Attack) -> Vec<Trial<'static>> {
     });
     trials.extend(places);
     trials.extend(gate::trials());
+    trials.extend(attack.proxy.into_iter().flat_map(gate::proxy_trials));
     trials
 }
 

@@ -13,16 +13,20 @@ use super::{
 
 /// What the gate calls its refusals of these attempts, each as often as it is tried.
 #[must_use]
-pub(crate) fn refusals() -> Vec<String> {
+pub(crate) fn refusals(proxy: Option<SocketAddr>) -> Vec<String> {
     let no_name = |address: IpAddr, port| SocketAddr::new(address, port).to_string();
     let name = |port: u16| format!("{DENIED_NAME}:{port}");
+    if let Some(proxy) = proxy {
+        // Nothing else gets there.
+        return vec![name(443), proxy.to_string()];
+    }
     vec![name(443), name(443), name(80), no_name(DENIED_V4.into(), 443), no_name(METADATA_V4.into(), 80)]
 }
 
 /// Where they go, each as often as it is tried.
 pub(super) fn places() -> impl Iterator<Item = SocketAddr> {
     let (v4, metadata) = (SocketAddr::from((DENIED_V4, 443)), SocketAddr::from((METADATA_V4, 80)));
-    [v4, v4, SocketAddr::from((DENIED_V6, 443)), metadata, metadata].into_iter()
+    [v4, v4, v4, SocketAddr::from((DENIED_V6, 443)), metadata, metadata].into_iter()
 }
 
 pub(super) fn trials() -> Vec<Trial<'static>> {
@@ -39,6 +43,18 @@ pub(super) fn trials() -> Vec<Trial<'static>> {
         trial("metadata-http", "gate", move || {
             say(metadata, format!("GET / HTTP/1.1\r\nHost: {METADATA_V4}\r\n\r\n").as_bytes())
         }),
+    ]
+}
+
+/// Where the gate is a proxy: what it must refuse, and that there is no way around it.
+pub(super) fn proxy_trials(proxy: SocketAddr) -> Vec<Trial<'static>> {
+    let connect_to = |host: String| format!("CONNECT {host} HTTP/1.1\r\nHost: {host}\r\n\r\n").into_bytes();
+    let name = connect_to(format!("{DENIED_NAME}:443"));
+    let address = connect_to(format!("{DENIED_V4}:443"));
+    vec![
+        trial("proxy-denied-name", "gate", move || say(proxy, &name)),
+        trial("proxy-address", "gate", move || say(proxy, &address)),
+        trial("around-the-proxy", "gate", || super::connect(SocketAddr::from((DENIED_V4, 443)))),
     ]
 }
 
