@@ -266,7 +266,7 @@ write("client_hello", {
     "modern": hello(extension(0x2a2a, b""), names(b"ok.test"), *MODERN, extension(16, long(short(b"h2")))),
     "old": hello(names(b"Ok.Test"), session=b"", ciphers=b"\xc0\x2f\0\xff", version=0x0301),
     "parted": hello(names(b"ok.test"), *MODERN, size=40),
-    "octets": hello(names(b"ok.test"), session=b"", size=1),
+    "octets": hello(names(b"ok.test"), *MODERN, session=b"", size=1),
     "nameless": hello(*MODERN),
     "two-names": hello(names(b"ok.test", b"evil.test"), *MODERN),
     "two-extensions": hello(names(b"ok.test"), names(b"evil.test")),
@@ -276,7 +276,7 @@ write("client_hello", {
     "encrypted": hello(names(b"public.test"), extension(0xfe0d, OUTER), *MODERN),
     "esni": hello(extension(0xffce, bytes(9)), names(b"ok.test")),
     "early-data": hello(names(b"ok.test"), *MODERN, extension(42, b""), extension(41, bytes(9))) + b"\x17\3\3" + long(b"early"),
-    "second-record": hello(names(b"ok.test")) + b"\x14\3\3\0\1\1",
+    "second-record": hello(names(b"ok.test"), *MODERN) + b"\x14\3\3\0\1\1",
     "ssl2": b"\x80\x2e\1\3\1\0\x15\0\0\0\x10",
     "http": b"GET / HTTP/1.1\r\n",
 })
