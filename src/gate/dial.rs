@@ -27,8 +27,7 @@ const WHOLE: Duration = Duration::from_secs(45);
 /// Addresses that are tried.
 const MOST: usize = 8;
 /// Whom the client's own keep-alive no longer reaches.
-const KEEPALIVE: TcpKeepalive =
-    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new().with_time(Duration::from_secs(60));
 
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
@@ -141,10 +140,14 @@ fn order(addresses: &[IpAddr], toward: Option<IpAddr>) -> Vec<IpAddr> {
     own.chain(others).take(MOST).copied().collect()
 }
 
-/// The first that answers. Most names answer at the first address, which costs no timer.
+/// The first that answers.
 async fn race(addresses: Vec<IpAddr>, port: u16) -> io::Result<(TcpStream, IpAddr)> {
     let mut waiting = addresses.into_iter();
     let Some(first) = waiting.next() else { return Err(io::ErrorKind::AddrNotAvailable.into()) };
+    if waiting.len() == 0 {
+        // Nothing to race with: the whole has a limit of its own.
+        return connect(first, port).await;
+    }
     let mut running = JoinSet::new();
     running.spawn(connect(first, port));
     let mut worst = None;

@@ -27,7 +27,14 @@ const INODE: usize = HEADER + 68;
 /// Asks the kernel of this network namespace.
 #[derive(Debug)]
 pub struct Owners {
-    socket: Mutex<OwnedFd>,
+    socket: Mutex<Asked>,
+}
+
+#[derive(Debug)]
+struct Asked {
+    socket: OwnedFd,
+    /// An answer came too late, and may be there now.
+    owed: bool,
 }
 
 impl Owners {
@@ -37,18 +44,20 @@ impl Owners {
         set_socket_timeout(&socket, Timeout::Recv, Some(LIMIT))?;
         // Connected to the kernel: nobody else's messages reach it.
         nix::sys::socket::connect(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-        Ok(Self { socket: Mutex::new(socket) })
+        Ok(Self { socket: Mutex::new(Asked { socket, owed: false }) })
     }
 
     /// The owner of the socket that is connected from `local` to `remote`; none if it is gone.
     #[must_use]
     pub fn of(&self, local: SocketAddr, remote: SocketAddr) -> Option<Owner> {
-        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        // What an earlier question left behind, if its answer came too late.
+        let mut asked = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
         let mut answer = [0; 512];
-        while recv(&*socket, &mut answer[..], RecvFlags::DONTWAIT).is_ok() {}
-        send(&*socket, &question(local, remote), SendFlags::empty()).ok()?;
-        let (_, length) = recv(&*socket, &mut answer[..], RecvFlags::empty()).ok()?;
+        if std::mem::replace(&mut asked.owed, true) {
+            while recv(&asked.socket, &mut answer[..], RecvFlags::DONTWAIT).is_ok() {}
+        }
+        send(&asked.socket, &question(local, remote), SendFlags::empty()).ok()?;
+        let (_, length) = recv(&asked.socket, &mut answer[..], RecvFlags::empty()).ok()?;
+        asked.owed = false;
         understand(answer.get(..length)?)
     }
 }

@@ -25,6 +25,11 @@ thread_local! {
     static CHUNKS: RefCell<Vec<u8>> = RefCell::new(vec![0; CHUNK]);
 }
 
+/// Lends the buffer that everybody reads into.
+pub fn with_chunk<T>(read: impl FnOnce(&mut [u8]) -> io::Result<T>) -> io::Result<T> {
+    CHUNKS.with_borrow_mut(|chunk| read(chunk))
+}
+
 /// Why copying ended before both sides were done.
 #[derive(Debug)]
 enum Broken {

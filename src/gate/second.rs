@@ -8,11 +8,8 @@ use std::io;
 use tokio::net::TcpStream;
 
 use super::hello::retry::{Differs, Step, Watch};
-use super::relay::write_all;
+use super::relay::{with_chunk, write_all};
 use super::roll::Passage;
-
-/// Read at a time.
-const PIECE: usize = 16 << 10;
 
 /// Why a connection does not go on.
 #[derive(Debug)]
@@ -37,7 +34,6 @@ pub async fn follow(
     mut watch: Watch,
     passage: &Passage,
 ) -> Result<(), Stop> {
-    let mut piece = vec![0; PIECE];
     loop {
         match watch.client(&held) {
             Step::Refused(differs) => return Err(Stop::Refused(differs)),
@@ -47,33 +43,36 @@ pub async fn follow(
         tokio::select! {
             ready = server.readable() => {
                 ready?;
-                let Some(read) = read(server, &mut piece)? else { continue };
-                if read == 0 {
+                let Some(said) = read(server)? else { continue };
+                if said.is_empty() {
                     return Err(Stop::Gone);
                 }
-                let said = piece.get(..read).unwrap_or_default();
-                write_all(client, said).await?;
-                passage.received(read);
-                if !watch.server(said) {
+                write_all(client, &said).await?;
+                passage.received(said.len());
+                if !watch.server(&said) {
                     return pass(server, &mut held, usize::MAX, passage).await;
                 }
             }
             ready = client.readable() => {
                 ready?;
-                let Some(read) = read(client, &mut piece)? else { continue };
-                if read == 0 {
+                let Some(more) = read(client)? else { continue };
+                if more.is_empty() {
                     // What is not complete can't be completed any more; whoever reads next finds the end again.
                     return pass(server, &mut held, usize::MAX, passage).await;
                 }
-                held.extend_from_slice(piece.get(..read).unwrap_or_default());
+                held.extend_from_slice(&more);
             }
         }
     }
 }
 
 /// None: there is nothing yet.
-fn read(stream: &TcpStream, piece: &mut [u8]) -> io::Result<Option<usize>> {
-    match stream.try_read(piece) {
+fn read(stream: &TcpStream) -> io::Result<Option<Vec<u8>>> {
+    let read = with_chunk(|chunk| {
+        let read = stream.try_read(chunk)?;
+        Ok(chunk.get(..read).unwrap_or_default().to_vec())
+    });
+    match read {
         Ok(read) => Ok(Some(read)),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
         Err(error) => Err(error),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt};
+use rustix::net::{RecvFlags, recv};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -13,7 +14,7 @@ use super::Worker;
 use super::dial::{DialError, dial};
 use super::hello::retry::{Differs, Watch};
 use super::hello::{self, Alert, Hello, alert};
-use super::relay::{relay, reset, write_all};
+use super::relay::{relay, reset, with_chunk, write_all};
 use super::roll::{Key, Place};
 use super::second::{Stop, follow};
 use super::through::through;
@@ -28,7 +29,7 @@ const HELLO_LIMIT: Duration = Duration::from_secs(10);
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_OCTETS: usize = 256 << 10;
 /// Read at a time while the name is not known.
-const PIECE: usize = 4 << 10;
+const PIECE: usize = 16 << 10;
 
 /// Who came, and where he was going.
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +78,10 @@ pub(super) async fn named(
         until = until.or_else(|| Some(Instant::now() + HELLO_LIMIT));
         match reader.read(&octets) {
             Hello::Incomplete => {}
-            Hello::NotTls => return super::web::visit(worker, stream, client, octets, place, only).await,
+            // On the heap: the rest of them needs much less.
+            Hello::NotTls => {
+                return Box::pin(super::web::visit(worker, stream, client, octets, place, only)).await;
+            }
             Hello::Damaged(why) => {
                 return worker.refuse_tls(&stream, &client, None, &why, Alert::DecodeError).await;
             }
@@ -229,18 +233,23 @@ pub(super) fn rule_for(shown: Shown<'_>, why: &Why<'_>) -> Option<String> {
 
 /// Reads what is there, waiting for it if need be.
 async fn piece(stream: &TcpStream, octets: &mut Vec<u8>, until: Option<Instant>) -> io::Result<usize> {
-    let before = octets.len();
+    // Past the runtime at first, which has not heard of this socket yet: what a client says first is mostly there already.
+    let mut known = false;
     loop {
-        octets.resize(before + PIECE, 0);
-        match stream.try_read(octets.get_mut(before..).unwrap_or_default()) {
-            Ok(read) => {
-                octets.truncate(before + read);
-                return Ok(read);
-            }
+        let read = with_chunk(|chunk| {
+            let chunk = chunk.get_mut(..PIECE).unwrap_or_default();
+            let read = if known {
+                stream.try_read(chunk)?
+            } else {
+                recv(stream, &mut *chunk, RecvFlags::DONTWAIT)?.1
+            };
+            octets.extend_from_slice(chunk.get(..read).unwrap_or_default());
+            Ok(read)
+        });
+        match read {
+            Ok(read) => return Ok(read),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // Who waits here holds no memory.
-                octets.truncate(before);
-                octets.shrink_to_fit();
+                known = true;
                 match until {
                     Some(until) => timeout_at(until, stream.readable()).await.map_err(io::Error::from)??,
                     None => stream.readable().await?,
@@ -273,13 +282,12 @@ pub(super) async fn end(stream: &TcpStream, word: &[u8]) {
 
 /// Where a redirected connection was going, as the kernel remembers it (netfilter's SO_ORIGINAL_DST).
 pub(super) fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
-    match stream.local_addr().ok()? {
-        SocketAddr::V4(_) => {
-            let to = getsockopt(stream, sockopt::OriginalDst).ok()?;
+    match getsockopt(stream, sockopt::OriginalDst) {
+        Ok(to) => {
             let address = Ipv4Addr::from(u32::from_be(to.sin_addr.s_addr));
             Some(SocketAddr::new(IpAddr::V4(address), u16::from_be(to.sin_port)))
         }
-        SocketAddr::V6(_) => {
+        Err(_) => {
             let to = getsockopt(stream, sockopt::Ip6tOriginalDst).ok()?;
             let address = Ipv6Addr::from(to.sin6_addr.s6_addr);
             Some(SocketAddr::new(IpAddr::V6(address), u16::from_be(to.sin6_port)))

@@ -370,9 +370,8 @@ async fn an_early_answer_arrives_and_ends_the_connection() {
     let refusal = "HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n";
     say(&mut server, refusal).await;
     expect(&mut world.client, refusal).await;
-    say(&mut world.client, &"x".repeat(995)).await;
-    expect(&mut server, &"x".repeat(995)).await;
-    say(&mut world.client, GET).await;
+    // A server that goes on may take the rest of the body for its next request: it gets none of it.
+    say(&mut world.client, &format!("GET /x HTTP/1.1\r\nHost: evil.test\r\n\r\n{:953}", "")).await;
     assert_eq!(rest(&mut world.client).await, "");
     assert_eq!(rest(&mut server).await, "");
 }
