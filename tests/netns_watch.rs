@@ -203,7 +203,7 @@ fn the_self_attack_is_no_denial_of_the_agents() {
     let attempts = world.inside.run(AGENT, || innkeeper::readiness::probe::run(&attack));
     let network = attempts.iter().filter(|attempt| attempt.protection.starts_with("egress"));
     let refused = network.filter(|a| a.outcome == innkeeper::readiness::Outcome::Refused).count();
-    assert_eq!(refused, 6, "{attempts:?}");
+    assert_eq!(refused, 7, "{attempts:?}");
     world.inside.connect(AGENT, "169.254.169.254:80").unwrap_err();
     watched.denial("169.254.169.254:80 tcp", AGENT, 1, "metadata service", "nothing opens");
     // Without a gate the rules refuse what is meant for it.

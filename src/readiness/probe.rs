@@ -112,8 +112,12 @@ pub fn refusals(attack: &Attack) -> Vec<Target> {
         port: Some(to.port()),
         icmp: None,
     };
-    let at_gate =
-        gate::places().map(|to| Forbidden { name: String::new(), protection: "gate", to, udp: false });
+    let at_gate = gate::places(attack.proxy.is_some()).map(|to| Forbidden {
+        name: String::new(),
+        protection: "gate",
+        to,
+        udp: false,
+    });
     forbidden(attack).into_iter().chain(at_gate).map(target).collect()
 }
 

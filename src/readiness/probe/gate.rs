@@ -24,9 +24,10 @@ pub(crate) fn refusals(proxy: Option<SocketAddr>) -> Vec<String> {
 }
 
 /// Where they go, each as often as it is tried.
-pub(super) fn places() -> impl Iterator<Item = SocketAddr> {
+pub(super) fn places(by_proxy: bool) -> impl Iterator<Item = SocketAddr> {
     let (v4, metadata) = (SocketAddr::from((DENIED_V4, 443)), SocketAddr::from((METADATA_V4, 80)));
-    [v4, v4, v4, SocketAddr::from((DENIED_V6, 443)), metadata, metadata].into_iter()
+    let usual = [v4, v4, SocketAddr::from((DENIED_V6, 443)), metadata, metadata];
+    usual.into_iter().chain(by_proxy.then_some(v4))
 }
 
 pub(super) fn trials() -> Vec<Trial<'static>> {
