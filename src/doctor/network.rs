@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 use std::path::Path;
 
 use super::finding::Finding;
-use crate::config::{Backend, Config};
+use crate::config::{Backend, Config, Gate};
 use crate::dns::resolv_conf::{self, ENGINE};
 use crate::firewall::detect::{self, Scope};
 use crate::firewall::ground::{Candidate, Offer};
@@ -64,21 +64,28 @@ fn packet_filter(given: &Privileges, config: Option<&Config>) -> Vec<Finding> {
     }
     let wanted = config.map_or(Backend::Auto, |config| config.network.backend);
     let apart = given.has("SYS_ADMIN");
-    let found = if apart {
-        in_a_namespace(|| detect::candidates(&Direct, Scope::All, GateMode::Redirect))
-    } else {
-        Some(detect::candidates(&Direct, Scope::First(Backend::Nftables), GateMode::Redirect))
-    };
-    let Some(candidates) = found else {
+    let gate = config.map_or(Gate::Auto, |config| config.network.gate);
+    let mode = if gate == Gate::Proxy { GateMode::Proxy } else { GateMode::Redirect };
+    let Some(mut candidates) = candidates(apart, mode) else {
         return vec![Finding::weaker(mechanism, "could not be tried without effect", "unshare(2)")];
     };
     let tried =
         if apart { "loaded in a network namespace of its own" } else { "loaded in a batch that is undone" };
     let given_up = config.is_some_and(|config| config.boot.accepts("egress-ipv6"));
-    let chosen = needs::filter(wanted, &candidates, given_up);
+    let mut chosen = needs::filter(wanted, &candidates, given_up);
+    let mut findings = Vec::new();
+    // As the boot does: where nothing redirects, the gate is a proxy.
+    if let Err(lack) = &chosen
+        && gate == Gate::Auto
+        && let Some(others) = candidates(apart, GateMode::Proxy)
+        && let Ok(found) = needs::filter(wanted, &others, given_up)
+    {
+        let what = format!("nothing redirects here, so it is a proxy and the only way out: {}", lack.what);
+        findings.push(Finding::weaker("gate", what, tried));
+        (candidates, chosen) = (others, Ok(found));
+    }
     let used = chosen.as_ref().ok().map(|(chosen, _)| chosen.backend);
-    let mut findings: Vec<Finding> =
-        candidates.iter().map(|one| backend(one, used == Some(one.backend), tried)).collect();
+    findings.extend(candidates.iter().map(|one| backend(one, used == Some(one.backend), tried)));
     match chosen {
         Ok((chosen, unfiltered)) => {
             findings.push(log(&chosen, tried));
@@ -101,6 +108,15 @@ fn packet_filter(given: &Privileges, config: Option<&Config>) -> Vec<Finding> {
         Err(lack) => findings.push(Finding::missing(mechanism, &lack, tried)),
     }
     findings
+}
+
+/// What the kernel can do for a box whose gate works like this.
+fn candidates(apart: bool, mode: GateMode) -> Option<Vec<Candidate>> {
+    if apart {
+        in_a_namespace(move || detect::candidates(&Direct, Scope::All, mode))
+    } else {
+        Some(detect::candidates(&Direct, Scope::First(Backend::Nftables), mode))
+    }
 }
 
 /// One way to program the kernel, family by family.
