@@ -66,7 +66,7 @@ fn packet_filter(given: &Privileges, config: Option<&Config>) -> Vec<Finding> {
     let apart = given.has("SYS_ADMIN");
     let gate = config.map_or(Gate::Auto, |config| config.network.gate);
     let mode = if gate == Gate::Proxy { GateMode::Proxy } else { GateMode::Redirect };
-    let Some(mut candidates) = candidates(apart, mode) else {
+    let Some(mut candidates) = ways(apart, mode) else {
         return vec![Finding::weaker(mechanism, "could not be tried without effect", "unshare(2)")];
     };
     let tried =
@@ -77,7 +77,7 @@ fn packet_filter(given: &Privileges, config: Option<&Config>) -> Vec<Finding> {
     // As the boot does: where nothing redirects, the gate is a proxy.
     if let Err(lack) = &chosen
         && gate == Gate::Auto
-        && let Some(others) = candidates(apart, GateMode::Proxy)
+        && let Some(others) = ways(apart, GateMode::Proxy)
         && let Ok(found) = needs::filter(wanted, &others, given_up)
     {
         let what = format!("nothing redirects here, so it is a proxy and the only way out: {}", lack.what);
@@ -111,7 +111,7 @@ fn packet_filter(given: &Privileges, config: Option<&Config>) -> Vec<Finding> {
 }
 
 /// What the kernel can do for a box whose gate works like this.
-fn candidates(apart: bool, mode: GateMode) -> Option<Vec<Candidate>> {
+fn ways(apart: bool, mode: GateMode) -> Option<Vec<Candidate>> {
     if apart {
         in_a_namespace(move || detect::candidates(&Direct, Scope::All, mode))
     } else {
