@@ -48,7 +48,7 @@ mod demo {
         let (guest, screen) = tour(&rig, BoxOptions::new());
         assert!(line(&screen, "which is allowed").trim_start().starts_with("open"), "{screen}");
         let refused = screen.lines().filter(|line| line.trim_start().starts_with("refused")).count();
-        assert_eq!(refused, 9, "{screen}");
+        assert_eq!(refused, 10, "{screen}");
         assert!(screen.contains("Nothing got through"), "{screen}");
         guest.type_into_pane("0", "echo shell-$((6*7))");
         let until = Instant::now() + PATIENCE;

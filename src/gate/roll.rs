@@ -13,7 +13,9 @@ use tokio::task::AbortHandle;
 use super::protocol::{Totals, Used};
 use crate::allowlist::{DomainName, Wire};
 
-/// How long a client may take to say its name, and the gate to reach it.
+/// A client that says nothing is given up after this.
+const SILENCE: Duration = Duration::from_secs(30);
+/// One that has shown a name, and waits until it is reached, after this.
 pub const OPENING: Duration = Duration::from_secs(75);
 /// A client that says nothing gives its place up after this, if it is needed.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -64,6 +66,8 @@ struct Living {
     began: Instant,
     /// Whose it is, once that is known.
     uid: Option<u32>,
+    /// It has shown a name that is allowed.
+    showed: bool,
     task: Option<AbortHandle>,
     passages: Vec<Arc<Passage>>,
     /// Octets of the passages that were told already.
@@ -122,7 +126,7 @@ impl Roll {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether one more may come. Where it is full, who has reached nothing for longest makes room, but nobody else than
+    /// Whether one more may come. Where it is full, who has shown nothing for longest makes room, but nobody else than
     /// the agent for whoever that is.
     #[must_use]
     pub fn room(&self, agent: u32) -> Room {
@@ -131,7 +135,9 @@ impl Roll {
         if free > RESERVED {
             return Room::Yes;
         }
-        let waits = |living: &Living| living.passages.is_empty() && living.uid.is_none_or(|uid| uid == agent);
+        let waits = |living: &Living| {
+            living.passages.is_empty() && !living.showed && living.uid.is_none_or(|uid| uid == agent)
+        };
         let silent = state.living.iter().filter(|(_, living)| waits(living));
         let eldest = silent.min_by_key(|(_, living)| living.began).map(|(id, living)| (*id, living.began));
         if let Some((id, began)) = eldest
@@ -149,8 +155,14 @@ impl Roll {
         let mut state = self.state();
         state.next += 1;
         let id = state.next;
-        let living =
-            Living { began: Instant::now(), uid: None, task: None, passages: Vec::new(), told: Vec::new() };
+        let living = Living {
+            began: Instant::now(),
+            uid: None,
+            showed: false,
+            task: None,
+            passages: Vec::new(),
+            told: Vec::new(),
+        };
         state.living.insert(id, living);
         Place { roll: Arc::clone(self), id }
     }
@@ -184,7 +196,8 @@ impl Roll {
         let over = |living: &Living| {
             let age = living.began.elapsed();
             match living.passages.last() {
-                None => age >= OPENING,
+                None if living.showed => age >= OPENING,
+                None => age >= SILENCE,
                 Some(last) => age >= lifetime || still(last),
             }
         };
@@ -292,6 +305,13 @@ impl Place {
     pub fn belongs(&self, uid: Option<u32>) {
         if let Some(living) = self.roll.state().living.get_mut(&self.id) {
             living.uid = uid;
+        }
+    }
+
+    /// It has shown a name that is allowed.
+    pub fn showed(&self) {
+        if let Some(living) = self.roll.state().living.get_mut(&self.id) {
+            living.showed = true;
         }
     }
 

@@ -172,6 +172,7 @@ impl Worker {
         wire: Wire,
         ech: bool,
     ) -> Result<(TcpStream, Arc<super::roll::Passage>), DialError> {
+        place.showed();
         let port = client.to.port();
         if self.proxy.as_ref().is_some_and(|proxy| proxy.is_at(name, port)) {
             return Err(DialError::TheProxy { name: name.clone(), port });
