@@ -6,19 +6,22 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hickory_server::net::xfer::Protocol;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::reply::{Parsed, parse};
 use super::server::Responder;
 
-/// Connections at a time; a further one ends the oldest, so that idle ones can't keep others out.
+/// Connections at a time; a further one ends an older one, so that idle ones can't keep others out.
 const MAX_CONNECTIONS: usize = 128;
+/// A client that has just connected is about to ask: so long it is not taken for an idle one.
+const YOUTH: Duration = Duration::from_millis(100);
 /// For a whole question to arrive, and for a reply to leave.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// After a failed accept: no descriptors are left, and they don't come back by trying at once.
@@ -27,20 +30,21 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Serves `listener` for ever.
 pub async fn serve(listener: TcpListener, responder: Arc<Responder>) {
     let mut connections = JoinSet::new();
-    let mut ages: VecDeque<AbortHandle> = VecDeque::new();
+    let mut living = Living::default();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, client)) => {
-                    ages.retain(|connection| !connection.is_finished());
-                    while ages.len() >= MAX_CONNECTIONS && let Some(oldest) = ages.pop_front() {
-                        oldest.abort();
-                    }
-                    let responder = responder.clone();
-                    ages.push_back(connections.spawn(async move {
+                    living.make_room().await;
+                    let (responder, asks) = (responder.clone(), Arc::new(AtomicBool::new(false)));
+                    let asking = asks.clone();
+                    let task = connections.spawn(async move {
                         // A broken connection is the client's affair.
-                        converse(stream, client, &responder).await.ok();
-                    }));
+                        converse(stream, client, &responder, &asking).await.ok();
+                    });
+                    living.0.push_back(Connection { task, asks, began: Instant::now() });
+                    // Its question may be there already, and is read before others are let in.
+                    tokio::task::yield_now().await;
                 }
                 Err(_) => sleep(ACCEPT_PAUSE).await,
             },
@@ -49,15 +53,65 @@ pub async fn serve(listener: TcpListener, responder: Arc<Responder>) {
     }
 }
 
-async fn converse(mut stream: TcpStream, client: SocketAddr, responder: &Responder) -> io::Result<()> {
+#[derive(Debug)]
+struct Connection {
+    task: AbortHandle,
+    /// A whole question of its has come and is not answered yet.
+    asks: Arc<AtomicBool>,
+    began: Instant,
+}
+
+impl Connection {
+    fn is_idle(&self) -> bool {
+        !self.asks.load(Ordering::Relaxed) && self.began.elapsed() >= YOUTH
+    }
+}
+
+/// The connections there are, the oldest first.
+#[derive(Debug, Default)]
+struct Living(VecDeque<Connection>);
+
+impl Living {
+    /// Ends the oldest idle one if there are too many. Where none is idle it waits until one can be told for idle, and then
+    /// the oldest has had its time: the next ones queue in the kernel meanwhile.
+    async fn make_room(&mut self) {
+        self.forget_the_ended();
+        if self.0.len() < MAX_CONNECTIONS {
+            return;
+        }
+        if !self.0.iter().any(Connection::is_idle) {
+            sleep(YOUTH).await;
+            self.forget_the_ended();
+        }
+        while self.0.len() >= MAX_CONNECTIONS {
+            let place = self.0.iter().position(Connection::is_idle).unwrap_or(0);
+            if let Some(connection) = self.0.remove(place) {
+                connection.task.abort();
+            }
+        }
+    }
+
+    fn forget_the_ended(&mut self) {
+        self.0.retain(|connection| !connection.task.is_finished());
+    }
+}
+
+async fn converse(
+    mut stream: TcpStream,
+    client: SocketAddr,
+    responder: &Responder,
+    asks: &AtomicBool,
+) -> io::Result<()> {
     stream.set_nodelay(true)?;
     loop {
         let message = timeout(IDLE_TIMEOUT, read_message(&mut stream)).await??;
+        asks.store(true, Ordering::Relaxed);
         let Some(reply) = reply_to(message, client, responder).await else { return Ok(()) };
         let Ok(length) = u16::try_from(reply.len()) else { return Ok(()) };
         let mut framed = length.to_be_bytes().to_vec();
         framed.extend(reply);
         timeout(IDLE_TIMEOUT, stream.write_all(&framed)).await??;
+        asks.store(false, Ordering::Relaxed);
     }
 }
 

@@ -34,12 +34,16 @@ pub(super) struct Running {
     started: Instant,
     /// We ended it, and why.
     ours: Option<&'static str>,
+    told: bool,
 }
 
 impl Running {
-    /// Tells it to end; one that was stopped has to run to hear that.
-    pub(super) fn end(&self) {
-        self.remote.signal(Signal::SIGTERM);
+    /// Tells it to end, once: a second signal would tell many a program to end without tidying up. One that was stopped
+    /// has to run to hear that.
+    pub(super) fn end(&mut self) {
+        if !std::mem::replace(&mut self.told, true) {
+            self.remote.signal(Signal::SIGTERM);
+        }
         self.remote.signal(Signal::SIGCONT);
     }
 
@@ -138,7 +142,7 @@ impl Host {
             self.master = None;
             return Err(format!("nobody can watch it: {error}"));
         }
-        self.claude = Some(Running { id, pid, remote, started: Instant::now(), ours: None });
+        self.claude = Some(Running { id, pid, remote, started: Instant::now(), ours: None, told: false });
         event("session", &format!("Claude Code is running (pid {pid})"));
         self.board.session(|session| {
             session.state = SessionState::Running;

@@ -81,7 +81,7 @@ impl Host {
             let (spawner, ending) = last;
             spawner.stop(ending);
         }
-        if let Some(claude) = &self.claude {
+        if let Some(claude) = &mut self.claude {
             claude.end();
         }
     }

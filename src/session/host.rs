@@ -336,7 +336,7 @@ impl Host {
     fn stop(&mut self, done: Sender<()>, limit: Duration) {
         (self.server_due, self.claude_due, self.ended) = (None, None, None);
         self.stopping = Some(Stopping { done, kill_at: Instant::now() + limit.mul_f64(GRACE) });
-        match &self.claude {
+        match &mut self.claude {
             Some(claude) => claude.end(),
             None => self.end_server(),
         }

@@ -127,7 +127,7 @@ impl Host {
             return;
         }
         self.limit.over();
-        let Some(claude) = &self.claude else { return };
+        let Some(claude) = &mut self.claude else { return };
         event(
             "session",
             "the usage limit should be over, and Claude Code does not go on by itself: it is started anew",

@@ -49,7 +49,7 @@ impl Host {
         };
         event("session", &format!("{what}: everything of the agent's ends first"));
         self.ordered = Some(Ordered { order, answer });
-        let claude = self.claude.as_ref().map(|claude| {
+        let claude = self.claude.as_mut().map(|claude| {
             claude.end();
             PathBuf::from(format!("/proc/{}", claude.pid))
         });

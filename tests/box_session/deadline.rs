@@ -29,7 +29,8 @@ pub(crate) fn gauge(guest: &RunningBox, gauge: &str) -> String {
 fn after_max_time_the_session_is_told_to_end_and_the_box_is_resumable() {
     let Some(rig) = Rig::new() else { return };
     let volume = rig.volume();
-    let guest = rig.start(&polite(&volume).env("INNKEEPER_SESSION_MAX_TIME", "8s"));
+    let guest = rig.start(&polite(&volume).env("INNKEEPER_SESSION_MAX_TIME", "20s"));
+    until("the trap", || guest.exec_root("test -s /workspace/up").ok());
     let status = guest.await_status("a deadline", |status| status["session"]["deadline"].is_string());
     let deadline = status["session"]["deadline"].as_str().unwrap();
     assert!(deadline.starts_with("20") && deadline.ends_with('Z'), "{deadline}");
@@ -38,7 +39,7 @@ fn after_max_time_the_session_is_told_to_end_and_the_box_is_resumable() {
     let logs = guest.logs();
     assert!(
         logs.contains(
-            "exit: the session ends: it has lasted 8s (session.max_time); it can be resumed (exit status 75)"
+            "exit: the session ends: it has lasted 20s (session.max_time); it can be resumed (exit status 75)"
         ),
         "{logs}"
     );

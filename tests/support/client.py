@@ -61,8 +61,14 @@ def dns(server, name, kind="A", transport="udp"):
     address, _, port = server.partition("@")
     with connected(socket.SOCK_STREAM if transport == "tcp" else socket.SOCK_DGRAM, address, port or 53) as sock:
         sock.sendall(struct.pack("!H", len(query)) + query if transport == "tcp" else query)
-        answer = sock.recv(65535)
-    answer = answer[2:] if transport == "tcp" else answer
+        if transport == "tcp":
+            with sock.makefile("rb") as stream:
+                length = stream.read(2)
+                if len(length) < 2:
+                    raise ConnectionError("it ended before the answer")
+                answer = stream.read(int.from_bytes(length, "big"))
+        else:
+            answer = sock.recv(65535)
     flags, _, count = struct.unpack("!3H", answer[2:8])
     at, values = 12 + len(question), []
     for _ in range(count):
