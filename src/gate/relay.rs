@@ -40,7 +40,7 @@ enum Broken {
 }
 
 #[derive(Debug, Default)]
-struct Way {
+struct Direction {
     /// Read and not written yet, and how much of it is.
     held: Vec<u8>,
     written: usize,
@@ -54,7 +54,7 @@ pub async fn relay(client: &mut TcpStream, server: &mut TcpStream, passage: &Pas
     let broke = {
         let (mut from_client, mut to_client) = client.split();
         let (mut from_server, mut to_server) = server.split();
-        let (mut out, mut back) = (Way::default(), Way::default());
+        let (mut out, mut back) = (Direction::default(), Direction::default());
         poll_fn(|cx| {
             if !out.done {
                 match out.poll(cx, &mut from_client, &mut to_server, |octets| passage.sent(octets)) {
@@ -87,7 +87,7 @@ pub fn reset(stream: &TcpStream) {
     socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO)).ok();
 }
 
-impl Way {
+impl Direction {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
