@@ -746,7 +746,7 @@ fn a_proxy_is_a_secret_and_its_name_a_rule_for_the_gate() {
 fn a_proxys_port_is_one_of_those_that_the_gate_can_have() {
     let ports = |count: u16| (9000..9000 + count).map(|port| port.to_string()).collect::<Vec<_>>().join(",");
     let allowed = |count| format!("many.example.org:{} tls", ports(count));
-    let world = |count| World::new().set("INNKEEPER_NETWORK_ALLOW", &allowed(count));
+    let world = |count| World::new().set("INNKEEPER_NETWORK_ALLOW", allowed(count));
     let named = "http://proxy.corp.example:3128";
     world(62).good();
     world(61).set("NETWORK_PROXY", named).good();
