@@ -8,6 +8,7 @@
 pub mod denials;
 pub mod keeper;
 pub mod link;
+pub mod meter;
 pub mod policy;
 pub mod protocol;
 pub mod sockets;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::name_server::NameServer;
 use crate::allowlist::DomainName;
 use crate::worker::policy::Policy;
-use crate::worker::protocol::{Attributes, ClientDenial, Frame, MAX_POLICY, Order};
+use crate::worker::protocol::{Attributes, ClientDenial, Frame, MAX_POLICY, News, Order};
 
 /// The largest frame from PID 1: a policy.
 pub const MAX_TO_WORKER: usize = MAX_POLICY;
@@ -140,6 +140,17 @@ impl Frame for ToWorker {
 
 impl Frame for FromWorker {
     const LIMIT: usize = MAX_FROM_WORKER;
+}
+
+impl News for FromWorker {
+    fn is_metered(&self) -> bool {
+        match self {
+            Self::Denied(_) | Self::Health(_) => true,
+            // As many as there are names, at once after a boot or while the upstreams are down. Nothing of it is written down:
+            // the firewall bounds what it admits, and few of the names that fail are kept.
+            Self::Serving | Self::Learned(_) | Self::Primed { .. } | Self::Failed { .. } => false,
+        }
+    }
 }
 
 impl Order for ToWorker {

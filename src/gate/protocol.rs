@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::upstream::Proxy;
 use crate::allowlist::DomainName;
 use crate::worker::policy::Policy;
-use crate::worker::protocol::{Attributes, ClientDenial, Frame, MAX_POLICY, Order};
+use crate::worker::protocol::{Attributes, ClientDenial, Frame, MAX_POLICY, News, Order};
 
 /// The largest frame from PID 1: a policy.
 pub const MAX_TO_WORKER: usize = MAX_POLICY;
@@ -104,6 +104,12 @@ impl Frame for ToWorker {
 
 impl Frame for FromWorker {
     const LIMIT: usize = MAX_FROM_WORKER;
+}
+
+impl News for FromWorker {
+    fn is_metered(&self) -> bool {
+        true
+    }
 }
 
 impl Order for ToWorker {

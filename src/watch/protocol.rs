@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::worker::protocol::{Frame, Order};
+use crate::worker::protocol::{Frame, News, Order};
 
 /// The sockets that come with the setup.
 const SOCKETS: usize = 2;
@@ -79,6 +79,12 @@ impl Frame for ToWorker {
 
 impl Frame for FromWorker {
     const LIMIT: usize = MAX_FROM_WORKER;
+}
+
+impl News for FromWorker {
+    fn is_metered(&self) -> bool {
+        true
+    }
 }
 
 impl Order for ToWorker {

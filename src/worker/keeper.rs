@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::lock;
-use super::protocol::{Frame, Order};
+use super::meter::Bound;
+use super::protocol::{Frame, News, Order};
 use crate::channel::{self, ChannelError};
 use crate::report::{chain, event};
 use crate::status::Board;
@@ -44,7 +45,7 @@ impl<O: Order> First<'_, O> {
 /// What is a worker's own, at PID 1.
 pub trait Work: std::fmt::Debug + Send + Sync + Sized + 'static {
     type Order: Order;
-    type News: Frame;
+    type News: News;
     /// What who started the worker waits for.
     type Ready: Send;
     /// What the log says behind the worker's end.
@@ -218,9 +219,20 @@ impl<W: Work> Keeper<W> {
 
     /// Hears one life; returns when its channel closes or it says something impossible.
     fn converse(&self, stream: &UnixStream, ready: &SyncSender<W::Ready>) {
+        let mut bound = Bound::new(Instant::now());
         loop {
-            match channel::receive(stream, W::News::LIMIT) {
-                Ok(Some(news)) => self.work().hear(news, self, ready),
+            match channel::receive::<W::News>(stream, W::News::LIMIT) {
+                Ok(Some(news)) => {
+                    let now = Instant::now();
+                    if !news.is_metered() || bound.hears(now) {
+                        self.work().hear(news, self, ready);
+                    }
+                    if let Some(count) = bound.to_say(now) {
+                        let text =
+                            format!("{count} messages of the worker were not heard: they came too fast");
+                        event(Self::NAME, &text);
+                    }
+                }
                 Ok(None) => return,
                 Err(error) => return event(Self::NAME, &chain(&error)),
             }

@@ -33,6 +33,12 @@ pub trait Attributes: Order {
     fn attributed(id: u64) -> Self;
 }
 
+/// From a worker to PID 1.
+pub trait News: Frame {
+    /// Whether more than a few hundred a second can't be honest ([`Bound`](super::meter::Bound)).
+    fn is_metered(&self) -> bool;
+}
+
 /// The largest frame that carries a policy: one of 10,000 names is under 1 MiB.
 pub const MAX_POLICY: usize = 16 << 20;
 
