@@ -11,6 +11,7 @@ pub mod link;
 pub mod meter;
 pub mod policy;
 pub mod protocol;
+pub mod pulse;
 pub mod sockets;
 pub mod unreported;
 pub mod who;

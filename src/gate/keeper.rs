@@ -225,6 +225,7 @@ impl Work for Gating {
                 keeper.serves();
                 served.try_send(()).ok();
             }
+            FromWorker::Pong => {}
             FromWorker::Denied(denial) => keeper.denied(denial),
             FromWorker::Totals(totals) => self.totals(totals, keeper.board()),
             FromWorker::Used { uses } => uses.into_iter().take(MAX_USES).for_each(|used| self.used(used)),

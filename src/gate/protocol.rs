@@ -34,6 +34,8 @@ pub enum Door {
 #[serde(rename_all = "lowercase", tag = "op")]
 pub enum ToWorker {
     Setup(Setup),
+    /// Answered with [`FromWorker::Pong`], by a worker that does not hang.
+    Ping,
     Policy(Policy),
     /// PID 1 has looked who was refused ([`ClientDenial::id`]): the client may have its answer.
     Attributed {
@@ -64,6 +66,7 @@ pub struct Setup {
 pub enum FromWorker {
     /// Sockets taken over, policy understood: connections are judged from now on.
     Serving,
+    Pong,
     Denied(ClientDenial),
     Totals(Totals),
     Used {
@@ -122,8 +125,12 @@ impl Order for ToWorker {
                 let sockets = setup.sockets.len();
                 Some((setup, sockets))
             }
-            Self::Policy(_) | Self::Attributed { .. } => None,
+            Self::Ping | Self::Policy(_) | Self::Attributed { .. } => None,
         }
+    }
+
+    fn ping() -> Self {
+        Self::Ping
     }
 }
 

@@ -21,6 +21,8 @@ pub const MAX_FROM_WORKER: usize = 4 << 10;
 #[serde(rename_all = "lowercase", tag = "op")]
 pub enum ToWorker {
     Setup(Setup),
+    /// Answered with [`FromWorker::Pong`], by a worker that does not hang.
+    Ping,
 }
 
 /// The number that the next packet of each socket has, if none got lost: what earlier workers told PID 1, they had
@@ -37,6 +39,7 @@ pub struct Setup {
 pub enum FromWorker {
     /// The sockets were taken over.
     Serving,
+    Pong,
     Refused(Flow),
     Used(Flow),
     /// So many packets were not read: they came faster than the worker could, or a worker died over them.
@@ -94,6 +97,11 @@ impl Order for ToWorker {
     fn into_setup(self) -> Option<(Setup, usize)> {
         match self {
             Self::Setup(setup) => Some((setup, SOCKETS)),
+            Self::Ping => None,
         }
+    }
+
+    fn ping() -> Self {
+        Self::Ping
     }
 }

@@ -25,6 +25,8 @@ pub trait Order: Frame {
     type Setup;
     /// The setup, and how many sockets come with it; none of any other frame.
     fn into_setup(self) -> Option<(Self::Setup, usize)>;
+    /// A worker that does its work answers this, between one piece of it and the next ([`Pulse`](super::pulse::Pulse)).
+    fn ping() -> Self;
 }
 
 /// To a worker whose refused clients wait until PID 1 has looked who they are.
