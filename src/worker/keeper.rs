@@ -117,9 +117,10 @@ impl<W: Work> Keeper<W> {
     /// The same for a worker without which the box can do: one that can't be started now is tried again.
     pub fn start_some_time(work: W, means: Means) -> Result<Self, KeeperError> {
         let keeper = Self::new(work, means);
+        let first = keeper.begin().inspect_err(|error| event(Self::NAME, &chain(error))).ok();
         // Nobody waits for it.
         let (ready, _) = mpsc::sync_channel(READY);
-        keeper.run(None, ready)?;
+        keeper.run(first, ready)?;
         Ok(keeper)
     }
 
