@@ -16,7 +16,8 @@ const MAX_TABLE: u64 = 1 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owner {
     pub uid: u32,
-    pub inode: u64,
+    /// None: which of several sockets of this user is not known.
+    pub inode: Option<u64>,
 }
 
 /// Where the tables are: `/proc/net` outside tests.
@@ -73,6 +74,28 @@ impl SocketTables {
     }
 }
 
+impl SocketTables {
+    /// Who else than `own` is connected to `remote` by TCP, if that is one user.
+    #[must_use]
+    pub fn towards(&self, remote: SocketAddr, own: u32) -> Option<Owner> {
+        let tables = Protocol::Tcp.tables(remote.ip()).iter();
+        let owners: Vec<Owner> =
+            tables.flat_map(|table| find_towards(&read(&self.directory.join(table)), remote)).collect();
+        only(owners.into_iter().filter(|owner| owner.uid != own))
+    }
+}
+
+fn only(mut owners: impl Iterator<Item = Owner>) -> Option<Owner> {
+    let mut found = owners.next()?;
+    for other in owners {
+        if other.uid != found.uid {
+            return None;
+        }
+        found.inode = None;
+    }
+    Some(found)
+}
+
 fn read(path: &Path) -> String {
     let mut text = String::new();
     // An unreadable table (no IPv6, hidepid) means: owner unknown. The cut may fall into a line; it doesn't parse then.
@@ -115,6 +138,15 @@ pub fn find_sender(table: &str, local: SocketAddr, remote: SocketAddr) -> Option
     fitting.max_by_key(|(fit, _)| *fit).map(|(_, owner)| owner)
 }
 
+/// Finds the lines that are connected to `remote`.
+#[must_use]
+pub fn find_towards(table: &str, remote: SocketAddr) -> Vec<Owner> {
+    let same =
+        |of: SocketAddr| of.port() == remote.port() && of.ip().to_canonical() == remote.ip().to_canonical();
+    let lines = table.lines().skip(1).filter_map(parse_line);
+    lines.filter(|line| line.remote.is_some_and(same)).map(|line| line.owner).collect()
+}
+
 /// Whether a socket's address is this one (true) or any (false); none if it is another.
 fn fits(of: SocketAddr, address: IpAddr) -> Option<bool> {
     let of = of.ip().to_canonical();
@@ -137,7 +169,7 @@ fn parse_line(line: &str) -> Option<Line> {
     let uid = fields.nth(4)?.parse().ok()?;
     let inode = fields.nth(1)?.parse().ok()?;
     // Inode 0: the socket is in TIME_WAIT or not accepted yet, and its uid is that of nobody in particular.
-    (inode != 0).then_some(Line { local, remote, owner: Owner { uid, inode } })
+    (inode != 0).then_some(Line { local, remote, owner: Owner { uid, inode: Some(inode) } })
 }
 
 /// Addresses are printed as 32-bit words in the machine's own order.
@@ -172,17 +204,17 @@ mod tests {
     fn the_exact_address_wins_over_the_unspecified_one() {
         let lines = "  10: 00000000:A1B2 00000000:0000 07 00000000:00000000 00:00000000 00000000  1001        0 111 2 0 0\n\
                      \x20 11: 0100007F:A1B2 3500007F:0035 01 00000000:00000000 00:00000000 00000000  1000        0 222 2 0 0\n";
-        assert_eq!(find(lines, "127.0.0.1:41394"), Some(Owner { uid: 1000, inode: 222 }));
-        assert_eq!(find(lines, "127.0.0.2:41394"), Some(Owner { uid: 1001, inode: 111 }));
+        assert_eq!(find(lines, "127.0.0.1:41394"), Some(Owner { uid: 1000, inode: Some(222) }));
+        assert_eq!(find(lines, "127.0.0.2:41394"), Some(Owner { uid: 1001, inode: Some(111) }));
         assert_eq!(find(lines, "127.0.0.1:41395"), None);
     }
 
     #[test]
     fn mapped_and_real_ipv6_addresses_are_found() {
         let mapped = "  1: 0000000000000000FFFF00000100007F:0400 0:0 01 0:0 00:0 0  7 0 333 1\n";
-        assert_eq!(find(mapped, "127.0.0.1:1024"), Some(Owner { uid: 7, inode: 333 }));
+        assert_eq!(find(mapped, "127.0.0.1:1024"), Some(Owner { uid: 7, inode: Some(333) }));
         let loopback = "  1: 00000000000000000000000001000000:0400 0:0 01 0:0 00:0 0  8 0 444 1\n";
-        assert_eq!(find(loopback, "[::1]:1024"), Some(Owner { uid: 8, inode: 444 }));
+        assert_eq!(find(loopback, "[::1]:1024"), Some(Owner { uid: 8, inode: Some(444) }));
     }
 
     #[test]
@@ -206,12 +238,33 @@ mod tests {
             ("198.51.100.67:7", Some(4)),
             ("198.51.100.68:443", Some(2)),
         ] {
-            let found = find_sender(&table, from, to.parse().unwrap()).map(|owner| owner.inode);
+            let found = find_sender(&table, from, to.parse().unwrap()).and_then(|owner| owner.inode);
             assert_eq!(found, inode, "{to}");
         }
         let other = "10.203.0.3:41394".parse().unwrap();
         let found = find_sender(&table, other, "198.51.100.66:443".parse().unwrap());
-        assert_eq!(found.map(|owner| owner.inode), Some(1));
+        assert_eq!(found.and_then(|owner| owner.inode), Some(1));
+    }
+
+    #[test]
+    fn who_is_connected_to_a_place_is_one_user_or_nobody() {
+        let to = "198.51.100.66:443".parse().unwrap();
+        let line = |remote: &str, uid: u32, inode: u64| {
+            format!(
+                "  1: 0200CB0A:9C40 {remote} 01 00000000:00000000 00:00000000 00000000  {uid}        0 {inode} 1 0 20\n"
+            )
+        };
+        let (there, elsewhere) = ("426433C6:01BB", "426433C6:0050");
+        let who = |lines: &[String], own: u32| {
+            let found = find_towards(&[HEAD.to_owned(), lines.concat()].concat(), to);
+            only(found.into_iter().filter(|owner| owner.uid != own))
+        };
+        let agents = [line(there, 1000, 5), line(elsewhere, 0, 6), line(there, 999, 7)];
+        assert_eq!(who(&agents, 999), Some(Owner { uid: 1000, inode: Some(5) }));
+        assert_eq!(who(&agents, 1), None, "it may be either");
+        let both = [line(there, 1000, 5), line(there, 1000, 8)];
+        assert_eq!(who(&both, 999), Some(Owner { uid: 1000, inode: None }), "which socket is not known");
+        assert_eq!(who(&both, 1000), None);
     }
 
     #[test]

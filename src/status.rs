@@ -209,16 +209,15 @@ impl Board {
     pub fn deny(&self, denial: Denial) {
         audit::denied(&denial);
         let mut denials = lock(&self.denials);
-        // Whoever could not be named is taken for who was refused the same before.
+        // Whoever could not be named is not taken for who was refused the same before.
         let same = |known: &Denial| {
-            let who = known.uid == denial.uid || denial.uid.is_none();
-            who && known.layer == denial.layer && known.what == denial.what
+            known.uid == denial.uid && known.layer == denial.layer && known.what == denial.what
         };
         let old = denials.iter().position(same).and_then(|at| denials.remove(at));
-        let (count, uid, process) = old.map_or((0, None, None), |old| (old.count, old.uid, old.process));
-        let (count, uid) = (denial.count.saturating_add(count), denial.uid.or(uid));
+        let (count, process) = old.map_or((0, None), |old| (old.count, old.process));
+        let count = denial.count.saturating_add(count);
         let process = denial.process.clone().or(process);
-        denials.push_back(Denial { count, uid, process, ..denial });
+        denials.push_back(Denial { count, process, ..denial });
         while denials.len() > MAX_DENIALS {
             // A line that stands for many says more than any one of them: it stays. Whole words only: what is refused
             // is the agent's to choose.

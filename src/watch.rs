@@ -136,7 +136,7 @@ impl Source {
         // The kernel's word about the packet is worth more than the table's about a port.
         let owner = owner.filter(|owner| logged.uid.is_none_or(|uid| uid == owner.uid));
         let uid = logged.uid.or(owner.map(|owner| owner.uid));
-        self.tally.add(target, uid, owner.map(|owner| owner.inode), milliseconds(), again);
+        self.tally.add(target, uid, owner.and_then(|owner| owner.inode), milliseconds(), again);
     }
 
     fn again(&mut self, packet: &Packet) -> bool {

@@ -7,16 +7,18 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::NetlinkAddr;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
 
-use crate::socket_table::Owner;
+use crate::socket_table::{Owner, SocketTables};
+use crate::time_share::TimeShare;
 use crate::traffic::message::{BY_FAMILY, IPV4, IPV6, TCP};
 
 /// The kernel is the peer, and answers within `send`.
-const LIMIT: std::time::Duration = std::time::Duration::from_millis(100);
+const LIMIT: Duration = Duration::from_millis(100);
 /// `NLM_F_REQUEST`
 const REQUEST: u16 = 1;
 /// `struct nlmsghdr`, and offsets in `struct inet_diag_msg` (linux/inet_diag.h) behind it.
@@ -28,7 +30,15 @@ const INODE: usize = HEADER + 68;
 #[derive(Debug)]
 pub struct Owners {
     socket: Mutex<Asked>,
+    tables: SocketTables,
+    /// What may be spent on reading them.
+    looking: Mutex<TimeShare>,
 }
+
+/// Reading tables takes a millisecond and more, and clients can see to it that it is wanted: so much at once, and this share
+/// of the time.
+const MOST_LOOKING: Duration = Duration::from_millis(100);
+const SHARE_LOOKING: f64 = 0.02;
 
 #[derive(Debug)]
 struct Asked {
@@ -44,12 +54,33 @@ impl Owners {
         set_socket_timeout(&socket, Timeout::Recv, Some(LIMIT))?;
         // Connected to the kernel: nobody else's messages reach it.
         nix::sys::socket::connect(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-        Ok(Self { socket: Mutex::new(Asked { socket, owed: false }) })
+        Ok(Self {
+            socket: Mutex::new(Asked { socket, owed: false }),
+            tables: SocketTables::new("/proc/net"),
+            looking: Mutex::new(TimeShare::new(MOST_LOOKING, SHARE_LOOKING, Instant::now())),
+        })
     }
 
     /// The owner of the socket that is connected from `local` to `remote`; none if it is gone.
     #[must_use]
     pub fn of(&self, local: SocketAddr, remote: SocketAddr) -> Option<Owner> {
+        self.exactly(local, remote).or_else(|| self.of_somebody_towards(remote))
+    }
+
+    /// Two sockets of one port that go to different places are redirected to the same: conntrack gives the second another port
+    /// then, under which nobody knows it. Who may have sent it is whoever else is connected to that place.
+    fn of_somebody_towards(&self, remote: SocketAddr) -> Option<Owner> {
+        let now = Instant::now();
+        let mut looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
+        if !looking.may(now) {
+            return None;
+        }
+        let found = self.tables.towards(remote, rustix::process::getuid().as_raw());
+        looking.spent(now.elapsed());
+        found
+    }
+
+    fn exactly(&self, local: SocketAddr, remote: SocketAddr) -> Option<Owner> {
         let mut asked = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
         let mut answer = [0; 512];
         if std::mem::replace(&mut asked.owed, true) {
@@ -99,7 +130,7 @@ fn understand(answer: &[u8]) -> Option<Owner> {
     }
     // A socket without an inode belongs to nobody any more.
     let (uid, inode) = (number(UID)?, number(INODE)?);
-    (inode != 0).then_some(Owner { uid, inode: u64::from(inode) })
+    (inode != 0).then_some(Owner { uid, inode: Some(u64::from(inode)) })
 }
 
 #[cfg(test)]
@@ -116,7 +147,7 @@ mod tests {
         let owner = owners.of(ours, theirs).unwrap();
         assert_eq!(owner.uid, nix::unistd::getuid().as_raw());
         let descriptor = format!("/proc/self/fd/{}", client.as_raw_fd());
-        assert_eq!(owner.inode, std::fs::metadata(descriptor).unwrap().ino());
+        assert_eq!(owner.inode, Some(std::fs::metadata(descriptor).unwrap().ino()));
         // The other end is another socket, and a third does not exist.
         let (accepted, _) = listener.accept().unwrap();
         assert_ne!(owners.of(theirs, ours), Some(owner));

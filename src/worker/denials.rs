@@ -86,7 +86,7 @@ impl Denials {
         true
     }
 
-    /// Counts one refusal. Without an owner it joins an earlier one of the same name, if there is one.
+    /// Counts one refusal. One without an owner is nobody's: whoever was refused the same before may be somebody else.
     pub fn add(&mut self, what: &str, reason: &impl Display, owner: Option<Owner>, rule: Option<String>) {
         let uid = owner.map(|owner| owner.uid);
         if let Some(known) = self.find(what, uid) {
@@ -103,7 +103,7 @@ impl Denials {
     }
 
     fn find(&mut self, what: &str, uid: Option<u32>) -> Option<&mut ClientDenial> {
-        self.pending.get_mut(what)?.iter_mut().rev().find(|known| uid.is_none() || known.uid == uid)
+        self.pending.get_mut(what)?.iter_mut().rev().find(|known| known.uid == uid)
     }
 
     fn list(&mut self, what: &str, reason: &impl Display, owner: Option<Owner>, rule: Option<String>) {
@@ -148,7 +148,7 @@ impl Denials {
 mod tests {
     use super::*;
 
-    const OWNER: Option<Owner> = Some(Owner { uid: 1000, inode: 7 });
+    const OWNER: Option<Owner> = Some(Owner { uid: 1000, inode: Some(7) });
 
     #[test]
     fn the_same_name_of_the_same_uid_is_counted() {
@@ -158,7 +158,7 @@ mod tests {
             denials.add("evil.test", &"not in the allowlist", OWNER, None);
         }
         denials.add("evil.test", &"not in the allowlist", None, None);
-        denials.add("evil.test", &"not in the allowlist", Some(Owner { uid: 0, inode: 8 }), None);
+        denials.add("evil.test", &"not in the allowlist", Some(Owner { uid: 0, inode: Some(8) }), None);
         let first = denials.take(now).unwrap();
         assert_eq!(
             (first.what.as_str(), first.uid, first.inode, first.count),

@@ -65,7 +65,7 @@ impl ClientDenial {
     /// One refusal, for which nobody waits.
     #[must_use]
     pub fn one(what: &str, reason: &impl Display, owner: Option<Owner>, rule: Option<String>) -> Self {
-        let (uid, inode) = (owner.map(|owner| owner.uid), owner.map(|owner| owner.inode));
+        let (uid, inode) = (owner.map(|owner| owner.uid), owner.and_then(|owner| owner.inode));
         Self { what: what.to_owned(), reason: reason.to_string(), uid, inode, count: 1, id: None, rule }
     }
 }

@@ -137,6 +137,45 @@ fn f22_a_killed_gate_costs_its_connections_and_opens_nothing() {
     assert!(last["restarts"].as_u64() >= Some(3) && last["pid"] != first["pid"], "{last}");
 }
 
+/// Two sockets on one port, to two places: conntrack has to give the second another port on its way to the gate.
+const TWO_ON_ONE_PORT: &str = r#"
+import socket, ssl, sys
+def bound(to):
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind(("0.0.0.0", 40123))
+    s.settimeout(10)
+    s.connect((to, 443))
+    return s
+first = bound(sys.argv[1])
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+try:
+    context.wrap_socket(bound(sys.argv[2]), server_hostname="two-on-one-port.test")
+except OSError as error:
+    print(error)
+"#;
+
+#[test]
+fn a_refusal_names_its_user_also_where_the_port_was_changed_on_the_way() {
+    let Some(rig) = Rig::new() else { return };
+    let guest = boot(&rig, "ok.test:443");
+    // Somebody else was refused the same.
+    let of_root = "curl -skS -m 10 --resolve two-on-one-port.test:443:ADDRESS https://two-on-one-port.test/";
+    guest.exec(ROOT, &of_root.replace("ADDRESS", &host("evil")));
+    assert_eq!(denial(&guest, "two-on-one-port.test")["uid"], 0);
+    let said = guest.exec_program(AGENT, &["python3", "-c", TWO_ON_ONE_PORT, &host("ok"), &host("cdn")]);
+    assert!(said.out.to_uppercase().contains("ALERT"), "{said:?}");
+    guest.await_status("the agent's refusal", |status| {
+        let all = status["denials"].as_array().cloned().unwrap_or_default();
+        let ours = |uid: u32| {
+            let same = |one: &&Value| one["what"] == "two-on-one-port.test:443" && one["uid"] == uid;
+            all.iter().filter(same).filter_map(|one| one["count"].as_u64()).sum::<u64>()
+        };
+        (ours(0), ours(1000)) == (1, 1)
+    });
+}
+
 #[test]
 fn while_the_gate_is_stopped_the_ports_are_closed() {
     let Some(rig) = Rig::new() else { return };
