@@ -14,7 +14,7 @@ use super::Worker;
 use super::dial::{DialError, dial};
 use super::hello::retry::{Differs, Watch};
 use super::hello::{self, Alert, Hello, alert};
-use super::relay::{relay, reset, with_chunk, write_all};
+use super::relay::{acknowledge, relay, reset, with_chunk, write_all};
 use super::roll::{Key, Place};
 use super::second::{Stop, follow};
 use super::through::through;
@@ -77,9 +77,10 @@ pub(super) async fn named(
         }
         until = until.or_else(|| Some(Instant::now() + HELLO_LIMIT));
         match reader.read(&octets) {
-            Hello::Incomplete => {}
+            Hello::Incomplete => acknowledge(&stream),
             // On the heap: the rest of them needs much less.
             Hello::NotTls => {
+                acknowledge(&stream);
                 return Box::pin(super::web::visit(worker, stream, client, octets, place, only)).await;
             }
             Hello::Damaged(why) => {
