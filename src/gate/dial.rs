@@ -110,7 +110,7 @@ async fn try_family(
             }
         }
     }
-    let asked = names.ask(name, family).await;
+    let asked = Box::pin(names.ask(name, family)).await;
     let addresses = asked.map_err(|source| DialError::Names { name: name.clone(), source })?;
     match tried {
         // Those that were tried just now are not tried again.

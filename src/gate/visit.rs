@@ -179,7 +179,7 @@ impl Worker {
             return Err(DialError::TheProxy { name: name.clone(), port });
         }
         let (server, address) = match self.proxy_for(name) {
-            Some(proxy) => through(&self.names, proxy, name, port)
+            Some(proxy) => Box::pin(through(&self.names, proxy, name, port))
                 .await
                 .map_err(|source| DialError::Through { name: name.clone(), source })?,
             None => dial(&self.names, name, port, Some(client.to.ip())).await?,
@@ -214,7 +214,7 @@ impl Worker {
         with: Alert,
     ) {
         let (name, rule) = shown.map_or((None, None), |(name, rule)| (Some(name), rule));
-        self.denied(client, name, why, rule).await;
+        Box::pin(self.denied(client, name, why, rule)).await;
         end(stream, &alert(with)).await;
     }
 }
@@ -267,9 +267,9 @@ pub(super) async fn end(stream: &TcpStream, word: &[u8]) {
     let said = async {
         write_all(stream, word).await?;
         socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write)?;
-        let (mut heard, mut buffer) = (0, [0; 1024]);
+        let mut heard = 0;
         while heard < LINGER_OCTETS {
-            match stream.try_read(&mut buffer) {
+            match with_chunk(|chunk| stream.try_read(chunk)) {
                 Ok(0) => break,
                 Ok(read) => heard += read,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream.readable().await?,
