@@ -5,6 +5,7 @@
 //! otherwise. What the host can't give stops the boot, unless the operator gave up that protection by its name.
 
 pub(crate) mod comforts;
+mod gate;
 mod host;
 mod network;
 mod places;
@@ -16,7 +17,8 @@ pub(crate) mod undo;
 use std::sync::Arc;
 use std::time::Duration;
 
-use network::{dns, firewall, gate, lockdown};
+use gate::gate;
+use network::{dns, firewall, lockdown};
 use places::{furnish, identity, mounts, seal};
 use step::{Failure, Step, Steps, Trouble, Verified};
 

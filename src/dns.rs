@@ -6,7 +6,6 @@
 pub mod answer;
 pub mod cache;
 pub mod connected;
-pub mod denials;
 pub mod keeper;
 pub mod last_answers;
 pub mod link;
@@ -24,23 +23,24 @@ pub mod udp;
 pub mod upstream;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval};
 
 use crate::allowlist::RuleError;
-use crate::channel::{self, ChannelError};
+use crate::channel::ChannelError;
 use crate::socket_table::SocketTables;
+use crate::worker::protocol::{ClientDenial, Order as _};
+use crate::worker::{self, BeginError, Begun};
 use link::{Link, Order, read_frames, write_frames};
 use lookup::{Lookups, Rules};
-use protocol::{FromWorker, Health, MAX_TO_WORKER, Setup, SocketKind, ToWorker};
+use protocol::{FromWorker, Health, Setup, SocketKind, ToWorker};
 use refresh::Fresh;
 use server::Responder;
 use upstream::Upstreams;
@@ -49,20 +49,14 @@ use upstream::Upstreams;
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 /// More would only be more work at a time.
 const DESCRIPTORS: u64 = 16_384;
-/// Denials that could not leave are tried again after this.
-const DENIAL_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why the worker ended. PID 1 starts another one.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    #[error("dns: can't protect the process's memory (prctl PR_SET_DUMPABLE)")]
-    Dumpable(#[source] io::Error),
-    #[error("dns: can't take over the channel to PID 1 from standard input")]
-    Channel(#[source] io::Error),
+    #[error(transparent)]
+    Begin(#[from] BeginError),
     #[error("dns: the channel to PID 1 failed")]
     Frame(#[from] ChannelError),
-    #[error("dns: can't start the runtime")]
-    Runtime(#[source] io::Error),
     #[error("dns: can't use a listening socket")]
     Socket(#[source] io::Error),
     #[error("dns: can't use the upstreams")]
@@ -75,34 +69,16 @@ pub enum WorkerError {
 
 /// The command `innkeeper dns`, after privileges were dropped. Returns when PID 1 closes the channel.
 pub fn run() -> Result<(), WorkerError> {
-    // The worker's uid has no other process, but a bug elsewhere should not make its memory readable either.
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|e| WorkerError::Dumpable(e.into()))?;
-    let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(WorkerError::Channel)?;
-    serve(UnixStream::from(stdin))
+    serve(worker::take_over(ToWorker::WORKER)?)
 }
 
 /// Serves what comes over `channel` until PID 1 closes it.
 pub fn serve(channel: UnixStream) -> Result<(), WorkerError> {
-    let (setup, sockets) = match channel::receive_with_sockets(&channel, MAX_TO_WORKER)? {
-        (ToWorker::Setup(setup), sockets) if setup.sockets.len() == sockets.len() => (setup, sockets),
-        (ToWorker::Setup(setup), sockets) => {
-            let (got, expected) = (sockets.len(), setup.sockets.len());
-            return Err(ChannelError::Sockets { got, expected }.into());
-        }
-        (ToWorker::Policy(_) | ToWorker::Admitted(_) | ToWorker::Forget { .. }, _)
-        | (ToWorker::Attributed { .. } | ToWorker::Refresh { .. }, _) => {
-            return Err(ChannelError::NotSetup.into());
-        }
-    };
-    channel.set_nonblocking(true).map_err(WorkerError::Channel)?;
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(WorkerError::Runtime)?;
-    runtime.block_on(work(channel, setup, sockets))
+    worker::serve::<ToWorker, _>(channel, work)
 }
 
-async fn work(channel: UnixStream, setup: Setup, sockets: Vec<OwnedFd>) -> Result<(), WorkerError> {
-    let (reader, writer) =
-        tokio::net::UnixStream::from_std(channel).map_err(WorkerError::Channel)?.into_split();
+async fn work(begun: Begun<Setup>) -> Result<(), WorkerError> {
+    let Begun { setup, sockets, reader, writer } = begun;
     let (link, outbox) = Link::new();
     let link = Arc::new(link);
     let Setup { sockets: kinds, upstreams, roots, policy, refresh_s, ipv4, ipv6, proxied, known } = setup;
@@ -131,7 +107,7 @@ async fn work(channel: UnixStream, setup: Setup, sockets: Vec<OwnedFd>) -> Resul
         longest,
         ipv4,
         ipv6: ipv6.clone(),
-        at_once: refresh::at_once(raise_descriptors(DESCRIPTORS)),
+        at_once: refresh::at_once(worker::raise_descriptors(DESCRIPTORS)),
     };
     tasks.spawn(fresh.keep(policies, all_due.clone()));
     link.tell(FromWorker::Serving).await;
@@ -162,18 +138,6 @@ async fn work(channel: UnixStream, setup: Setup, sockets: Vec<OwnedFd>) -> Resul
     }
 }
 
-/// As many descriptors as the host lets the worker have, within reason; how many that are.
-pub(crate) fn raise_descriptors(most: u64) -> u64 {
-    let limit = getrlimit(Resource::Nofile);
-    let wanted = limit.maximum.map_or(most, |hard| hard.min(most));
-    let has = limit.current.unwrap_or(most);
-    if has < wanted && setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit }).is_ok() {
-        wanted
-    } else {
-        has
-    }
-}
-
 fn listen(
     kinds: &[SocketKind],
     sockets: Vec<OwnedFd>,
@@ -199,26 +163,9 @@ fn listen(
     Ok(())
 }
 
-/// Denials wait in the responder, counted, until there is room and time to tell them.
 async fn report_denials(responder: Arc<Responder>, link: Arc<Link>) {
-    loop {
-        responder.denied.notified().await;
-        while !tell_denials(&responder, &link) {
-            sleep(DENIAL_PAUSE).await;
-        }
-    }
-}
-
-/// Whether none is left.
-fn tell_denials(responder: &Responder, link: &Link) -> bool {
-    let mut denials = responder.denials.lock().unwrap_or_else(PoisonError::into_inner);
-    while let Some(denial) = denials.take(Instant::now()) {
-        if !link.try_report(FromWorker::Denied(denial.clone())) {
-            denials.put_back(denial);
-            return false;
-        }
-    }
-    denials.is_empty()
+    let tell = |denial: ClientDenial| link.try_report(FromWorker::Denied(denial));
+    responder.unreported.report(tell).await;
 }
 
 async fn report_health(responder: Arc<Responder>, lookups: Arc<Lookups>, link: Arc<Link>) {

@@ -33,37 +33,33 @@ mod web;
 use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::allowlist::{Allowlist, DomainName, RuleError};
-use crate::channel::{self, ChannelError};
-use crate::dns::denials::Denials;
-use crate::dns::protocol::{DnsDenial as Denial, Policy};
+use crate::channel::ChannelError;
+use crate::worker::link::write_frames;
+use crate::worker::policy::Policy;
+use crate::worker::protocol::{ClientDenial, Order as _};
+use crate::worker::unreported::{Unreported, wait};
+use crate::worker::{self, BeginError, Begun};
 use dial::DialError;
 use link::Link;
 use names::Names;
 use owner::Owners;
-use protocol::{Door, FromWorker, MAX_TO_WORKER, MAX_USES, Setup, ToWorker, Totals};
+use protocol::{Door, FromWorker, MAX_USES, Setup, ToWorker, Totals};
 use roll::{Roll, Room};
 use verdict::{Shown, judge};
 use visit::Client;
 
 /// Totals and uses go to PID 1, and connections are looked over, at most this often.
 const TICK: Duration = Duration::from_secs(1);
-/// Denials that could not leave are tried again after this.
-const DENIAL_PAUSE: Duration = Duration::from_millis(50);
-/// How long a refused client is kept waiting for PID 1 to see who it is.
-const ATTRIBUTION_LIMIT: Duration = Duration::from_millis(50);
 /// Connections at a time, where the descriptors suffice: each takes two.
 const MOST_CONNECTIONS: u64 = 8192;
 /// Descriptors that are not connections.
@@ -76,14 +72,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// Why the worker ended. PID 1 starts another one.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    #[error("gate: can't protect the process's memory (prctl PR_SET_DUMPABLE)")]
-    Dumpable(#[source] io::Error),
-    #[error("gate: can't take over the channel to PID 1 from standard input")]
-    Channel(#[source] io::Error),
+    #[error(transparent)]
+    Begin(#[from] BeginError),
     #[error("gate: the channel to PID 1 failed")]
     Frame(#[from] ChannelError),
-    #[error("gate: can't start the runtime")]
-    Runtime(#[source] io::Error),
     #[error("gate: can't use a listening socket")]
     Socket(#[source] io::Error),
     #[error("gate: can't ask the kernel whose a connection is (CONFIG_INET_TCP_DIAG)")]
@@ -106,8 +98,7 @@ pub struct Worker {
     owners: Owners,
     roll: Arc<Roll>,
     link: Link,
-    denials: Mutex<Denials>,
-    denied: Notify,
+    unreported: Unreported,
     /// When somebody was last told of a name that can't be reached.
     told: Mutex<Option<Instant>>,
     /// Its own listening sockets: no connection leads there.
@@ -118,32 +109,17 @@ pub struct Worker {
 
 /// The command `innkeeper gate`, after privileges were dropped. Returns when PID 1 closes the channel.
 pub fn run() -> Result<(), WorkerError> {
-    // The worker's uid has no other process, but a bug elsewhere should not make its memory readable either.
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|e| WorkerError::Dumpable(e.into()))?;
-    let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(WorkerError::Channel)?;
-    serve(UnixStream::from(stdin))
+    serve(worker::take_over(ToWorker::WORKER)?)
 }
 
 /// Serves what comes over `channel` until PID 1 closes it.
 pub fn serve(channel: UnixStream) -> Result<(), WorkerError> {
-    let (setup, sockets) = match channel::receive_with_sockets(&channel, MAX_TO_WORKER)? {
-        (ToWorker::Setup(setup), sockets) if setup.sockets.len() == sockets.len() => (setup, sockets),
-        (ToWorker::Setup(setup), sockets) => {
-            let (got, expected) = (sockets.len(), setup.sockets.len());
-            return Err(ChannelError::Sockets { got, expected }.into());
-        }
-        (ToWorker::Policy(_) | ToWorker::Attributed { .. }, _) => return Err(ChannelError::NotSetup.into()),
-    };
-    channel.set_nonblocking(true).map_err(WorkerError::Channel)?;
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(WorkerError::Runtime)?;
-    runtime.block_on(work(channel, setup, sockets))
+    worker::serve::<ToWorker, _>(channel, work)
 }
 
-async fn work(channel: UnixStream, setup: Setup, sockets: Vec<OwnedFd>) -> Result<(), WorkerError> {
-    let (reader, writer) =
-        tokio::net::UnixStream::from_std(channel).map_err(WorkerError::Channel)?.into_split();
-    let (link, queue) = Link::new();
+async fn work(begun: Begun<Setup>) -> Result<(), WorkerError> {
+    let Begun { setup, sockets, reader, writer } = begun;
+    let (link, mut queue) = Link::new();
     let mut doors = Vec::new();
     for (door, socket) in setup.sockets.iter().zip(sockets) {
         let socket = std::net::TcpListener::from(socket);
@@ -158,8 +134,7 @@ async fn work(channel: UnixStream, setup: Setup, sockets: Vec<OwnedFd>) -> Resul
         owners: Owners::open().map_err(WorkerError::Owners)?,
         roll: Arc::new(Roll::new(most_connections())),
         link,
-        denials: Mutex::new(Denials::new(Instant::now())),
-        denied: Notify::new(),
+        unreported: Unreported::new(Instant::now()),
         told: Mutex::default(),
         own: own.map_err(WorkerError::Socket)?,
         agent_uid: setup.agent_uid,
@@ -184,7 +159,7 @@ async fn work(channel: UnixStream, setup: Setup, sockets: Vec<OwnedFd>) -> Resul
     };
     tokio::select! {
         read = link::read_frames(reader, &worker.link, on_policy) => Ok(read?),
-        written = link::write_frames(writer, queue) => Ok(written?),
+        written = write_frames(writer, async || queue.recv().await) => Ok(written?),
         Some(error) = bad_rules.recv() => Err(error.into()),
         Some(_) = tasks.join_next() => Err(WorkerError::Stopped),
     }
@@ -192,7 +167,7 @@ async fn work(channel: UnixStream, setup: Setup, sockets: Vec<OwnedFd>) -> Resul
 
 /// As many as the descriptors suffice for that the host lets the worker have.
 fn most_connections() -> usize {
-    let has = crate::dns::raise_descriptors(MOST_CONNECTIONS * 2 + OTHER_DESCRIPTORS);
+    let has = worker::raise_descriptors(MOST_CONNECTIONS * 2 + OTHER_DESCRIPTORS);
     let most = (has.saturating_sub(OTHER_DESCRIPTORS) / 2).clamp(32, MOST_CONNECTIONS);
     usize::try_from(most).unwrap_or(32)
 }
@@ -278,28 +253,19 @@ impl Worker {
             None => client.to.to_string(),
         };
         let looked = {
-            let mut denials = self.denials.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut denials = self.unreported.denials();
             let looked = client.owner.filter(|owner| denials.may_wait(&what, owner.uid, Instant::now()));
             let looked = looked.and_then(|owner| {
-                self.link.attribute(Denial {
-                    what: what.clone(),
-                    reason: why.to_string(),
-                    uid: Some(owner.uid),
-                    inode: Some(owner.inode),
-                    count: 1,
-                    id: None,
-                    rule: rule.clone(),
-                })
+                self.link.attribute(ClientDenial::one(&what, &why, Some(owner), rule.clone()))
             });
             if looked.is_none() {
                 denials.add(&what, &why, client.owner, rule);
-                self.denied.notify_one();
+                self.unreported.added();
             }
             looked
         };
         if let Some(looked) = looked {
-            // Too late is no error: the refusal is told, only the process's name stays unknown.
-            drop(timeout(ATTRIBUTION_LIMIT, looked).await);
+            wait(looked).await;
         }
     }
 
@@ -314,26 +280,9 @@ impl Worker {
         crate::report::event("gate", &crate::report::chain(error));
     }
 
-    /// Denials wait, counted, until there is room and time to tell them.
     async fn report_denials(self: Arc<Self>) {
-        loop {
-            self.denied.notified().await;
-            while !self.tell_denials() {
-                sleep(DENIAL_PAUSE).await;
-            }
-        }
-    }
-
-    /// Whether none is left.
-    fn tell_denials(&self) -> bool {
-        let mut denials = self.denials.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(denial) = denials.take(Instant::now()) {
-            if self.link.tell(FromWorker::Denied(denial.clone())).is_err() {
-                denials.put_back(denial);
-                return false;
-            }
-        }
-        denials.is_empty()
+        let tell = |denial| self.link.tell(FromWorker::Denied(denial)).is_ok();
+        self.unreported.report(tell).await;
     }
 
     async fn look_after(self: Arc<Self>, idle: Duration, lifetime: Duration) {

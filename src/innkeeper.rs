@@ -26,7 +26,7 @@ use crate::clock::{self, Jump, boottime};
 use crate::config::{Config, Requests, Sources};
 use crate::control::protocol::{Asker, Place, Request, Response};
 use crate::control::server::Desk;
-use crate::dns::keeper::{Keeper, Standing};
+use crate::dns::keeper::Keeper;
 use crate::filesystem::Sealed;
 use crate::firewall::{EgressLocked, Firewall};
 use crate::gate;
@@ -44,6 +44,7 @@ use crate::supervisor::everybody::kill_all;
 use crate::supervisor::{Conduct, Spawner};
 use crate::traffic::Meter;
 use crate::watch;
+use crate::worker::policy::Standing;
 
 /// The box.
 #[derive(Debug)]

@@ -105,4 +105,6 @@ pub mod traffic;
 #[cfg(target_os = "linux")]
 pub mod watch;
 #[cfg(target_os = "linux")]
+pub mod worker;
+#[cfg(target_os = "linux")]
 pub mod workspace;

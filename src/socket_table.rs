@@ -1,6 +1,8 @@
 //! Who owns a local port, by the kernel's tables in `/proc/net`. The parser is pure; reading is bounded.
 //!
-//! Best effort: a socket may be gone, shared or reused by the time it is looked up.
+//! For clients of whom one end may be all that is known, by UDP, UDP-Lite and echo sockets too: the workers `dns` and `watch`.
+//! Of a TCP connection with both ends the kernel is asked instead (`gate/owner.rs`). Best effort: a socket may be gone,
+//! shared or reused by the time it is looked up.
 
 use std::fs::File;
 use std::io::Read;

@@ -27,7 +27,7 @@ pub const MAX_AGE: Duration = Duration::from_secs(10);
 const MAX_DENIALS: usize = 64;
 
 /// What the workers write for refusals that are too many to list.
-const SHARED: [&str; 2] = [crate::dns::denials::OTHERS, crate::watch::wording::OTHERS];
+const SHARED: [&str; 2] = [crate::worker::denials::OTHERS, crate::watch::wording::OTHERS];
 
 /// How a protection is held, said by the look that found it so.
 #[derive(Debug, Clone, PartialEq, Eq)]

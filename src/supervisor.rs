@@ -143,8 +143,8 @@ impl Remote {
 }
 
 /// Starts a thread. Unlike `std::thread::spawn` it does not panic where the agent has used the processes up.
-pub fn thread(name: &'static str, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-    std::thread::Builder::new().name(name.to_owned()).spawn(run).map(drop)
+pub fn thread(name: impl Into<String>, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    std::thread::Builder::new().name(name.into()).spawn(run).map(drop)
 }
 
 /// What a child said, and how it ended.

@@ -4,7 +4,7 @@
 mod hunt;
 
 use std::fmt;
-use std::io::{IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -91,7 +91,7 @@ pub fn run(shell: bool) -> u8 {
     say(
         "  The operator sees each refusal, and what would allow it: innkeeper status, innkeeper log --denied\n\n",
     );
-    if shell && std::io::stdin().is_terminal() {
+    if shell && io::stdin().is_terminal() {
         say("  A shell, for attempts of your own; `exit` ends the demo.\n\n");
         // Returns only if there is no shell.
         let error = Command::new("/bin/bash").arg("-il").exec();
@@ -102,7 +102,7 @@ pub fn run(shell: bool) -> u8 {
 
 fn say(text: &str) {
     // Whoever listened may have gone.
-    drop(std::io::stdout().lock().write_all(text.as_bytes()));
+    drop(io::stdout().lock().write_all(text.as_bytes()));
 }
 
 type Deed = Box<dyn FnOnce() -> Stop>;
@@ -191,8 +191,12 @@ fn allowed() -> Stop {
 fn greet(address: SocketAddr, name: &str) -> Result<(), String> {
     let hello = probe::gate::hello(name).ok_or("no hello could be made")?;
     let mut first = [0; 1];
-    let heard = TcpStream::connect_timeout(&address, PATIENCE).and_then(|mut stream| {
+    let proxy = proxy();
+    let heard = TcpStream::connect_timeout(&proxy.unwrap_or(address), PATIENCE).and_then(|mut stream| {
         stream.set_read_timeout(Some(PATIENCE))?;
+        if proxy.is_some() {
+            tunnel(&mut stream, name)?;
+        }
         stream.write_all(&hello)?;
         stream.read_exact(&mut first)
     });
@@ -201,6 +205,24 @@ fn greet(address: SocketAddr, name: &str) -> Result<(), String> {
         (Ok(()), [octet]) => Err(format!("it answered with {octet}, which is no TLS handshake")),
         (Err(error), _) => Err(error.to_string()),
     }
+}
+
+/// The only way out of a box whose kernel can't redirect.
+fn proxy() -> Option<SocketAddr> {
+    std::env::var("HTTPS_PROXY").ok()?.strip_prefix("http://")?.trim_end_matches('/').parse().ok()
+}
+
+/// Asks a proxy for a tunnel (RFC 9110 §9.3.6).
+fn tunnel(stream: &mut TcpStream, name: &str) -> io::Result<()> {
+    stream.write_all(format!("CONNECT {name}:443 HTTP/1.1\r\nHost: {name}:443\r\n\r\n").as_bytes())?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") && head.len() < 4096 {
+        let mut octet = [0; 1];
+        stream.read_exact(&mut octet)?;
+        head.extend(octet);
+    }
+    let status = String::from_utf8_lossy(head.get(9..12).unwrap_or_default()).into_owned();
+    if status == "200" { Ok(()) } else { Err(io::Error::other(format!("the proxy answered {status}"))) }
 }
 
 fn first_allowed() -> Option<String> {

@@ -16,21 +16,22 @@ pub mod wording;
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, recv};
-use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::channel::{self, ChannelError};
 use crate::socket_table::{Owner, Protocol, SocketTables};
 use crate::time_share::TimeShare;
+use crate::worker::protocol::Order as _;
+use crate::worker::{self, BeginError};
 use nflog::Logged;
 use packet::Packet;
-use protocol::{FromWorker, MAX_FROM_WORKER, MAX_TO_WORKER, Target, ToWorker};
+use protocol::{FromWorker, MAX_FROM_WORKER, Target, ToWorker};
 use tally::{Begun, Sequence, Tally};
 
 /// Packets that are read from one socket before the other has its turn.
@@ -44,10 +45,8 @@ const SHARE_LOOKING: f64 = 0.1;
 /// Why the worker ended. PID 1 starts another one.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    #[error("watch: can't protect the process's memory (prctl PR_SET_DUMPABLE)")]
-    Dumpable(#[source] io::Error),
-    #[error("watch: can't take over the channel to PID 1 from standard input")]
-    Channel(#[source] io::Error),
+    #[error(transparent)]
+    Begin(#[from] BeginError),
     #[error("watch: the channel to PID 1 failed")]
     Frame(#[from] ChannelError),
     #[error("watch: can't wait for packets")]
@@ -58,18 +57,15 @@ pub enum WorkerError {
 
 /// The command `innkeeper watch`, after privileges were dropped. Returns when PID 1 closes the channel.
 pub fn run() -> Result<(), WorkerError> {
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|e| WorkerError::Dumpable(e.into()))?;
-    let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(WorkerError::Channel)?;
-    serve(UnixStream::from(stdin))
+    serve(worker::take_over(ToWorker::WORKER)?)
 }
 
 /// Reads what comes over the sockets until PID 1 closes `channel`.
 pub fn serve(channel: UnixStream) -> Result<(), WorkerError> {
-    let (ToWorker::Setup(setup), sockets) = channel::receive_with_sockets(&channel, MAX_TO_WORKER)?;
+    let (setup, sockets) = worker::receive_setup::<ToWorker>(&channel)?;
     let sockets: [OwnedFd; 2] = sockets
         .try_into()
         .map_err(|got: Vec<OwnedFd>| ChannelError::Sockets { got: got.len(), expected: 2 })?;
-    channel.set_nonblocking(true).map_err(WorkerError::Channel)?;
     let now = Instant::now();
     let [refused, used] = sockets;
     let mut worker = Worker {

@@ -63,6 +63,14 @@ mod demo {
     }
 
     #[test]
+    fn where_the_gate_is_a_proxy_the_tour_goes_by_it() {
+        let Some(rig) = Rig::new() else { return };
+        let (_guest, screen) = tour(&rig, BoxOptions::new().env("INNKEEPER_NETWORK_GATE", "proxy"));
+        assert!(line(&screen, "which is allowed").trim_start().starts_with("open"), "{screen}");
+        assert!(screen.contains("Nothing got through"), "{screen}");
+    }
+
+    #[test]
     fn offline_only_the_allowed_name_can_not_be_shown_and_the_tour_says_so() {
         let Some(rig) = Rig::new() else { return };
         rig.unplug();

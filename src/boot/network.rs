@@ -3,13 +3,13 @@
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ipnet::Ipv6Net;
 
 use super::step::{Failure, Steps, Trouble, Verified};
-use super::{DNS, FIREWALL, GATE, LOCKDOWN};
+use super::{DNS, FIREWALL, LOCKDOWN};
 use super::{host, protections};
+use crate::account::Account;
 use crate::config::{self, ListenPort};
 use crate::dns::keeper::{self, Keeper, Sockets};
 use crate::dns::name_server::NameServer;
@@ -33,6 +33,7 @@ use crate::status::report::Denial;
 use crate::supervisor::run_as::Identity;
 use crate::watch::keeper::Queues;
 use crate::watch::{self, reporter::Reporter};
+use crate::worker::keeper::Means;
 
 /// NFLOG group of refused packets.
 const NFLOG_GROUP: u16 = 100;
@@ -405,12 +406,20 @@ fn watch(innkeeper: &Arc<Innkeeper>, firewall: &Firewall, queues: Queues) {
     let (board, asked) = (Arc::clone(innkeeper.board()), Arc::clone(innkeeper));
     let rules = Arc::new(move |name: &str, port: u16| asked.rule_for(name, port));
     let reporter = Reporter::new(board, firewall.clone(), innkeeper.attributor.clone(), rules);
-    let identity = Identity::worker(innkeeper.accounts.watch.uid, innkeeper.accounts.watch.gid);
-    match watch::keeper::Keeper::start(identity, queues, innkeeper.spawner.clone(), Arc::new(reporter)) {
+    match watch::keeper::Keeper::start(queues, reporter, means(innkeeper, &innkeeper.accounts.watch)) {
         Ok(keeper) => drop(innkeeper.watch.set(keeper)),
         Err(error) => {
-            innkeeper.board().warn(format!("refused packets are counted, not listed: {error}"));
+            innkeeper.board().warn(format!("refused packets are counted, not listed: {}", chain(&error)));
         }
+    }
+}
+
+/// With what a worker is started that has this account.
+pub(super) fn means(innkeeper: &Innkeeper, account: &Account) -> Means {
+    Means {
+        identity: Identity::worker(account.uid, account.gid),
+        spawner: innkeeper.spawner.clone(),
+        board: Arc::clone(innkeeper.board()),
     }
 }
 
@@ -444,7 +453,6 @@ pub(super) fn firewall(
                 watch(innkeeper, firewall, queues);
             }
             let worker = keeper::Plan {
-                identity: Identity::worker(innkeeper.accounts.dns.uid, innkeeper.accounts.dns.gid),
                 upstreams: servers.clone(),
                 roots: roots(innkeeper, &servers),
                 refresh: innkeeper.config.network.refresh,
@@ -453,9 +461,8 @@ pub(super) fn firewall(
                 closed: plan.closed.clone(),
                 attributor: innkeeper.attributor.clone(),
             };
-            let policy = innkeeper.standing();
-            let (spawner, board) = (innkeeper.spawner.clone(), Arc::clone(innkeeper.board()));
-            let started = Keeper::start(worker, sockets, policy, spawner, board, firewall.clone());
+            let means = means(innkeeper, &innkeeper.accounts.dns);
+            let started = Keeper::start(worker, sockets, innkeeper.standing(), firewall.clone(), means);
             let (keeper, primed) = started.map_err(|error| Trouble::internal(&error))?;
             drop(innkeeper.keeper.set(keeper));
             drop(innkeeper.upstreams.set(plan.upstreams.clone()));
@@ -478,68 +485,4 @@ pub(super) fn firewall(
         },
     )?;
     Ok((locked, doors))
-}
-
-/// Connections on which nothing moves, and those that are so old, end.
-const IDLE: Duration = Duration::from_secs(3600);
-const LIFETIME: Duration = Duration::from_secs(24 * 3600);
-/// The worker says that it serves within milliseconds.
-const GATE_LIMIT: Duration = Duration::from_secs(5);
-
-/// T48: accepted, since seeing it would take a certificate authority in the box.
-const UNSEEN: &str = "inside TLS nobody looks: a server that has other names too may be asked for them there (domain fronting)";
-
-/// Behind rules that open gated ports to it alone: nothing passes there before.
-pub(super) fn gate(
-    innkeeper: &Arc<Innkeeper>,
-    steps: &Steps,
-    doors: gate::keeper::Sockets,
-) -> Result<(), Failure> {
-    let accounts = &innkeeper.accounts;
-    let plan = gate::keeper::Plan {
-        identity: Identity::worker(accounts.gate.uid, accounts.gate.gid),
-        agent_uid: accounts.agent.uid,
-        proxy: innkeeper.config.network.proxy.clone(),
-        idle: IDLE,
-        lifetime: LIFETIME,
-        attributor: innkeeper.attributor.clone(),
-    };
-    let doors = std::cell::Cell::new(Some(doors));
-    steps.run(
-        GATE,
-        || Ok(plan),
-        |plan| {
-            let Some(doors) = doors.take() else { return Ok(()) };
-            let policy = Arc::<Innkeeper>::clone(innkeeper);
-            let (spawner, board) = (innkeeper.spawner.clone(), Arc::clone(innkeeper.board()));
-            let started = gate::keeper::Keeper::start(
-                plan.clone(),
-                doors,
-                innkeeper.standing(),
-                policy,
-                spawner,
-                board,
-            );
-            let (keeper, served) = started.map_err(|error| Trouble::internal(&error))?;
-            drop(innkeeper.gate.set(keeper));
-            // Whether it does is looked at below.
-            served.recv_timeout(GATE_LIMIT).ok();
-            Ok(())
-        },
-        |_| {
-            let serving = innkeeper.gate.get().map(gate::keeper::Keeper::verify);
-            let up = serving.unwrap_or_else(|| Err("it was not started".to_owned()));
-            up.map_err(|found| Trouble::unfit(found, "please report this, with the lines above"))?;
-            let ports: Vec<String> = innkeeper.allowlist().gated_ports().iter().map(u16::to_string).collect();
-            let (how, detail) = match innkeeper.proxy.get() {
-                None => ("redirect", format!("TCP {} by the name that is shown", ports.join(", "))),
-                Some(proxy) => ("proxy", format!("the only way out is to ask {proxy}")),
-            };
-            innkeeper.board().update(|report| {
-                report.gate.how = how.to_owned();
-                report.gate.unseen = UNSEEN.to_owned();
-            });
-            Ok(Verified::new((), detail))
-        },
-    )
 }

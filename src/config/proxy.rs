@@ -8,7 +8,7 @@ use super::problems::Problem;
 use super::provider::PROXY;
 use super::raw::Place;
 use super::values::Values;
-use crate::allowlist::{Origin, parse_rule};
+use crate::allowlist::{Origin, check_gated, parse_rule};
 use crate::gate::upstream::{Host, Proxy};
 use crate::secrets::{Credential, Holder, Secret, SecretName, SecretSource, Secrets};
 
@@ -60,6 +60,11 @@ fn admit(proxy: &Proxy, network: &mut Network) -> Option<Problem> {
             "add that line to ceiling.conf, or use another proxy",
         );
     }
+    let fitted = check_gated(&network.rules).is_ok();
     network.rules.push(rule);
-    None
+    match check_gated(&network.rules) {
+        // What did not fit before was said before.
+        Err(error) if fitted => refused(error.to_string(), "its port is one of them: mark one rule less"),
+        Ok(()) | Err(_) => None,
+    }
 }

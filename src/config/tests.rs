@@ -743,6 +743,20 @@ fn a_proxy_is_a_secret_and_its_name_a_rule_for_the_gate() {
 }
 
 #[test]
+fn a_proxys_port_is_one_of_those_that_the_gate_can_have() {
+    let ports = |count: u16| (9000..9000 + count).map(|port| port.to_string()).collect::<Vec<_>>().join(",");
+    let allowed = |count| format!("many.example.org:{} tls", ports(count));
+    let world = |count| World::new().set("INNKEEPER_NETWORK_ALLOW", allowed(count));
+    let named = "http://proxy.corp.example:3128";
+    world(62).good();
+    world(61).set("NETWORK_PROXY", named).good();
+    let report = world(62).set("NETWORK_PROXY", named).report();
+    assert!(report.contains("network.proxy") && report.contains("mark one rule less"), "{report}");
+    // By address nothing is gated for it.
+    world(62).set("NETWORK_PROXY", "http://192.0.2.1:3128").good();
+}
+
+#[test]
 fn notices_go_to_programs_and_hosts_that_may_have_them() {
     let world = || World::new().set("INNKEEPER_NETWORK_ALLOW", "hooks.example.org; ports.example.org:8443");
     for name in ["NOTICES_WEBHOOK", "INNKEEPER_NOTICES_WEBHOOK"] {

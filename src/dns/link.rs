@@ -1,25 +1,25 @@
-//! The worker's end of the channel once its runtime runs: one reader, one writer, and who waits for which admission.
+//! The worker's end of the channel once its runtime runs: what is told first, and who waits for which admission.
 //!
 //! Nothing here decides. Denials and health have a queue of their own that drops when PID 1 is slow; questions to PID 1
 //! wait for room in theirs.
 
 use std::collections::HashMap;
-use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::protocol::{
-    Admitted, DnsDenial, FromWorker, Learned, MAX_FROM_WORKER, MAX_TO_WORKER, Policy, ToWorker,
-};
+use super::protocol::{Admitted, FromWorker, Learned, ToWorker};
 use crate::allowlist::DomainName;
-use crate::channel::{ChannelError, announced_length, decode, encode};
+use crate::channel::ChannelError;
+use crate::worker::link::{self, Attributions};
+use crate::worker::lock;
+use crate::worker::policy::Policy;
+use crate::worker::protocol::ClientDenial;
 
 /// How long PID 1 may take to open addresses. Its answer takes microseconds; this is for a stopped machine.
 pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(2);
@@ -37,7 +37,7 @@ pub struct Link {
     questions: mpsc::Sender<FromWorker>,
     reports: mpsc::Sender<FromWorker>,
     waiting: Mutex<HashMap<u64, oneshot::Sender<Vec<IpAddr>>>>,
-    looking: Mutex<HashMap<u64, oneshot::Sender<()>>>,
+    attributions: Attributions,
     next_id: AtomicU64,
 }
 
@@ -53,8 +53,8 @@ impl Link {
     pub fn new() -> (Self, Outbox) {
         let (questions, question_queue) = mpsc::channel(QUESTIONS);
         let (reports, report_queue) = mpsc::channel(REPORTS);
-        let (waiting, looking) = (Mutex::default(), Mutex::default());
-        let link = Self { questions, reports, waiting, looking, next_id: AtomicU64::new(1) };
+        let (waiting, attributions) = (Mutex::default(), Attributions::default());
+        let link = Self { questions, reports, waiting, attributions, next_id: AtomicU64::new(1) };
         (link, Outbox { questions: question_queue, reports: report_queue })
     }
 
@@ -94,28 +94,8 @@ impl Link {
 
     /// Tells PID 1 of a refusal whose client waits until PID 1 has looked who it is; none if there is no room now.
     #[must_use]
-    pub fn attribute(&self, denial: DnsDenial) -> Option<oneshot::Receiver<()>> {
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let (sender, looked) = oneshot::channel();
-        let mut looking = self.looking();
-        if !self.try_report(FromWorker::Denied(DnsDenial { id: Some(id), ..denial })) {
-            return None;
-        }
-        // Who waited too long is forgotten.
-        looking.retain(|_, waiting| !waiting.is_closed());
-        looking.insert(id, sender);
-        Some(looked)
-    }
-
-    /// PID 1 has looked.
-    pub fn attributed(&self, id: u64) {
-        if let Some(sender) = self.looking().remove(&id) {
-            sender.send(()).ok();
-        }
-    }
-
-    fn looking(&self) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<()>>> {
-        self.looking.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn attribute(&self, denial: ClientDenial) -> Option<oneshot::Receiver<()>> {
+        self.attributions.ask(denial, |denial| self.try_report(FromWorker::Denied(denial)))
     }
 
     /// Hands PID 1's answer to who waits for it.
@@ -126,8 +106,8 @@ impl Link {
         }
     }
 
-    fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<Vec<IpAddr>>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Vec<IpAddr>>>> {
+        lock(&self.waiting)
     }
 }
 
@@ -153,50 +133,34 @@ pub enum Order {
 /// Reads PID 1's frames until it closes the channel. Orders go to `on_order`, in their order and before anything after
 /// them is read.
 pub async fn read_frames(
-    mut stream: OwnedReadHalf,
+    stream: OwnedReadHalf,
     link: &Link,
     on_order: impl Fn(Order),
 ) -> Result<(), ChannelError> {
-    loop {
-        let mut header = [0; 4];
-        match stream.read_exact(&mut header).await {
-            Ok(_) => {}
-            Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
-                return Ok(());
-            }
-            Err(error) => return Err(ChannelError::Read(error)),
-        }
-        let mut body = vec![0; announced_length(header, MAX_TO_WORKER)?];
-        stream.read_exact(&mut body).await.map_err(ChannelError::Read)?;
-        match decode(&body)? {
+    let follow = |frame| {
+        match frame {
             ToWorker::Admitted(admitted) => link.admitted(admitted),
-            ToWorker::Attributed { id } => link.attributed(id),
+            ToWorker::Attributed { id } => link.attributions.looked(id),
             ToWorker::Policy(policy) => on_order(Order::Policy(policy)),
             ToWorker::Forget { names } => on_order(Order::Forget(names)),
             ToWorker::Refresh { ipv6 } => on_order(Order::Refresh { ipv6 }),
             // A second setup would bring sockets that nobody takes.
             ToWorker::Setup(_) => return Err(ChannelError::NotSetup),
         }
-    }
+        Ok(())
+    };
+    link::read_frames(stream, follow).await
 }
 
 /// Writes frames to PID 1, those that somebody waits for first.
-pub async fn write_frames(mut stream: OwnedWriteHalf, mut outbox: Outbox) -> Result<(), ChannelError> {
-    loop {
-        let frame = tokio::select! {
+pub async fn write_frames(stream: OwnedWriteHalf, mut outbox: Outbox) -> Result<(), ChannelError> {
+    let next = async || {
+        tokio::select! {
             biased;
-            Some(frame) = outbox.questions.recv() => frame,
-            Some(frame) = outbox.reports.recv() => frame,
-            else => return Ok(()),
-        };
-        let bytes = encode(&frame, MAX_FROM_WORKER)?;
-        match stream.write_all(&bytes).await {
-            Ok(()) => {}
-            // PID 1 closed the channel: the end, as when reading says so.
-            Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
-                return Ok(());
-            }
-            Err(error) => return Err(ChannelError::Write(error)),
+            Some(frame) = outbox.questions.recv() => Some(frame),
+            Some(frame) = outbox.reports.recv() => Some(frame),
+            else => None,
         }
-    }
+    };
+    link::write_frames(stream, next).await
 }

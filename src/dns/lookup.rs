@@ -15,9 +15,10 @@ use tokio::time::timeout;
 use super::answer::{Chain, Family, TTL_FLOOR_S, bounded_ttl, follow};
 use super::cache::{Cache, Failure, Key, Known};
 use super::link::Link;
-use super::protocol::{LastGood, Policy};
+use super::protocol::LastGood;
 use super::upstream::{BUDGET, Response, UpstreamError, Upstreams};
 use crate::allowlist::{Allowlist, DomainName, RuleError, Verdict};
+use crate::worker::policy::Policy;
 
 /// Names of patterns that are remembered. An entry takes some 300 octets.
 const PATTERN_NAMES: usize = 4096;

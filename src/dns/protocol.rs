@@ -4,15 +4,16 @@
 //! [`Setup::sockets`].
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::name_server::NameServer;
-use crate::allowlist::{Allowlist, DomainName, Origin, RuleError, parse_rule};
+use crate::allowlist::DomainName;
+use crate::worker::policy::Policy;
+use crate::worker::protocol::{Attributes, ClientDenial, Frame, MAX_POLICY, Order};
 
-/// The largest frame from PID 1: a policy of 10,000 names is under 1 MiB.
-pub const MAX_TO_WORKER: usize = 16 << 20;
+/// The largest frame from PID 1: a policy.
+pub const MAX_TO_WORKER: usize = MAX_POLICY;
 /// The largest frame that PID 1 accepts from the worker: a name, its addresses and little else.
 pub const MAX_FROM_WORKER: usize = 16 << 10;
 
@@ -35,7 +36,7 @@ pub enum ToWorker {
     Forget {
         names: Vec<DomainName>,
     },
-    /// PID 1 has looked who asked ([`DnsDenial::id`]): the client may have its answer.
+    /// PID 1 has looked who asked ([`ClientDenial::id`]): the client may have its answer.
     Attributed {
         id: u64,
     },
@@ -78,16 +79,6 @@ pub struct LastGood {
     pub ended_s: u64,
 }
 
-/// The rules, as text in the grammar of `network/domains.conf` without origins, and their generation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Policy {
-    pub generation: u64,
-    pub rules: Vec<String>,
-    /// Whether the agent can ask for what is refused (`network.requests`).
-    #[serde(default)]
-    pub requests: bool,
-}
-
 /// PID 1's answer to [`Learned`]: the addresses that are now open in the kernel, perhaps none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Admitted {
@@ -111,7 +102,7 @@ pub enum FromWorker {
         name: DomainName,
         cause: String,
     },
-    Denied(DnsDenial),
+    Denied(ClientDenial),
     Health(Health),
 }
 
@@ -124,34 +115,6 @@ pub struct Learned {
     pub ttl_s: u32,
     /// The upstreams failed and this is the last good answer (RFC 8767).
     pub stale: bool,
-}
-
-/// A question that was refused. `what` came from the agent: render it inert.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DnsDenial {
-    pub what: String,
-    pub reason: String,
-    pub uid: Option<u32>,
-    /// Inode of the client's socket, by which PID 1 may find the process.
-    pub inode: Option<u64>,
-    pub count: u64,
-    /// Set while the client is kept waiting, so that its process still exists when PID 1 looks; PID 1 answers with
-    /// [`ToWorker::Attributed`].
-    pub id: Option<u64>,
-    /// The rule that would let it pass, where that is not the bare name's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rule: Option<String>,
-}
-
-impl Policy {
-    /// The rules as they decide.
-    pub fn allowlist(&self) -> Result<Allowlist, RuleError> {
-        let name: Arc<str> = "policy".into();
-        let origin = || Origin::Setting { name: name.clone() };
-        let rules =
-            self.rules.iter().map(|text| parse_rule(text, origin())).collect::<Result<Vec<_>, _>>()?;
-        Ok(Allowlist::new(rules))
-    }
 }
 
 /// Sent at most once a second, when something changed.
@@ -169,4 +132,37 @@ pub struct UpstreamHealth {
     pub healthy: bool,
     /// What is odd about it.
     pub note: Option<String>,
+}
+
+impl Frame for ToWorker {
+    const LIMIT: usize = MAX_TO_WORKER;
+}
+
+impl Frame for FromWorker {
+    const LIMIT: usize = MAX_FROM_WORKER;
+}
+
+impl Order for ToWorker {
+    const WORKER: &'static str = "dns";
+    type Setup = Setup;
+
+    fn into_setup(self) -> Option<(Setup, usize)> {
+        match self {
+            Self::Setup(setup) => {
+                let sockets = setup.sockets.len();
+                Some((setup, sockets))
+            }
+            Self::Policy(_)
+            | Self::Admitted(_)
+            | Self::Forget { .. }
+            | Self::Attributed { .. }
+            | Self::Refresh { .. } => None,
+        }
+    }
+}
+
+impl Attributes for ToWorker {
+    fn attributed(id: u64) -> Self {
+        Self::Attributed { id }
+    }
 }

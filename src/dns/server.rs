@@ -3,32 +3,29 @@
 //! No packet may end the worker: whatever can't be answered gets an error code or silence.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hickory_server::net::xfer::Protocol;
 use hickory_server::proto::op::ResponseCode;
 use hickory_server::proto::rr::Name;
 use hickory_server::server::Request;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
-use tokio::time::timeout;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::answer::Family;
 use super::cache::{Key, Known};
-use super::denials::Denials;
 use super::link::Link;
 use super::lookup::{Lookups, Outcome};
-use super::policy::{Cause, Decision, Local, Query, Question, Why, decide};
-use super::protocol::DnsDenial;
+use super::policy::{Decision, Local, Query, Question, Why, decide};
 use super::reply::{Parsed, Reply, parse};
 use crate::allowlist::{Allowlist, Verdict};
 use crate::socket_table::{self, SocketTables};
+use crate::worker::protocol::ClientDenial;
+use crate::worker::unreported::{Unreported, wait};
 
 /// Clients that wait for an answer at a time; the rest are told to come again.
 const WAITING_CLIENTS: usize = 2048;
-/// How long a refused client is kept waiting for PID 1 to see who it is.
-const ATTRIBUTION_LIMIT: Duration = Duration::from_millis(50);
 
 /// Counted since the worker began.
 #[derive(Debug, Default)]
@@ -44,8 +41,7 @@ pub struct Responder {
     lookups: Arc<Lookups>,
     link: Arc<Link>,
     pub(super) counters: Counters,
-    pub(super) denials: Mutex<Denials>,
-    pub(super) denied: Notify,
+    pub(super) unreported: Unreported,
     tables: SocketTables,
     ipv4: bool,
     ipv6: Arc<AtomicBool>,
@@ -90,8 +86,7 @@ impl Responder {
             lookups,
             link,
             counters: Counters::default(),
-            denials: Mutex::new(Denials::new(Instant::now())),
-            denied: Notify::new(),
+            unreported: Unreported::new(Instant::now()),
             tables,
             ipv4,
             ipv6,
@@ -166,8 +161,7 @@ impl Responder {
                 self.resolved(&owner, &key, &outcome)
             }
             Wait::Attribution { reply, looked } => {
-                // Too late is no error: the refusal is told, only the process's name stays unknown.
-                drop(timeout(ATTRIBUTION_LIMIT, looked).await);
+                wait(looked).await;
                 *reply
             }
         }
@@ -199,7 +193,7 @@ impl Responder {
     ) -> Option<(oneshot::Receiver<()>, OwnedSemaphorePermit)> {
         let Why::Denied { what, cause } = why else { return None };
         self.counters.denied.fetch_add(1, Ordering::Relaxed);
-        let mut denials = self.denials.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut denials = self.unreported.denials();
         let begin = Instant::now();
         let mut owner = None;
         if denials.may_attribute(what, begin) {
@@ -209,20 +203,15 @@ impl Responder {
         if let Some(owner) = owner
             && denials.may_wait(what, owner.uid, begin)
             && let Ok(place) = self.waiting.clone().try_acquire_owned()
-            && let Some(looked) = self.link.attribute(denial(what, cause, owner))
+            && let Some(looked) = self.link.attribute(ClientDenial::one(what, cause, Some(owner), None))
         {
             return Some((looked, place));
         }
         denials.add(what, cause, owner, None);
         drop(denials);
-        self.denied.notify_one();
+        self.unreported.added();
         None
     }
-}
-
-fn denial(what: &str, cause: &Cause<'_>, owner: socket_table::Owner) -> DnsDenial {
-    let (what, reason) = (what.to_owned(), cause.to_string());
-    DnsDenial { what, reason, uid: Some(owner.uid), inode: Some(owner.inode), count: 1, id: None, rule: None }
 }
 
 fn transport(protocol: Protocol) -> socket_table::Protocol {

@@ -130,3 +130,38 @@ async fn reply_to(message: Vec<u8>, client: SocketAddr, responder: &Responder) -
     };
     (!reply.is_empty()).then_some(reply)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As many as there may be, all of this age; `asks` says which of them wait for an answer.
+    fn full(tasks: &mut JoinSet<()>, age: Duration, asks: impl Fn(usize) -> bool) -> Living {
+        let began = Instant::now().checked_sub(age).unwrap();
+        let connection = |place| {
+            let task = tasks.spawn(std::future::pending());
+            Connection { task, asks: Arc::new(AtomicBool::new(asks(place))), began }
+        };
+        Living((0..MAX_CONNECTIONS).map(connection).collect())
+    }
+
+    /// The places of those that had to go for one more.
+    async fn gone(age: Duration, asks: impl Fn(usize) -> bool) -> Vec<usize> {
+        let mut tasks = JoinSet::new();
+        let mut living = full(&mut tasks, age, asks);
+        let before: Vec<_> = living.0.iter().map(|connection| connection.task.clone()).collect();
+        living.make_room().await;
+        assert_eq!(living.0.len(), MAX_CONNECTIONS - 1);
+        assert!(tasks.join_next().await.unwrap().unwrap_err().is_cancelled());
+        (0..MAX_CONNECTIONS).filter(|place| before[*place].is_finished()).collect()
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_an_answer_is_the_last_to_make_room() {
+        let old = Duration::from_secs(1);
+        assert_eq!(gone(old, |_| false).await, [0]);
+        assert_eq!(gone(old, |place| place < 100).await, [100]);
+        assert_eq!(gone(old, |_| true).await, [0], "somebody must");
+        assert_eq!(gone(Duration::ZERO, |place| place == 0).await, [1], "the young have their time first");
+    }
+}

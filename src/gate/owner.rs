@@ -1,6 +1,7 @@
 //! Whose connection it is: the client's socket, asked from the kernel by its two ends (sock_diag(7)).
 //!
-//! One question about one socket, a few microseconds however many there are: tables would have to be read whole.
+//! One question about one socket, a few microseconds however many there are: the tables of
+//! [`socket_table`](crate::socket_table) would have to be read whole. For connected TCP sockets only, whose two ends are known.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -12,13 +13,12 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
 
 use crate::socket_table::Owner;
-use crate::traffic::message::{BY_FAMILY, IPV4, IPV6};
+use crate::traffic::message::{BY_FAMILY, IPV4, IPV6, TCP};
 
 /// The kernel is the peer, and answers within `send`.
 const LIMIT: std::time::Duration = std::time::Duration::from_millis(100);
 /// `NLM_F_REQUEST`
 const REQUEST: u16 = 1;
-const TCP: u8 = 6;
 /// `struct nlmsghdr`, and offsets in `struct inet_diag_msg` (linux/inet_diag.h) behind it.
 const HEADER: usize = 16;
 const UID: usize = HEADER + 64;

@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use super::upstream::Proxy;
 use crate::allowlist::DomainName;
-use crate::dns::protocol::{DnsDenial as Denial, Policy};
+use crate::worker::policy::Policy;
+use crate::worker::protocol::{Attributes, ClientDenial, Frame, MAX_POLICY, Order};
 
-/// The largest frame from PID 1: a policy, as to the worker `dns`.
-pub use crate::dns::protocol::MAX_TO_WORKER;
+/// The largest frame from PID 1: a policy.
+pub const MAX_TO_WORKER: usize = MAX_POLICY;
 /// The largest frame that PID 1 accepts from the worker: [`MAX_USES`] uses.
 pub const MAX_FROM_WORKER: usize = 64 << 10;
 /// Uses in one frame.
@@ -34,7 +35,7 @@ pub enum Door {
 pub enum ToWorker {
     Setup(Setup),
     Policy(Policy),
-    /// PID 1 has looked who was refused ([`Denial::id`]): the client may have its answer.
+    /// PID 1 has looked who was refused ([`ClientDenial::id`]): the client may have its answer.
     Attributed {
         id: u64,
     },
@@ -63,7 +64,7 @@ pub struct Setup {
 pub enum FromWorker {
     /// Sockets taken over, policy understood: connections are judged from now on.
     Serving,
-    Denied(Denial),
+    Denied(ClientDenial),
     Totals(Totals),
     Used {
         uses: Vec<Used>,
@@ -95,4 +96,33 @@ pub struct Used {
     pub count: u64,
     pub bytes_out: u64,
     pub bytes_in: u64,
+}
+
+impl Frame for ToWorker {
+    const LIMIT: usize = MAX_TO_WORKER;
+}
+
+impl Frame for FromWorker {
+    const LIMIT: usize = MAX_FROM_WORKER;
+}
+
+impl Order for ToWorker {
+    const WORKER: &'static str = "gate";
+    type Setup = Setup;
+
+    fn into_setup(self) -> Option<(Setup, usize)> {
+        match self {
+            Self::Setup(setup) => {
+                let sockets = setup.sockets.len();
+                Some((setup, sockets))
+            }
+            Self::Policy(_) | Self::Attributed { .. } => None,
+        }
+    }
+}
+
+impl Attributes for ToWorker {
+    fn attributed(id: u64) -> Self {
+        Self::Attributed { id }
+    }
 }

@@ -41,7 +41,7 @@ enum Broken {
 }
 
 #[derive(Debug, Default)]
-struct Way {
+struct Direction {
     /// Read and not written yet, and how much of it is.
     held: Vec<u8>,
     written: usize,
@@ -55,11 +55,11 @@ pub async fn relay(client: &mut TcpStream, server: &mut TcpStream, passage: &Pas
     let broke = {
         let (mut from_client, mut to_client) = client.split();
         let (mut from_server, mut to_server) = server.split();
-        let (mut out, mut back) = (Way::default(), Way::default());
+        let (mut out, mut back) = (Direction::default(), Direction::default());
         poll_fn(|cx| {
             if !out.done {
                 let count = |octets| passage.sent(octets);
-                match out.poll(cx, &mut from_client, &mut to_server, back.done, count) {
+                match out.poll(cx, &mut from_client, &mut to_server, back.is_over(), count) {
                     Poll::Ready(Err(Broken::Source)) => return Poll::Ready(true),
                     // An answer may be there already, or on its way.
                     Poll::Ready(Ok(()) | Err(Broken::Sink)) => out.done = true,
@@ -68,7 +68,7 @@ pub async fn relay(client: &mut TcpStream, server: &mut TcpStream, passage: &Pas
             }
             if !back.done {
                 let count = |octets| passage.received(octets);
-                match back.poll(cx, &mut from_server, &mut to_client, out.done, count) {
+                match back.poll(cx, &mut from_server, &mut to_client, out.is_over(), count) {
                     Poll::Ready(Err(_)) => return Poll::Ready(true),
                     Poll::Ready(Ok(())) => back.done = true,
                     Poll::Pending => {}
@@ -96,7 +96,13 @@ pub fn acknowledge(stream: &TcpStream) {
     socket2::SockRef::from(stream).set_tcp_quickack(true).ok();
 }
 
-impl Way {
+impl Direction {
+    /// Its end was heard and told: nothing of it is left to read. Closing what still holds octets is a reset, and would
+    /// take the other direction's last word with it.
+    fn is_over(&self) -> bool {
+        self.done && self.ended
+    }
+
     fn poll(
         &mut self,
         cx: &mut Context<'_>,

@@ -6,6 +6,13 @@ use std::fmt;
 
 use crate::allowlist::{Allowed, Allowlist, Denied, DomainName, Verdict, Wire};
 
+/// T48: how far the gate sees into a connection, for who asks. Accepted, since seeing more would take a certificate
+/// authority in the box.
+pub const UNSEEN: &str =
+    "inside TLS nobody looks: a server that has other names too may be asked for them there";
+/// The same where there is a line for it and no more.
+pub const UNSEEN_BRIEFLY: &str = "what is asked inside TLS (domain fronting, docs/gate.md)";
+
 /// A connection as the gate sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shown<'a> {

@@ -15,7 +15,7 @@ use crate::policy::suggest::{Circumstances, suggest};
 use crate::policy::{InForce, hosts};
 use crate::report;
 
-impl crate::gate::keeper::Policy for Innkeeper {
+impl crate::gate::keeper::RuleBook for Innkeeper {
     fn rule_for(&self, name: &str, port: u16) -> Option<String> {
         Self::rule_for(self, name, port)
     }

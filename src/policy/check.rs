@@ -19,7 +19,7 @@ use crate::allowlist::{
 use crate::dns::policy::{Cause, Decision, Query, Question, Why, decide};
 use crate::dns::protocol::Learned;
 use crate::firewall::admission;
-use crate::gate::verdict::{Shown, judge};
+use crate::gate::verdict::{Shown, UNSEEN, judge};
 use crate::report::harmless;
 use crate::requests::proposal;
 use crate::status::audience;
@@ -278,7 +278,7 @@ fn unseen(rules: &[&Rule], allowlist: &Allowlist, port: u16) -> Option<&'static 
         );
     }
     let tls = rules.iter().any(|rule| rule.wire_on(port) != Some(Wire::Http));
-    tls.then_some("inside TLS nobody looks: a server that has other names too may be asked for them there")
+    tls.then_some(UNSEEN)
 }
 
 /// What the gate would refuse although the name is open on this port: what is spoken there.

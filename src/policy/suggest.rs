@@ -415,7 +415,8 @@ fn refused_line(name: &DomainName, turned: &Turned) -> Line {
 
 fn notes(gathered: &Gathered, circumstances: &Circumstances<'_>) -> Vec<String> {
     let mut notes = vec![
-        "a use is a first packet that was let out; its name is the one whose answer opened the address"
+        "a use is a connection: on the gate's ports by the name that it showed, on others by the name whose answer \
+         opened the address"
             .to_owned(),
     ];
     if circumstances.forgotten > 0 {

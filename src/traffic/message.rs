@@ -20,7 +20,8 @@ pub const DNS: u16 = 53;
 
 pub const IPV4: u8 = 2;
 pub const IPV6: u8 = 10;
-const TCP: u8 = 6;
+/// IANA's number.
+pub const TCP: u8 = 6;
 
 /// One connection and what it carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

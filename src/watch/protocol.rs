@@ -7,6 +7,10 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::worker::protocol::{Frame, Order};
+
+/// The sockets that come with the setup.
+const SOCKETS: usize = 2;
 /// The largest frame from PID 1.
 pub const MAX_TO_WORKER: usize = 4 << 10;
 /// The largest frame that PID 1 accepts: numbers only.
@@ -67,4 +71,23 @@ pub struct Target {
     pub port: Option<u16>,
     /// Type of an ICMP or ICMPv6 message.
     pub icmp: Option<u8>,
+}
+
+impl Frame for ToWorker {
+    const LIMIT: usize = MAX_TO_WORKER;
+}
+
+impl Frame for FromWorker {
+    const LIMIT: usize = MAX_FROM_WORKER;
+}
+
+impl Order for ToWorker {
+    const WORKER: &'static str = "watch";
+    type Setup = Setup;
+
+    fn into_setup(self) -> Option<(Setup, usize)> {
+        match self {
+            Self::Setup(setup) => Some((setup, SOCKETS)),
+        }
+    }
 }

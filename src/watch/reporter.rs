@@ -45,11 +45,6 @@ impl Reporter {
         Self { board, firewall, attributor, expected, heard, rules }
     }
 
-    #[must_use]
-    pub fn board(&self) -> &Board {
-        &self.board
-    }
-
     /// From now on one refused packet to each of these is Innkeeper's own.
     pub fn announce(&self, targets: &[Target]) {
         lock(&self.expected).announce(targets, Instant::now());

@@ -94,7 +94,7 @@ impl<'a> Watched<'a> {
             command.args(["--inh-caps=-all", "--no-new-privs", env!("CARGO_BIN_EXE_innkeeper"), "watch"]);
             command.stdin(OwnedFd::from(theirs)).spawn().unwrap()
         });
-        self.queues.hand_over(&ours, self.reporter.heard()).unwrap();
+        self.queues.first(self.reporter.heard()).send(&ours).unwrap();
         self.worker = Some(worker);
         let (heard, reporter) = (self.heard.clone(), self.reporter.clone());
         std::thread::spawn(move || {
@@ -132,7 +132,7 @@ impl<'a> Watched<'a> {
     /// Reads so many packets as a worker would, and dies over them.
     pub(crate) fn read_and_forget(&self, count: usize) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        self.queues.hand_over(&ours, self.reporter.heard()).unwrap();
+        self.queues.first(self.reporter.heard()).send(&ours).unwrap();
         let (_, sockets): (innkeeper::watch::protocol::ToWorker, _) =
             channel::receive_with_sockets(&theirs, 4096).unwrap();
         for _ in 0..count {

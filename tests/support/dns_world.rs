@@ -17,9 +17,9 @@ use hickory_resolver::proto::rr::rdata::opt::{EdnsCode, EdnsOption};
 use innkeeper::channel;
 use innkeeper::dns::name_server::NameServer;
 use innkeeper::dns::protocol::{
-    Admitted, FromWorker, LastGood, Learned, MAX_FROM_WORKER, MAX_TO_WORKER, Policy, Setup, SocketKind,
-    ToWorker,
+    Admitted, FromWorker, LastGood, Learned, MAX_FROM_WORKER, MAX_TO_WORKER, Setup, SocketKind, ToWorker,
 };
+use innkeeper::worker::policy::Policy;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::RcvBufForce;
 

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::channel;
-use crate::dns::protocol::Policy;
 use crate::gate::protocol::{Door, MAX_TO_WORKER, Setup, ToWorker};
 use crate::gate::upstream::Proxy;
+use crate::worker::policy::Policy;
 
 /// Nothing here takes long; this ends a test that would wait for ever.
 const PATIENCE: Duration = Duration::from_secs(20);

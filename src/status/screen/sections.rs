@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::{Line, Section, Tone};
+use crate::gate::verdict::UNSEEN_BRIEFLY;
 use crate::persist::VOLUME;
 use crate::resources::warnings::{octets, percent};
 use crate::status::report::{
@@ -227,10 +228,7 @@ impl Page<'_> {
                 gate.connections, gate.open, gate.denied
             );
             entries.push((Tone::Plain, text));
-            entries.push((
-                Tone::Plain,
-                "  not seen: what is asked inside TLS (domain fronting, docs/gate.md)".to_owned(),
-            ));
+            entries.push((Tone::Plain, format!("  not seen: {UNSEEN_BRIEFLY}")));
         }
         if !dns.failing.is_empty() {
             let mut names: Vec<&str> = dns.failing.iter().map(|failing| failing.name.as_str()).collect();

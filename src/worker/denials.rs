@@ -1,12 +1,12 @@
-//! Refused questions on their way to PID 1: counted, bounded and metered. (pure)
+//! Refused clients on their way to PID 1: counted, bounded and metered. (pure)
 //!
-//! However fast the agent asks, PID 1 gets a few frames a second and the counts are right. Time is a parameter.
+//! However fast the agent tries, PID 1 gets a few frames a second and the counts are right. Time is a parameter.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
-use super::protocol::DnsDenial;
+use super::protocol::ClientDenial;
 use crate::socket_table::Owner;
 use crate::time_share::TimeShare;
 
@@ -59,7 +59,7 @@ impl Meter {
 #[derive(Debug)]
 pub struct Denials {
     /// By name, one entry for each uid. Looked up by a borrowed name: a flood allocates nothing.
-    pending: HashMap<String, Vec<DnsDenial>>,
+    pending: HashMap<String, Vec<ClientDenial>>,
     order: VecDeque<(String, Option<u32>)>,
     frames: Meter,
     waits: Meter,
@@ -113,7 +113,7 @@ impl Denials {
         true
     }
 
-    /// Counts one refused question. Without an owner it joins an earlier one of the same name, if there is one.
+    /// Counts one refusal. Without an owner it joins an earlier one of the same name, if there is one.
     pub fn add(&mut self, what: &str, reason: &impl Display, owner: Option<Owner>, rule: Option<String>) {
         let uid = owner.map(|owner| owner.uid);
         if let Some(known) = self.find(what, uid) {
@@ -121,27 +121,26 @@ impl Denials {
             return;
         }
         if self.order.len() < MAX_NAMES {
-            self.list(what, reason.to_string(), owner, rule);
+            self.list(what, reason, owner, rule);
         } else if let Some(others) = self.find(OTHERS, None) {
             others.count += 1;
         } else {
-            self.list(OTHERS, "refused; too many different names to list".to_owned(), None, None);
+            self.list(OTHERS, &"refused; too many different names to list", None, None);
         }
     }
 
-    fn find(&mut self, what: &str, uid: Option<u32>) -> Option<&mut DnsDenial> {
+    fn find(&mut self, what: &str, uid: Option<u32>) -> Option<&mut ClientDenial> {
         self.pending.get_mut(what)?.iter_mut().rev().find(|known| uid.is_none() || known.uid == uid)
     }
 
-    fn list(&mut self, what: &str, reason: String, owner: Option<Owner>, rule: Option<String>) {
-        let (uid, inode) = (owner.map(|owner| owner.uid), owner.map(|owner| owner.inode));
-        let denial = DnsDenial { what: what.to_owned(), reason, uid, inode, count: 1, id: None, rule };
-        self.order.push_back((what.to_owned(), uid));
+    fn list(&mut self, what: &str, reason: &impl Display, owner: Option<Owner>, rule: Option<String>) {
+        let denial = ClientDenial::one(what, reason, owner, rule);
+        self.order.push_back((what.to_owned(), denial.uid));
         self.pending.entry(what.to_owned()).or_default().push(denial);
     }
 
     /// The next frame that may be sent now: oldest first.
-    pub fn take(&mut self, now: Instant) -> Option<DnsDenial> {
+    pub fn take(&mut self, now: Instant) -> Option<ClientDenial> {
         if self.order.is_empty() || !self.frames.take(now) {
             return None;
         }
@@ -156,7 +155,7 @@ impl Denials {
     }
 
     /// Puts back what could not be sent.
-    pub fn put_back(&mut self, denial: DnsDenial) {
+    pub fn put_back(&mut self, denial: ClientDenial) {
         let of_name = self.pending.entry(denial.what.clone()).or_default();
         if let Some(newer) = of_name.iter_mut().find(|newer| newer.uid == denial.uid) {
             newer.count += denial.count;
