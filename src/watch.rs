@@ -31,7 +31,7 @@ use crate::worker::protocol::Order as _;
 use crate::worker::{self, BeginError};
 use nflog::Logged;
 use packet::Packet;
-use protocol::{FromWorker, MAX_FROM_WORKER, Target, ToWorker};
+use protocol::{FromWorker, MAX_FROM_WORKER, MAX_TO_WORKER, Target, ToWorker};
 use tally::{Begun, Sequence, Tally};
 
 /// Packets that are read from one socket before the other has its turn.
@@ -75,7 +75,9 @@ pub fn serve(channel: UnixStream) -> Result<(), WorkerError> {
             tables: SocketTables::new("/proc/net"),
             share: TimeShare::new(MOST_LOOKING, SHARE_LOOKING, now),
         },
+        inbox: Inbox::default(),
         outbox: Outbox::new(channel),
+        asked: false,
         buffer: vec![0; queue::DATAGRAM],
         told_loss: now,
     };
@@ -212,11 +214,32 @@ impl Outbox {
     }
 }
 
+/// What of PID 1's frames has come.
+#[derive(Default)]
+struct Inbox {
+    bytes: Vec<u8>,
+}
+
+impl Inbox {
+    /// The next whole frame.
+    fn next(&mut self) -> Result<Option<ToWorker>, ChannelError> {
+        let Some((header, body)) = self.bytes.split_first_chunk::<4>() else { return Ok(None) };
+        let length = channel::announced_length(*header, MAX_TO_WORKER)?;
+        let Some(body) = body.get(..length) else { return Ok(None) };
+        let frame = channel::decode(body)?;
+        self.bytes.drain(..4 + length);
+        Ok(Some(frame))
+    }
+}
+
 struct Worker {
     refused: Source,
     used: Source,
     finder: Finder,
+    inbox: Inbox,
     outbox: Outbox,
+    /// PID 1 wants to know whether this worker does its work.
+    asked: bool,
     buffer: Vec<u8>,
     told_loss: Instant,
 }
@@ -249,6 +272,9 @@ impl Worker {
     }
 
     fn next_frame(&mut self) -> Option<FromWorker> {
+        if std::mem::take(&mut self.asked) {
+            return Some(FromWorker::Pong);
+        }
         let now = Instant::now();
         let flow = self.used.tally.take(now).map(FromWorker::Used);
         let flow = flow.or_else(|| self.refused.tally.take(now).map(FromWorker::Refused));
@@ -286,17 +312,75 @@ impl Worker {
         if !channel.revents().intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
             return Ok(false);
         }
-        match self.outbox.channel.read(&mut [0; 1]) {
-            Ok(0) => Ok(true),
-            // There is nothing more to be told.
-            Ok(_) => Err(ChannelError::NotSetup.into()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(error) => Err(ChannelError::Read(error).into()),
+        self.listen()
+    }
+
+    /// Takes what PID 1 says. Whether it has gone.
+    fn listen(&mut self) -> Result<bool, WorkerError> {
+        let mut chunk = [0; 256];
+        match self.outbox.channel.read(&mut chunk) {
+            Ok(0) => return Ok(true),
+            Ok(length) => self.inbox.bytes.extend(chunk.iter().take(length)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(ChannelError::Read(error).into()),
         }
+        while let Some(frame) = self.inbox.next()? {
+            match frame {
+                ToWorker::Ping => self.asked = true,
+                // A second setup would bring sockets that nobody takes.
+                ToWorker::Setup(_) => return Err(ChannelError::NotSetup.into()),
+            }
+        }
+        Ok(false)
     }
 }
 
 fn milliseconds() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::Setup;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixDatagram;
+
+    /// The worker in a thread, with sockets on which nothing comes.
+    fn begin() -> (UnixStream, UnixDatagram, std::thread::JoinHandle<Result<(), WorkerError>>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let (quiet, other) = UnixDatagram::pair().unwrap();
+        let setup = ToWorker::Setup(Setup::default());
+        let sockets = [other.as_fd(), other.as_fd()];
+        channel::send_with_sockets(&ours, &setup, &sockets, MAX_TO_WORKER).unwrap();
+        let worker = std::thread::spawn(move || serve(theirs));
+        assert_eq!(channel::receive(&ours, MAX_FROM_WORKER).unwrap(), Some(FromWorker::Serving));
+        (ours, quiet, worker)
+    }
+
+    #[test]
+    fn pings_are_answered_however_they_arrive() {
+        let (mut ours, _quiet, worker) = begin();
+        let ping = channel::encode(&ToWorker::Ping, MAX_TO_WORKER).unwrap();
+        let (first, rest) = ping.split_at(3);
+        ours.write_all(first).unwrap();
+        ours.write_all(rest).unwrap();
+        assert_eq!(channel::receive(&ours, MAX_FROM_WORKER).unwrap(), Some(FromWorker::Pong));
+        // As many as come at once are one question.
+        ours.write_all(&ping.repeat(5)).unwrap();
+        assert_eq!(channel::receive(&ours, MAX_FROM_WORKER).unwrap(), Some(FromWorker::Pong));
+        drop(ours);
+        worker.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn what_is_no_ping_ends_the_worker() {
+        for odd in [channel::encode(&ToWorker::Setup(Setup::default()), 999).unwrap(), vec![0xff; 8]] {
+            let (mut ours, _quiet, worker) = begin();
+            ours.write_all(&odd).unwrap();
+            assert!(matches!(worker.join().unwrap(), Err(WorkerError::Frame(_))));
+        }
+    }
 }

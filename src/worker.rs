@@ -8,8 +8,10 @@
 pub mod denials;
 pub mod keeper;
 pub mod link;
+pub mod meter;
 pub mod policy;
 pub mod protocol;
+pub mod pulse;
 pub mod sockets;
 pub mod unreported;
 pub mod who;

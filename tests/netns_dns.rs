@@ -769,6 +769,15 @@ fn t22_every_answered_address_was_admitted_first() {
 }
 
 #[test]
+fn the_worker_answers_pings() {
+    in_namespace!();
+    let sockets = Sockets::open();
+    let warden = sockets.start_worker(&["ok.test"], &[UPSTREAM], false);
+    warden.send(&ToWorker::Ping);
+    warden.await_frame("pong", |frame| matches!(frame, FromWorker::Pong).then_some(()));
+}
+
+#[test]
 fn what_pid_1_closed_is_asked_for_again() {
     in_namespace!();
     let (upstream, sockets) = (Upstream::start(UPSTREAM), Sockets::open());

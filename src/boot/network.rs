@@ -449,9 +449,6 @@ pub(super) fn firewall(
                 })?;
                 innkeeper.proxy.set(gate::keeper::PROXY).ok();
             }
-            if let Some(queues) = queues {
-                watch(innkeeper, firewall, queues);
-            }
             let worker = keeper::Plan {
                 upstreams: servers.clone(),
                 roots: roots(innkeeper, &servers),
@@ -465,6 +462,9 @@ pub(super) fn firewall(
             let started = Keeper::start(worker, sockets, innkeeper.standing(), firewall.clone(), means);
             let (keeper, primed) = started.map_err(|error| Trouble::internal(&error))?;
             drop(innkeeper.keeper.set(keeper));
+            if let Some(queues) = queues {
+                watch(innkeeper, firewall, queues);
+            }
             drop(innkeeper.upstreams.set(plan.upstreams.clone()));
             if primed.recv_timeout(limit).is_err() {
                 event("boot", "not every name was answered in time; it goes on in the background");

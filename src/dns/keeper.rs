@@ -177,6 +177,7 @@ impl Work for Resolving {
         let board = keeper.board();
         match news {
             FromWorker::Serving => keeper.serves(),
+            FromWorker::Pong => {}
             FromWorker::Learned(learned) => self.learned(learned, keeper),
             FromWorker::Primed { generation } => drop(primed.try_send(generation)),
             FromWorker::Failed { name, cause } => resolved(board, &name.to_string(), Some(&cause)),

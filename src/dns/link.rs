@@ -86,6 +86,11 @@ impl Link {
         self.questions.send(frame).await.ok();
     }
 
+    fn pong(&self) {
+        // No room: PID 1 has other words of this worker's to hear, by which it lives too.
+        self.questions.try_send(FromWorker::Pong).ok();
+    }
+
     /// Tells PID 1 if there is room now; says whether there was.
     #[must_use]
     pub fn try_report(&self, frame: FromWorker) -> bool {
@@ -139,6 +144,7 @@ pub async fn read_frames(
 ) -> Result<(), ChannelError> {
     let follow = |frame| {
         match frame {
+            ToWorker::Ping => link.pong(),
             ToWorker::Admitted(admitted) => link.admitted(admitted),
             ToWorker::Attributed { id } => link.attributions.looked(id),
             ToWorker::Policy(policy) => on_order(Order::Policy(policy)),

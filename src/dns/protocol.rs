@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::name_server::NameServer;
 use crate::allowlist::DomainName;
 use crate::worker::policy::Policy;
-use crate::worker::protocol::{Attributes, ClientDenial, Frame, MAX_POLICY, Order};
+use crate::worker::protocol::{Attributes, ClientDenial, Frame, MAX_POLICY, News, Order};
 
 /// The largest frame from PID 1: a policy.
 pub const MAX_TO_WORKER: usize = MAX_POLICY;
@@ -30,6 +30,8 @@ pub enum SocketKind {
 #[serde(rename_all = "lowercase", tag = "op")]
 pub enum ToWorker {
     Setup(Setup),
+    /// Answered with [`FromWorker::Pong`], by a worker that does not hang.
+    Ping,
     Policy(Policy),
     Admitted(Admitted),
     /// Addresses of these names were closed to make room: what was learned of the names is no longer true.
@@ -92,6 +94,7 @@ pub struct Admitted {
 pub enum FromWorker {
     /// Sockets taken over, policy understood: questions are answered from now on.
     Serving,
+    Pong,
     Learned(Learned),
     /// Every exact name of this policy generation has been answered or has failed once.
     Primed {
@@ -142,6 +145,17 @@ impl Frame for FromWorker {
     const LIMIT: usize = MAX_FROM_WORKER;
 }
 
+impl News for FromWorker {
+    fn is_metered(&self) -> bool {
+        match self {
+            Self::Pong | Self::Denied(_) | Self::Health(_) => true,
+            // As many as there are names, at once after a boot or while the upstreams are down. Nothing of it is written down:
+            // the firewall bounds what it admits, and few of the names that fail are kept.
+            Self::Serving | Self::Learned(_) | Self::Primed { .. } | Self::Failed { .. } => false,
+        }
+    }
+}
+
 impl Order for ToWorker {
     const WORKER: &'static str = "dns";
     type Setup = Setup;
@@ -152,12 +166,17 @@ impl Order for ToWorker {
                 let sockets = setup.sockets.len();
                 Some((setup, sockets))
             }
-            Self::Policy(_)
+            Self::Ping
+            | Self::Policy(_)
             | Self::Admitted(_)
             | Self::Forget { .. }
             | Self::Attributed { .. }
             | Self::Refresh { .. } => None,
         }
+    }
+
+    fn ping() -> Self {
+        Self::Ping
     }
 }
 

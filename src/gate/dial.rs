@@ -36,10 +36,6 @@ pub enum DialError {
     Connect { name: DomainName, port: u16, source: io::Error },
     #[error("{address} can't be reached")]
     Address { address: SocketAddr, source: io::Error },
-    #[error("{name}:{port} is the proxy that leads out of this network, which the gate alone may ask")]
-    TheProxy { name: DomainName, port: u16 },
-    #[error("{name}:{port} is allowed no more")]
-    Revoked { name: DomainName, port: u16 },
     #[error("{name}:{port} can't be reached within {} s", WHOLE.as_secs())]
     Late { name: DomainName, port: u16 },
     #[error("{name} can't be reached")]

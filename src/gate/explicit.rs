@@ -17,7 +17,7 @@ use super::relay::{acknowledge, relay, write_all};
 use super::request::Request;
 use super::roll::Place;
 use super::verdict::{Shown, judge};
-use super::visit::{self, Client, end, rule_for};
+use super::visit::{self, Client, Unopened, end, rule_for};
 use super::web::{LIMITS, Opener};
 use crate::allowlist::Wire;
 
@@ -88,7 +88,11 @@ async fn tunnel(
                 relay(&mut stream, &mut server, &passage).await;
             }
         }
-        Err(error) => {
+        Err(Unopened::Denied { why, rule }) => {
+            let refused = worker.forbid(&client, &asked.host, &why, rule, None).await;
+            end(&stream, &refused.render(asked.manner)).await;
+        }
+        Err(Unopened::Failed(error)) => {
             worker.failed(&error);
             let next = "it is allowed; try again later, or look at `innkeeper status`".to_owned();
             let refused = Refused { status: 502, what: crate::report::chain(&error), next };
@@ -109,9 +113,7 @@ async fn admit(worker: &Worker, client: &Client, asked: &Request, port: u16) -> 
         Ok(_) => return Ok(()),
         Err(why) => (why.to_string(), rule_for(shown(Wire::Tls), &why)),
     };
-    let next = worker.next(rule.as_deref());
-    worker.denied(client, Some(&asked.host), &why, rule).await;
-    Err(Refused { status: 403, what: format!("{}:{port} is refused: {why}", asked.host), next })
+    Err(worker.forbid(client, &asked.host, &why, rule, None).await)
 }
 
 #[cfg(test)]

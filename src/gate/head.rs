@@ -18,9 +18,16 @@ pub(super) struct Scan {
     line: usize,
     /// Complete lines.
     lines: usize,
+    /// Folded lines are not refused (RFC 9112 §5.2).
+    folds: bool,
 }
 
 impl Scan {
+    /// One that leaves folded lines to its caller.
+    pub(super) fn with_folds() -> Self {
+        Self { folds: true, ..Self::default() }
+    }
+
     /// Whether the first line is complete.
     pub(super) const fn has_first_line(&self) -> bool {
         self.lines > 0
@@ -56,7 +63,9 @@ impl Scan {
                 }
                 (b'\r', Some(_)) => return Err("a carriage return stands alone"),
                 (b'\n', _) => return Err("a line ends with a bare line feed"),
-                (b' ' | b'\t', _) if self.at == self.line => return Err("a line begins with white space"),
+                (b' ' | b'\t', _) if self.at == self.line && !(self.folds && self.lines > 1) => {
+                    return Err("a line begins with white space");
+                }
                 (b'\t' | b' '..=b'~' | 0x80.., _) => self.at += 1,
                 (_, _) => return Err("it holds a control character"),
             }

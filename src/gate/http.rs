@@ -37,8 +37,9 @@ pub trait Porter: Send + Sync {
         what: &str,
     ) -> impl Future<Output = Result<TcpStream, Refused>> + Send;
 
-    /// The driver itself refuses (damaged, ambiguous, another host): called before the client hears of it.
-    fn refused(&mut self, refused: &Refused) -> impl Future<Output = ()> + Send;
+    /// The driver itself refuses (damaged, ambiguous, another host): called before the client hears of it. The porter
+    /// may know a better advice.
+    fn refused(&mut self, refused: &mut Refused) -> impl Future<Output = ()> + Send;
 
     /// Octets that went to the server.
     fn sent(&self, octets: u64);
@@ -121,7 +122,7 @@ impl<P: Porter> Connection<'_, P> {
             let request = match self.next_request().await {
                 Next::Request(request) => request,
                 Next::Refused(refused, manner) => return self.refuse(refused, manner).await,
-                Next::TooSlow => return self.say(&too_slow(), Manner::default()).await,
+                Next::TooSlow => return self.refuse(too_slow(), Manner::default()).await,
                 Next::Closed => return End::Closed,
             };
             if request.kind == Kind::Tunnel {
@@ -251,8 +252,8 @@ impl<P: Porter> Connection<'_, P> {
         End::Tunnel { client: self.client, server: server.stream, unsent: self.inbox.into_unread() }
     }
 
-    async fn refuse(self, refused: Refused, manner: Manner) -> End {
-        self.porter.refused(&refused).await;
+    async fn refuse(self, mut refused: Refused, manner: Manner) -> End {
+        self.porter.refused(&mut refused).await;
         self.say(&refused, manner).await
     }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-use super::protocol::{Door, FromWorker, Setup, ToWorker, Totals, Used};
+use super::protocol::{Door, FromWorker, MAX_USES, Setup, ToWorker, Totals, Used};
 use super::upstream::Proxy;
 use crate::allowlist::{DomainPattern, Origin, Subject, parse_rule};
 use crate::attribution::Attributor;
@@ -229,9 +229,10 @@ impl Work for Gating {
                 keeper.serves();
                 served.try_send(()).ok();
             }
+            FromWorker::Pong => {}
             FromWorker::Denied(denial) => keeper.denied(denial),
             FromWorker::Totals(totals) => self.totals(totals, keeper.board()),
-            FromWorker::Used { uses } => uses.into_iter().for_each(|used| self.used(used)),
+            FromWorker::Used { uses } => uses.into_iter().take(MAX_USES).for_each(|used| self.used(used)),
         }
     }
 

@@ -48,6 +48,8 @@ pub async fn read_frames(
 ) -> Result<(), ChannelError> {
     let follow = |frame| {
         match frame {
+            // No room: PID 1 has other words of this worker's to hear, by which it lives too.
+            ToWorker::Ping => drop(link.tell(FromWorker::Pong)),
             ToWorker::Attributed { id } => link.attributions.looked(id),
             ToWorker::Policy(policy) => on_policy(policy),
             // A second setup would bring sockets that nobody takes.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::upstream::Proxy;
 use crate::allowlist::DomainName;
 use crate::worker::policy::Policy;
-use crate::worker::protocol::{Attributes, ClientDenial, Frame, MAX_POLICY, Order};
+use crate::worker::protocol::{Attributes, ClientDenial, Frame, MAX_POLICY, News, Order};
 
 /// The largest frame from PID 1: a policy.
 pub const MAX_TO_WORKER: usize = MAX_POLICY;
@@ -34,6 +34,8 @@ pub enum Door {
 #[serde(rename_all = "lowercase", tag = "op")]
 pub enum ToWorker {
     Setup(Setup),
+    /// Answered with [`FromWorker::Pong`], by a worker that does not hang.
+    Ping,
     Policy(Policy),
     /// PID 1 has looked who was refused ([`ClientDenial::id`]): the client may have its answer.
     Attributed {
@@ -64,6 +66,7 @@ pub struct Setup {
 pub enum FromWorker {
     /// Sockets taken over, policy understood: connections are judged from now on.
     Serving,
+    Pong,
     Denied(ClientDenial),
     Totals(Totals),
     Used {
@@ -106,6 +109,12 @@ impl Frame for FromWorker {
     const LIMIT: usize = MAX_FROM_WORKER;
 }
 
+impl News for FromWorker {
+    fn is_metered(&self) -> bool {
+        true
+    }
+}
+
 impl Order for ToWorker {
     const WORKER: &'static str = "gate";
     type Setup = Setup;
@@ -116,8 +125,12 @@ impl Order for ToWorker {
                 let sockets = setup.sockets.len();
                 Some((setup, sockets))
             }
-            Self::Policy(_) | Self::Attributed { .. } => None,
+            Self::Ping | Self::Policy(_) | Self::Attributed { .. } => None,
         }
+    }
+
+    fn ping() -> Self {
+        Self::Ping
     }
 }
 

@@ -158,10 +158,15 @@ fn request_line(line: &[u8], way: Way) -> Result<Line<'_>, Refused> {
         return Ok(Line { method, target: Target::Authority(target), is_1_1 });
     }
     if method.eq_ignore_ascii_case("CONNECT") {
-        let next = "connect to the name itself: the gate is in the way already, no proxy is needed";
+        let next = match way {
+            Way::Redirected => {
+                "connect to the name itself: the gate is in the way already, no proxy is needed"
+            }
+            Way::Explicit => "write CONNECT in capitals: methods have a case (RFC 9110 §9.1)",
+        };
         return Err(forbidden("CONNECT is refused: a tunnel through this host could lead anywhere", next));
     }
-    let target = Target::parse(target, method)?;
+    let target = Target::parse(target, method, way)?;
     if way == Way::Explicit && !matches!(target, Target::Absolute { .. }) {
         let next = "ask a proxy for the whole URL, http://NAME/…, or for a tunnel by CONNECT";
         return Err(Refused { next: next.to_owned(), ..bad("this is a proxy, and its target is no URL") });
@@ -260,7 +265,7 @@ impl<'a> Fields<'a> {
 fn h2c() -> Refused {
     forbidden(
         "an Upgrade to HTTP/2 is refused: its requests would pass unseen",
-        "use HTTP/1.1 without Upgrade (curl: --http1.1), or HTTP/2 over TLS",
+        "use HTTP/1.1 without Upgrade (curl: --http1.1, Java: version(HTTP_1_1)), or HTTP/2 over TLS",
     )
 }
 

@@ -1,10 +1,11 @@
 //! The head of an HTTP/1 response, and where its body ends. (pure)
 //!
-//! The server is one that may be reached, so an odd response is no danger: it is passed on until the connection ends, and
-//! no further request is. Only one whose end is certain lets another request follow.
+//! The server is one that may be reached, so an odd response is no danger: it is passed on, and no further request is. Only
+//! one whose end is certain lets another request follow. What is odd where it does not matter for the end (folded lines, names
+//! that are no tokens) makes it the last one; where it does, nobody knows the end before the connection's.
 
 use super::body::Body;
-use super::head::{Field, Scan, content_length, lines};
+use super::head::{Field, Scan, content_length, lines, trim};
 
 /// What the octets so far are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,8 +35,14 @@ impl Response {
 }
 
 /// Reads one head that comes in pieces.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Reader(Scan);
+
+impl Default for Reader {
+    fn default() -> Self {
+        Self(Scan::with_folds())
+    }
+}
 
 impl Reader {
     /// `bytes` begins with the response, and holds what an earlier call got. `to_head`: it answers a HEAD.
@@ -56,14 +63,32 @@ fn response(head: &[u8], to_head: bool) -> Result<Response, &'static str> {
     let mut lines = lines(head);
     let (is_1_1, status) = status_line(lines.next().unwrap_or_default())?;
     let (mut length, mut coding, mut closes, mut stays) = (None, None, false, false);
-    for line in lines {
-        let field = Field::parse(line)?;
-        if field.is("content-length") {
-            let value = content_length(field.value()).ok_or("its Content-Length is not a number")?;
-            if length.is_some_and(|other| other != value) {
-                return Err("it has two lengths");
+    let mut lines = lines.peekable();
+    while let Some(line) = lines.next() {
+        let is_folded = lines.peek().is_some_and(|next| matches!(next, [b' ' | b'\t', ..]));
+        if is_folded || matches!(line, [b' ' | b'\t', ..]) {
+            if matters(line) {
+                return Err("a field that says where it ends is folded");
             }
-            length = Some(value);
+            closes = true;
+            continue;
+        }
+        let field = match Field::parse(line) {
+            Ok(field) => field,
+            Err(why) if matters(line) => return Err(why),
+            Err(_) => {
+                closes = true;
+                continue;
+            }
+        };
+        if field.is("content-length") {
+            for member in field.value().split(|octet| *octet == b',') {
+                let value = content_length(trim(member)).ok_or("its Content-Length is not a number")?;
+                if length.is_some_and(|other| other != value) {
+                    return Err("it has two lengths");
+                }
+                length = Some(value);
+            }
         } else if field.is("transfer-encoding") {
             if coding.is_some() || !field.value().eq_ignore_ascii_case(b"chunked") {
                 return Err("its Transfer-Encoding is not \"chunked\" alone");
@@ -86,7 +111,14 @@ fn response(head: &[u8], to_head: bool) -> Result<Response, &'static str> {
     Ok(Response { length: 0, status, body, is_persistent })
 }
 
-/// RFC 9112 §4; the reason may be missing with its space.
+/// Whether a line may say where the message ends, by whatever reading of it.
+fn matters(line: &[u8]) -> bool {
+    let line = line.to_ascii_lowercase();
+    let says = |name: &[u8]| line.windows(name.len()).any(|part| part == name);
+    says(b"content-length") || says(b"transfer-encoding") || says(b"connection")
+}
+
+/// RFC 9112 §4; the reason may be missing with its space. Statuses beyond 599 are in use, whatever RFC 9110 §15 says.
 fn status_line(line: &[u8]) -> Result<(bool, u16), &'static str> {
     const BAD: &str = "it has no status line of HTTP/1";
     let (version, rest) = line.split_first_chunk::<9>().ok_or(BAD)?;
@@ -100,7 +132,7 @@ fn status_line(line: &[u8]) -> Result<(bool, u16), &'static str> {
         return Err(BAD);
     }
     let status = digits.iter().fold(0_u16, |status, digit| status * 10 + u16::from(digit - b'0'));
-    if (100..600).contains(&status) { Ok((is_1_1, status)) } else { Err(BAD) }
+    if (100..1000).contains(&status) { Ok((is_1_1, status)) } else { Err(BAD) }
 }
 
 #[cfg(test)]
@@ -154,6 +186,16 @@ mod tests {
     }
 
     #[test]
+    fn a_response_that_is_odd_elsewhere_is_the_last_one() {
+        for odd in ["X: a\r\n b\r\n\tc", "X Foo: 1", "no colon", "X\u{e4}: 1"] {
+            let text = format!("HTTP/1.1 200 OK\r\n{odd}\r\nContent-Length: 5");
+            assert_eq!(head(&text), (200, Body::Length(5), false), "{odd:?}");
+        }
+        assert_eq!(head("HTTP/1.1 200 OK\r\nContent-Length: 5, 5"), (200, Body::Length(5), true));
+        assert_eq!(head("HTTP/1.1 999 Denied\r\nContent-Length: 5"), (999, Body::Length(5), true));
+    }
+
+    #[test]
     fn a_response_whose_end_is_uncertain_is_odd() {
         for odd in [
             "HTTP/1.1 200 OK\nContent-Length: 5\n\n",
@@ -163,7 +205,12 @@ mod tests {
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
             "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nX: a\r\n b\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n 5\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nX: a\r\n Content-Length: 5\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length : 5\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nX: a\r\n b\r\nTransfer-Encoding\r\n\r\n",
+            "HTTP/1.1 200 OK\r\n X: a\r\n\r\n",
             "HTTP/2 200 OK\r\n\r\n",
             "HTTP/1.1 99 Low\r\n\r\n",
             "HTTP/1.1 2000 High\r\n\r\n",

@@ -17,13 +17,15 @@ use super::roll::Passage;
 pub enum Stop {
     /// The second hello is not like the first.
     Refused(Differs),
-    /// One of the two is gone.
+    /// One of the two has ended.
     Gone,
+    /// One of the two was reset: so is the other, who must not take that for an end.
+    Reset,
 }
 
 impl From<io::Error> for Stop {
     fn from(_: io::Error) -> Self {
-        Self::Gone
+        Self::Reset
     }
 }
 

@@ -61,6 +61,18 @@ pub fn judge<'a>(allowlist: &'a Allowlist, shown: Shown<'_>) -> Result<Allowed<'
     Ok(allowed)
 }
 
+impl Why<'_> {
+    /// What to do where the policy need not change for it: a port with a custom is asked in the wrong way.
+    #[must_use]
+    pub fn instead(&self, port: u16) -> Option<&'static str> {
+        match (self, port) {
+            (Self::Wire(Wire::Tls), 443) => Some("use https:// there"),
+            (Self::Wire(Wire::Http), 80) => Some("use http:// there"),
+            (Self::Wire(_) | Self::Name(_) | Self::Port(_) | Self::Ech, _) => None,
+        }
+    }
+}
+
 impl fmt::Display for Why<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -20,11 +20,13 @@ use super::second::{Stop, follow};
 use super::through::through;
 use super::upstream::Proxy;
 use super::verdict::{Shown, Why, judge};
-use crate::allowlist::{Denied, DomainName, Verdict, Wire};
+use crate::allowlist::{ALWAYS_GATED, Denied, DomainName, Verdict, Wire};
 use crate::socket_table::Owner;
 
 /// From its first octet on a client has so long to say its name.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
+/// A client that says nothing is given up after this, and told of.
+const SILENCE: Duration = Duration::from_secs(25);
 /// A client that was refused may go on sending so long and so much: a reset would take the reason from it.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_OCTETS: usize = 256 << 10;
@@ -61,7 +63,9 @@ pub(super) async fn named(
     only: Option<DomainName>,
 ) {
     let mut reader = hello::Reader::default();
-    let mut until = None;
+    // Before the roll ends who says nothing, and could not say why.
+    let mut until = Instant::now() + SILENCE;
+    let mut has_begun = false;
     let mut has_more = !octets.is_empty();
     loop {
         // What came with the request for a tunnel is looked at first.
@@ -70,12 +74,17 @@ pub(super) async fn named(
         match read {
             Ok(0) => return,
             Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::TimedOut && octets.is_empty() => {
+                return worker.silent(&client).await;
+            }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                 return worker.refuse_tls(&stream, &client, None, &TOO_SLOW, Alert::AccessDenied).await;
             }
             Err(_) => return,
         }
-        until = until.or_else(|| Some(Instant::now() + HELLO_LIMIT));
+        if !std::mem::replace(&mut has_begun, true) {
+            until = Instant::now() + HELLO_LIMIT;
+        }
         match reader.read(&octets) {
             Hello::Incomplete => acknowledge(&stream),
             // On the heap: the rest of them needs much less.
@@ -107,6 +116,8 @@ pub(super) async fn named(
     }
 }
 
+const SAID_NOTHING: &str = "it said nothing for 25 seconds; the gate reads what the client says first, so a port where the server \
+                            does (SMTP, IMAP, MySQL, FTP: STARTTLS) can't be one of a rule with tls or http";
 const TOO_SLOW: &str = "it showed no name within 10 seconds";
 
 /// What a client sent so far.
@@ -134,7 +145,11 @@ async fn tls(
     drop(allowlist);
     let (mut server, passage) = match worker.open(&client, place, &name, Wire::Tls, ech).await {
         Ok(opened) => opened,
-        Err(error) => {
+        Err(Unopened::Denied { why, rule }) => {
+            let shown = Some((&name, rule));
+            return worker.refuse_tls(&stream, &client, shown, &why, Alert::AccessDenied).await;
+        }
+        Err(Unopened::Failed(error)) => {
             worker.failed(&error);
             return end(&stream, &alert(Alert::InternalError)).await;
         }
@@ -148,6 +163,10 @@ async fn tls(
     match follow(&stream, &server, behind, Watch::new(name.clone(), ech), &passage).await {
         Ok(()) => {}
         Err(Stop::Gone) => return,
+        Err(Stop::Reset) => {
+            reset(&server);
+            return reset(&stream);
+        }
         Err(Stop::Refused(differs)) => {
             reset(&server);
             drop(server);
@@ -163,6 +182,25 @@ async fn tls(
     relay(&mut stream, &mut server, &passage).await;
 }
 
+/// Why a name that was judged does not get its connection.
+#[derive(Debug)]
+pub(super) enum Unopened {
+    /// The policy says no after all.
+    Denied {
+        why: String,
+        rule: Option<String>,
+    },
+    Failed(DialError),
+}
+
+impl From<DialError> for Unopened {
+    fn from(error: DialError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+const THE_PROXY: &str = "it is the proxy that leads out of this network, which the gate alone may ask";
+
 impl Worker {
     /// Dials a name that was judged, and notes that it was let through.
     pub(super) async fn open(
@@ -172,11 +210,11 @@ impl Worker {
         name: &DomainName,
         wire: Wire,
         ech: bool,
-    ) -> Result<(TcpStream, Arc<super::roll::Passage>), DialError> {
+    ) -> Result<(TcpStream, Arc<super::roll::Passage>), Unopened> {
         place.showed();
         let port = client.to.port();
         if self.proxy.as_ref().is_some_and(|proxy| proxy.is_at(name, port)) {
-            return Err(DialError::TheProxy { name: name.clone(), port });
+            return Err(Unopened::Denied { why: THE_PROXY.to_owned(), rule: None });
         }
         let (server, address) = match self.proxy_for(name) {
             Some(proxy) => Box::pin(through(&self.names, proxy, name, port))
@@ -186,8 +224,8 @@ impl Worker {
         };
         // Reaching it took a while, and the policy may be another.
         let shown = Shown { name, port, wire, ech };
-        if judge(&self.allowlist(), shown).is_err() {
-            return Err(DialError::Revoked { name: name.clone(), port });
+        if let Err(why) = judge(&self.allowlist(), shown) {
+            return Err(Unopened::Denied { why: why.to_string(), rule: rule_for(shown, &why) });
         }
         let uid = client.owner.map(|owner| owner.uid);
         let key = Key { name: name.clone(), address, port, uid };
@@ -201,6 +239,14 @@ impl Worker {
             Verdict::Allowed(allowed) if allowed.private => None,
             // What is denied does not come here; if it did, it would not be dialled directly.
             Verdict::Allowed(_) | Verdict::Denied(_) => Some(proxy),
+        }
+    }
+
+    /// A client that was silent. On the ports of a rule's mark that may be the operator's mistake; on the others it says
+    /// nothing about the policy: programs connect in advance.
+    async fn silent(&self, client: &Client) {
+        if !ALWAYS_GATED.contains(&client.to.port()) {
+            self.denied(client, None, &SAID_NOTHING, None).await;
         }
     }
 
@@ -228,13 +274,14 @@ pub(super) fn rule_for(shown: Shown<'_>, why: &Why<'_>) -> Option<String> {
         }
         // That one has to go first.
         Why::Name(Denied::DenyRule(rule)) => Some(rule.to_string()),
+        Why::Wire(_) if why.instead(port).is_some() => None,
         Why::Wire(_) => Some(format!("{name}:{port} {wire}")),
         Why::Ech => Some(format!("{name}:{port} ech")),
     }
 }
 
 /// Reads what is there, waiting for it if need be.
-async fn piece(stream: &TcpStream, octets: &mut Vec<u8>, until: Option<Instant>) -> io::Result<usize> {
+async fn piece(stream: &TcpStream, octets: &mut Vec<u8>, until: Instant) -> io::Result<usize> {
     // Past the runtime at first, which has not heard of this socket yet: what a client says first is mostly there already.
     let mut known = false;
     loop {
@@ -252,10 +299,7 @@ async fn piece(stream: &TcpStream, octets: &mut Vec<u8>, until: Option<Instant>)
             Ok(read) => return Ok(read),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 known = true;
-                match until {
-                    Some(until) => timeout_at(until, stream.readable()).await.map_err(io::Error::from)??,
-                    None => stream.readable().await?,
-                }
+                timeout_at(until, stream.readable()).await.map_err(io::Error::from)??;
             }
             Err(error) => return Err(error),
         }

@@ -14,7 +14,7 @@ use super::relay::{relay, write_all};
 use super::request::Way;
 use super::roll::{Passage, Place};
 use super::verdict::{Shown, judge};
-use super::visit::{Client, rule_for};
+use super::visit::{Client, Unopened, rule_for};
 use crate::allowlist::{DomainName, Wire};
 
 pub(super) const LIMITS: Limits = Limits {
@@ -76,7 +76,7 @@ impl Porter for Opener<'_> {
             let what = format!("{what} is for another host than {only}, which the tunnel was asked for");
             let next = format!("ask for a tunnel to {host}");
             let refused = Refused { status: 421, what, next };
-            self.refused(&refused).await;
+            self.worker.denied(&self.client, None, &refused.what, None).await;
             return Err(refused);
         }
         // The port that the client went to counts; another one in its words would be somebody's guess.
@@ -84,28 +84,26 @@ impl Porter for Opener<'_> {
             let what = format!("{what} names port {port} and came to port {}", to.port());
             let next = "name the port that the connection goes to, or none".to_owned();
             let refused = Refused { status: 400, what, next };
-            self.refused(&refused).await;
+            self.worker.denied(&self.client, None, &refused.what, None).await;
             return Err(refused);
         }
         let shown = Shown { name: host, port: to.port(), wire: Wire::Http, ech: false };
         let allowlist = self.worker.allowlist();
-        let verdict =
-            judge(&allowlist, shown).map(|_| ()).map_err(|why| (why.to_string(), rule_for(shown, &why)));
-        if let Err((why, rule)) = verdict {
-            let next = self.worker.next(rule.as_deref());
-            self.worker.denied(&self.client, Some(host), &why, rule).await;
-            return Err(Refused {
-                status: 403,
-                what: format!("{host}:{} is refused: {why}", to.port()),
-                next,
-            });
+        let verdict = judge(&allowlist, shown)
+            .map(|_| ())
+            .map_err(|why| (why.to_string(), rule_for(shown, &why), why.instead(to.port())));
+        if let Err((why, rule, instead)) = verdict {
+            return Err(self.worker.forbid(&self.client, host, &why, rule, instead).await);
         }
         match self.worker.open(&self.client, self.place, host, Wire::Http, false).await {
             Ok((server, passage)) => {
                 self.passage = Some(passage);
                 Ok(server)
             }
-            Err(error) => {
+            Err(Unopened::Denied { why, rule }) => {
+                Err(self.worker.forbid(&self.client, host, &why, rule, None).await)
+            }
+            Err(Unopened::Failed(error)) => {
                 self.worker.failed(&error);
                 let next = "it is allowed; try again later, or look at `innkeeper status`".to_owned();
                 Err(Refused { status: 502, what: crate::report::chain(&error), next })
@@ -113,7 +111,10 @@ impl Porter for Opener<'_> {
         }
     }
 
-    async fn refused(&mut self, refused: &Refused) {
+    async fn refused(&mut self, refused: &mut Refused) {
+        if refused.status == 400 && self.way == Way::Redirected && self.client.to.port() == 443 {
+            refused.next = "speak TLS there: 443 is for HTTPS, unless a rule says `http`".to_owned();
+        }
         self.worker.denied(&self.client, None, &refused.what, None).await;
     }
 
@@ -131,6 +132,20 @@ impl Porter for Opener<'_> {
 }
 
 impl Worker {
+    /// Notes a refusal by the policy; how the client hears of it.
+    pub(super) async fn forbid(
+        &self,
+        client: &Client,
+        host: &DomainName,
+        why: &str,
+        rule: Option<String>,
+        instead: Option<&'static str>,
+    ) -> Refused {
+        let next = instead.map_or_else(|| self.next(rule.as_deref()), str::to_owned);
+        self.denied(client, Some(host), &why, rule).await;
+        Refused { status: 403, what: format!("{host}:{} is refused: {why}", client.to.port()), next }
+    }
+
     /// What the client can do about a refusal.
     pub(super) fn next(&self, rule: Option<&str>) -> String {
         match rule {

@@ -291,6 +291,9 @@ fn at_gate(
     let wire = wire.filter(|_| allowlist.gated_ports().contains(&port))?;
     let why = judge(allowlist, Shown { name, port, wire, ech: false }).err()?;
     let said = format!("{name}:{port} is refused by the gate: {why}");
+    if let Some(instead) = why.instead(port) {
+        return Some(Checked::plain(false, name.to_string(), port, format!("{said}; {instead}")));
+    }
     let rule = parse_rule(&format!("{name}:{port} {wire}"), Origin::Operator).ok();
     let permitted = rule.filter(|rule| ground.ceiling.permits(rule));
     let command = permitted.as_ref().map(|rule| format!("innkeeper allow '{rule}'"));

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::worker::protocol::{Frame, Order};
+use crate::worker::protocol::{Frame, News, Order};
 
 /// The sockets that come with the setup.
 const SOCKETS: usize = 2;
@@ -21,6 +21,8 @@ pub const MAX_FROM_WORKER: usize = 4 << 10;
 #[serde(rename_all = "lowercase", tag = "op")]
 pub enum ToWorker {
     Setup(Setup),
+    /// Answered with [`FromWorker::Pong`], by a worker that does not hang.
+    Ping,
 }
 
 /// The number that the next packet of each socket has, if none got lost: what earlier workers told PID 1, they had
@@ -37,6 +39,7 @@ pub struct Setup {
 pub enum FromWorker {
     /// The sockets were taken over.
     Serving,
+    Pong,
     Refused(Flow),
     Used(Flow),
     /// So many packets were not read: they came faster than the worker could, or a worker died over them.
@@ -81,6 +84,12 @@ impl Frame for FromWorker {
     const LIMIT: usize = MAX_FROM_WORKER;
 }
 
+impl News for FromWorker {
+    fn is_metered(&self) -> bool {
+        true
+    }
+}
+
 impl Order for ToWorker {
     const WORKER: &'static str = "watch";
     type Setup = Setup;
@@ -88,6 +97,11 @@ impl Order for ToWorker {
     fn into_setup(self) -> Option<(Setup, usize)> {
         match self {
             Self::Setup(setup) => Some((setup, SOCKETS)),
+            Self::Ping => None,
         }
+    }
+
+    fn ping() -> Self {
+        Self::Ping
     }
 }

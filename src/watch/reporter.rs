@@ -59,7 +59,7 @@ impl Reporter {
     /// One frame of the worker's.
     pub fn hear(&self, frame: &FromWorker) {
         match frame {
-            FromWorker::Serving => {}
+            FromWorker::Serving | FromWorker::Pong => {}
             FromWorker::Refused(flow) => {
                 count(&mut lock(&self.heard).refused, flow.packets);
                 self.refused(flow);

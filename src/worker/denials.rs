@@ -6,6 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
+use super::meter::Meter;
 use super::protocol::ClientDenial;
 use crate::socket_table::Owner;
 use crate::time_share::TimeShare;
@@ -27,34 +28,6 @@ const SHARE: f64 = 0.02;
 const WAITS: u32 = 20;
 const WAIT_INTERVAL: Duration = Duration::from_millis(100);
 const WAIT_AGAIN: Duration = Duration::from_secs(5);
-
-/// So many at once, then one for each interval.
-#[derive(Debug)]
-struct Meter {
-    tokens: u32,
-    most: u32,
-    interval: Duration,
-    filled: Instant,
-}
-
-impl Meter {
-    fn new(most: u32, interval: Duration, now: Instant) -> Self {
-        Self { tokens: most, most, interval, filled: now }
-    }
-
-    fn take(&mut self, now: Instant) -> bool {
-        while self.tokens < self.most && now.saturating_duration_since(self.filled) >= self.interval {
-            self.tokens += 1;
-            self.filled += self.interval;
-        }
-        if self.tokens == self.most {
-            self.filled = now;
-        }
-        let Some(left) = self.tokens.checked_sub(1) else { return false };
-        self.tokens = left;
-        true
-    }
-}
 
 #[derive(Debug)]
 pub struct Denials {

@@ -8,7 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::lock;
-use super::protocol::{Frame, Order};
+use super::meter::Bound;
+use super::protocol::{Frame, News, Order};
+use super::pulse::{self, Beat, Pulse};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::channel::{self, ChannelError};
 use crate::report::{chain, event};
 use crate::status::Board;
@@ -44,7 +48,7 @@ impl<O: Order> First<'_, O> {
 /// What is a worker's own, at PID 1.
 pub trait Work: std::fmt::Debug + Send + Sync + Sized + 'static {
     type Order: Order;
-    type News: Frame;
+    type News: News;
     /// What who started the worker waits for.
     type Ready: Send;
     /// What the log says behind the worker's end.
@@ -88,8 +92,9 @@ struct Shared<W> {
     serving: Mutex<Option<Instant>>,
 }
 
-/// PID 1 and the worker are on one machine: a worker that does not take its setup in this time is broken.
-const SETUP_LIMIT: Duration = Duration::from_secs(5);
+/// PID 1 and the worker are on one machine: a worker that does not take its setup in this time is broken, and one that does
+/// not end a frame which it began.
+const FRAME_LIMIT: Duration = Duration::from_secs(5);
 /// A worker that dies is back within a second; one that keeps dying is given up to half a minute.
 const BACKOFF: Backoff =
     Backoff::new(Duration::from_millis(100), Duration::from_secs(30), Duration::from_secs(10));
@@ -112,9 +117,10 @@ impl<W: Work> Keeper<W> {
     /// The same for a worker without which the box can do: one that can't be started now is tried again.
     pub fn start_some_time(work: W, means: Means) -> Result<Self, KeeperError> {
         let keeper = Self::new(work, means);
+        let first = keeper.begin().inspect_err(|error| event(Self::NAME, &chain(error))).ok();
         // Nobody waits for it.
         let (ready, _) = mpsc::sync_channel(READY);
-        keeper.run(None, ready)?;
+        keeper.run(first, ready)?;
         Ok(keeper)
     }
 
@@ -175,7 +181,8 @@ impl<W: Work> Keeper<W> {
         launch.stdin = Stream::Fd(OwnedFd::from(theirs));
         launch.stderr = Stream::events(Self::NAME).map_err(KeeperError::Channel)?;
         let child = spawner.spawn(launch).map_err(KeeperError::Spawn)?;
-        ours.set_write_timeout(Some(SETUP_LIMIT)).map_err(KeeperError::Channel)?;
+        ours.set_write_timeout(Some(FRAME_LIMIT)).map_err(KeeperError::Channel)?;
+        ours.set_read_timeout(Some(FRAME_LIMIT)).map_err(KeeperError::Channel)?;
         // Held until the link is there: what is to be told meanwhile waits, and is sent after the setup.
         let mut link = lock(&self.shared.link);
         self.work().first().send(&ours).map_err(KeeperError::Setup)?;
@@ -205,25 +212,83 @@ impl<W: Work> Keeper<W> {
 
     /// One life of the worker.
     fn live(&self, (mut child, stream): Life, ready: &SyncSender<W::Ready>) {
-        self.converse(&stream, ready);
+        let end = self.converse(&stream, ready).unwrap_or_else(|error| {
+            event(Self::NAME, &chain(&error));
+            End::Closed
+        });
         *lock(&self.shared.link) = None;
         *lock(&self.shared.serving) = None;
         self.work().ended(self);
         // Its channel is closed or broken: nobody hears it any more, and two must not read the same sockets.
         child.signal(nix::sys::signal::Signal::SIGKILL);
-        let end = child.wait_for(SETUP_LIMIT);
-        let how = end.map_or_else(|| "did not end".to_owned(), |exit| exit.to_string());
-        event(Self::NAME, &format!("the worker ended ({how}){}", W::AFTER));
+        let exit = child.wait_for(FRAME_LIMIT);
+        let how = exit.map_or_else(|| "did not end".to_owned(), |exit| exit.to_string());
+        let what = match end {
+            End::Closed => "the worker ended".to_owned(),
+            End::Hung => {
+                format!("the worker has answered nothing for {} s and was ended", pulse::LIMIT.as_secs())
+            }
+        };
+        event(Self::NAME, &format!("{what} ({how}){}", W::AFTER));
     }
 
-    /// Hears one life; returns when its channel closes or it says something impossible.
-    fn converse(&self, stream: &UnixStream, ready: &SyncSender<W::Ready>) {
+    /// Hears one life; returns when its channel closes, it says something impossible, or nothing any more.
+    fn converse(&self, stream: &UnixStream, ready: &SyncSender<W::Ready>) -> Result<End, ChannelError> {
+        let mut bound = Bound::new(Instant::now());
+        let mut pulse = Pulse::new(Instant::now());
         loop {
-            match channel::receive(stream, W::News::LIMIT) {
-                Ok(Some(news)) => self.work().hear(news, self, ready),
-                Ok(None) => return,
-                Err(error) => return event(Self::NAME, &chain(&error)),
+            if !self.wait(stream, &mut pulse)? {
+                return Ok(End::Hung);
+            }
+            let Some(news) = channel::receive::<W::News>(stream, W::News::LIMIT)? else {
+                return Ok(End::Closed);
+            };
+            let now = Instant::now();
+            if !news.is_metered() || bound.hears(now) {
+                self.work().hear(news, self, ready);
+            }
+            if let Some(count) = bound.to_say(now) {
+                event(
+                    Self::NAME,
+                    &format!("{count} messages of the worker were not heard: they came too fast"),
+                );
             }
         }
+    }
+
+    /// Waits for the worker's next word, and asks for one meanwhile. False if it hangs.
+    fn wait(&self, stream: &UnixStream, pulse: &mut Pulse) -> Result<bool, ChannelError> {
+        let mut time = Duration::ZERO;
+        loop {
+            if has_news(stream, time)? {
+                pulse.heard();
+                return Ok(true);
+            }
+            time = match pulse.beat(Instant::now()) {
+                Beat::Wait(time) => time,
+                Beat::Ping => {
+                    self.send(&W::Order::ping());
+                    Duration::ZERO
+                }
+                Beat::Hangs => return Ok(false),
+            };
+        }
+    }
+}
+
+/// How a life ends.
+enum End {
+    Closed,
+    Hung,
+}
+
+/// Whether there is something to read, its end included, within this time.
+fn has_news(stream: &UnixStream, time: Duration) -> Result<bool, ChannelError> {
+    let time =
+        Timespec::try_from(time).map_err(|_| ChannelError::Read(std::io::ErrorKind::InvalidInput.into()))?;
+    match poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&time)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(error) => Err(ChannelError::Read(error.into())),
     }
 }

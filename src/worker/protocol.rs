@@ -25,12 +25,20 @@ pub trait Order: Frame {
     type Setup;
     /// The setup, and how many sockets come with it; none of any other frame.
     fn into_setup(self) -> Option<(Self::Setup, usize)>;
+    /// A worker that does its work answers this, between one piece of it and the next ([`Pulse`](super::pulse::Pulse)).
+    fn ping() -> Self;
 }
 
 /// To a worker whose refused clients wait until PID 1 has looked who they are.
 pub trait Attributes: Order {
     /// PID 1 has looked ([`ClientDenial::id`]): the client may have its answer.
     fn attributed(id: u64) -> Self;
+}
+
+/// From a worker to PID 1.
+pub trait News: Frame {
+    /// Whether more than a few hundred a second can't be honest ([`Bound`](super::meter::Bound)).
+    fn is_metered(&self) -> bool;
 }
 
 /// The largest frame that carries a policy: one of 10,000 names is under 1 MiB.

@@ -184,7 +184,16 @@ print(heard.split(b"\r\n")[0].decode(), s.recv(10))
     assert!(long.out.contains("29"), "thirty lines over three seconds: {long:?}");
     // The audit log has the octets of each use.
     let log = guest.innkeeper(&["log", "--json"]).expect("log");
-    assert!(log.contains("ok.test"), "{log}");
+    let uses: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for port in [80, 443] {
+        let of_ours = |one: &&serde_json::Value| {
+            one["event"] == "used" && one["name"] == "ok.test" && one["port"] == port && one["uid"] == 1000
+        };
+        for way in ["bytes_out", "bytes_in"] {
+            let octets: u64 = uses.iter().filter(of_ours).filter_map(|one| one[way].as_u64()).sum();
+            assert!(octets >= 100_000, "{port} {way}: {octets} in {log}");
+        }
+    }
 }
 
 #[test]

@@ -1,8 +1,6 @@
 //! The name in the connection decides: on a shared address, and whatever the client dials.
 
-use crate::common::{
-    boot, denial, hellos, hellos_outside, hellos_so_far, nothing_to, packets_to, page, shown, token,
-};
+use crate::common::{boot, denial, hellos, hellos_outside, hellos_so_far, nothing_to, page, shown, token};
 use crate::rig::{AGENT, ROOT, Rig, host};
 
 #[test]
@@ -167,7 +165,7 @@ fn t52_a_forged_name_towards_an_attackers_address_reaches_the_real_one_or_nobody
                 let done = guest.exec(user, &curl);
                 assert!(!done.out.contains(&format!("token-{address}")), "{user} {scheme}: {done:?}");
                 let real = done.out.contains(&token("ok", "ok.test"));
-                assert!(real || !done.out.contains("token-"), "{user} {scheme}: {done:?}");
+                assert!(real, "the name's own address answers: {user} {scheme}: {done:?}");
             }
         }
         hellos(&guest, user, &evil, "443", &["plain:ok.test", "octets:ok.test", "none:", "plain:evil.test"]);
@@ -179,7 +177,6 @@ fn t52_a_forged_name_towards_an_attackers_address_reaches_the_real_one_or_nobody
     let strangers: Vec<_> =
         rig.world.log("tls").into_iter().skip(before).filter(|line| line["local"] != ok.as_str()).collect();
     assert!(strangers.is_empty(), "{strangers:?}");
-    assert!(packets_to(&rig, mark, &ok).iter().all(|packet| packet["dport"] != 22));
 }
 
 /// The same address, another port of the rule: each port is the name's own.

@@ -1,7 +1,7 @@
 //! A network that leads to the world through a proxy only (`network.proxy`): names that nobody but the proxy resolves, and
 //! nobody but the gate who asks it.
 
-use crate::common::{options, page, token};
+use crate::common::{self, options, page, token};
 use crate::rig::{AGENT, ROOT, Rig, RunningBox, Talking, host};
 
 const PROXY: &str = include_str!("proxy.py");
@@ -59,6 +59,16 @@ fn closed(guest: &RunningBox, address: &str, given: &str) {
         assert!(!done.out.contains("token-"), "{user}: {done:?}");
         let forged = format!("curl -skS -m 5 --resolve other.test:443:{} https://other.test/", host("ok"));
         assert!(!guest.exec(user, &forged).out.contains("token-"), "{user}: forged");
+    }
+    if given == "proxy.test" {
+        // Its name is in the policy, for the gate: who asks for it hears that, and it is told.
+        let said = guest.exec_agent("curl -sS -m 5 http://proxy.test:3128/");
+        assert!(
+            said.out.contains("which the gate alone may ask") && !said.out.contains("it is allowed"),
+            "{said:?}"
+        );
+        let denied = common::denial(guest, "proxy.test:3128");
+        assert_eq!((&denied["layer"], &denied["uid"]), (&"gate".into(), &1000.into()), "{denied}");
     }
 }
 

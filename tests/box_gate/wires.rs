@@ -39,12 +39,30 @@ fn t62_what_is_neither_tls_nor_http_is_relayed_by_no_octet() {
         }
     }
     nothing_to(&rig, mark, &ok);
-    // A client that waits for the server's greeting says nothing, and so is told nothing.
+    // A real client of another protocol: it is told, in words of HTTP, and so is the operator.
+    let refusals = || -> u64 {
+        let status = guest.status();
+        let of_ours = |one: &&serde_json::Value| {
+            one["layer"] == "gate" && one["what"] == format!("{ok}:443") && one["uid"] == 1000
+        };
+        status["denials"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(of_ours)
+            .filter_map(|one| one["count"].as_u64())
+            .sum()
+    };
+    let before = refusals();
     let ssh = guest.exec(
         AGENT,
-        "timeout 8 ssh -o BatchMode=yes -o StrictHostKeyChecking=no -o ConnectTimeout=5 -p 443 ok.test true",
+        "timeout 8 ssh -v -o BatchMode=yes -o StrictHostKeyChecking=no -o ConnectTimeout=5 -p 443 ok.test true",
     );
-    assert!(!ssh.ok(), "{ssh:?}");
+    assert!(
+        ssh.err.contains("innkeeper: the request is refused") && ssh.err.contains("next: speak TLS"),
+        "{ssh:?}"
+    );
+    guest.await_status("ssh's refusal", |_| refusals() > before);
     page(&guest, "https://ok.test/", "ok", "ok.test");
 }
 
@@ -74,6 +92,11 @@ fn a_port_that_is_marked_is_gated_and_one_that_is_not_is_the_firewalls() {
     assert!(rig.outside(&["tcp", &ok, "7999", "anything"]).both().contains("token-"));
     let rules = "ok.test:443,9999,22;cdn.test:8443 tls;two.test:8080 http;many.test:7999";
     let guest = boot(&rig, rules);
+    // A client whose server would have the first word: nobody says anything.
+    let waits = format!(
+        "import socket; s = socket.create_connection(('{cdn}', 8443)); print('heard', s.recv(9), flush=True)"
+    );
+    let mut waiting = guest.spawn(AGENT, &["python3", "-c", &waits]);
     // Not marked: raw octets as ever, on the address of the name.
     for (address, port) in [(&ok, "9999"), (&ok, "7999")] {
         let done = guest.client(AGENT, &["tcp", address, port, "anything"]);
@@ -106,6 +129,14 @@ fn a_port_that_is_marked_is_gated_and_one_that_is_not_is_the_firewalls() {
     assert_ne!(hellos(&guest, AGENT, &ok, "8080", &["plain:two.test"]), ["server-hello"]);
     nothing_to(&rig, mark, &ok);
     denial(&guest, "evil-cdn.test");
+    assert_eq!(waiting.hear().trim(), "heard b''");
+    let said = |status: &serde_json::Value| {
+        let all = status["denials"].as_array().cloned().unwrap_or_default();
+        all.iter().any(|one| {
+            one["reason"].as_str().is_some_and(|why| why.contains("STARTTLS")) && one["uid"] == 1000
+        })
+    };
+    guest.await_status("who was silent", said);
 }
 
 #[test]
@@ -136,8 +167,5 @@ fn ipv6_is_gated_as_ipv4() {
         AGENT,
         &format!("curl -sS -m 10 --resolve onlysix.test:443:{} https://onlysix.test/", host("evil")),
     );
-    assert!(
-        crossed.out.contains(&token("ok_v6", "onlysix.test")) || !crossed.out.contains("token-"),
-        "{crossed:?}"
-    );
+    assert!(crossed.out.contains(&token("ok_v6", "onlysix.test")), "{crossed:?}");
 }

@@ -44,7 +44,8 @@ fn f19_a_box_that_was_paused_goes_on_and_nothing_opened() {
     must("docker", &["pause", &guest.name]);
     // The name moves meanwhile.
     rig.world.zone(|zone| zone["records"]["ok.test"] = json!([["A", host("ok2"), 5]]));
-    must("sleep", &["10"]);
+    // Longer than a worker may be silent.
+    must("sleep", &["20"]);
     must("docker", &["unpause", &guest.name]);
     flow.say("after the pause");
     assert!(flow.hear().contains("after the pause"), "a flow outlives a pause");
@@ -54,6 +55,11 @@ fn f19_a_box_that_was_paused_goes_on_and_nothing_opened() {
     evil_is_closed(&rig, &guest);
     let after = guest.status();
     assert_eq!(after["policy"]["rules"], before["policy"]["rules"]);
+    let lives = |status: &Value| -> Vec<(Value, Value)> {
+        let workers = status["workers"].as_array().unwrap().iter();
+        workers.map(|worker| (worker["pid"].clone(), worker["restarts"].clone())).collect()
+    };
+    assert_eq!(lives(&after), lives(&before), "no worker is taken for one that hangs");
     for protection in after["protections"].as_array().unwrap() {
         let same = before["protections"]
             .as_array()

@@ -556,6 +556,32 @@ fn t83_killed_workers_open_nothing_and_come_back() {
     guest.await_status("a refusal", |status| status["denials"].to_string().contains(&evil));
 }
 
+#[test]
+fn t83_a_worker_that_hangs_is_replaced() {
+    let Some(rig) = Rig::new() else { return };
+    let guest = rig.boot(&BoxOptions::new().allow("ok.test:80"));
+    let page = "curl -sS -m 10 http://ok.test/";
+    assert!(guest.exec_agent(page).out.contains("token-"));
+    for name in ["dns", "watch", "gate"] {
+        let (pid, restarts) = worker(&guest.status(), name).expect(name);
+        guest.exec_root(&format!("kill -STOP {pid}")).expect("stopping it");
+        guest.await_status("another worker", |status| {
+            worker(status, name).is_some_and(|(new, count)| new != pid && count == restarts + 1)
+        });
+        let line = |line: &&str| line.contains(name) && line.contains("has answered nothing for 15 s");
+        assert_eq!(guest.logs().lines().filter(line).count(), 1, "{name}: {}", guest.logs());
+        until("the page again", std::time::Duration::from_secs(60), || {
+            guest.exec_agent(page).out.contains("token-")
+        });
+        assert!(resolves(&guest, "ok.test"), "{name}");
+        assert!(!resolves(&guest, "evil.test"));
+    }
+    // The others were not touched.
+    for name in ["dns", "watch", "gate"] {
+        assert_eq!(worker(&guest.status(), name).map(|(_, restarts)| restarts), Some(1), "{name}");
+    }
+}
+
 /// Kills the worker of this name as soon as it is there, again and again, until it is told to stop; says how often.
 const KILLER: &str = r#"n=0; while [ ! -e /tmp/enough ] && [ $n -lt 100 ]; do
   pid=$(pgrep -o -x innkeeper-"$1") && kill -KILL "$pid" && n=$((n + 1)) && echo $n >/tmp/kills-"$1"; sleep 0.05; done"#;

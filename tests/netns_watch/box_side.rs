@@ -208,7 +208,7 @@ impl<'a> Watched<'a> {
             let counted = frames.iter().map(|frame| match frame {
                 FromWorker::Refused(flow) => flow.packets,
                 FromWorker::Lost { refused, .. } => *refused,
-                FromWorker::Serving | FromWorker::Used(_) => 0,
+                FromWorker::Serving | FromWorker::Pong | FromWorker::Used(_) => 0,
             });
             let sum = counted.sum::<u64>();
             assert!(sum <= count, "{sum} of {count}");

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::channel;
-use crate::gate::protocol::{Door, MAX_TO_WORKER, Setup, ToWorker};
+use crate::gate::protocol::{Door, FromWorker, MAX_FROM_WORKER, MAX_TO_WORKER, Setup, ToWorker};
 use crate::gate::upstream::Proxy;
 use crate::worker::policy::Policy;
 
@@ -41,7 +41,7 @@ fn resolver() -> SocketAddr {
 struct World {
     gate: SocketAddr,
     /// Open as long as the worker is to live.
-    _channel: UnixStream,
+    channel: UnixStream,
 }
 
 fn world(rules: &[String], proxy: Option<Proxy>) -> World {
@@ -59,7 +59,7 @@ fn world(rules: &[String], proxy: Option<Proxy>) -> World {
     };
     channel::send_with_sockets(&ours, &ToWorker::Setup(setup), &[listener.as_fd()], MAX_TO_WORKER).unwrap();
     std::thread::spawn(move || drop(crate::gate::serve(theirs)));
-    World { gate, _channel: ours }
+    World { gate, channel: ours }
 }
 
 fn listen() -> (TcpListener, u16) {
@@ -105,6 +105,16 @@ fn hello(name: &str) -> Vec<u8> {
     let name = name.to_owned().try_into().unwrap();
     rustls::ClientConnection::new(Arc::new(config), name).unwrap().write_tls(&mut octets).unwrap();
     octets
+}
+
+#[test]
+fn the_worker_answers_pings() {
+    let world = world(&[], None);
+    world.channel.set_read_timeout(Some(PATIENCE)).unwrap();
+    channel::send(&world.channel, &ToWorker::Ping, MAX_TO_WORKER).unwrap();
+    let frames =
+        std::iter::from_fn(|| channel::receive::<FromWorker>(&world.channel, MAX_FROM_WORKER).unwrap());
+    assert!(frames.take(9).any(|frame| frame == FromWorker::Pong));
 }
 
 #[test]

@@ -20,6 +20,10 @@ use crate::gate::response::{self, Read};
 /// §10.1.1), and so do we, after longer than any client waits.
 const EXPECT_PATIENCE: Duration = Duration::from_secs(5);
 
+/// A client that has sent its next request believes the answer to be over. Where we can't tell, the server's silence of so
+/// long says that it is.
+const ODD_PATIENCE: Duration = Duration::from_secs(1);
+
 /// What follows an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum After {
@@ -64,6 +68,16 @@ struct Course<'a, P> {
     /// The client has got a part of an answer.
     has_answer: AtomicBool,
     go: watch::Sender<Go>,
+    /// Where the answer ends nobody knows but who wrote it.
+    odd: watch::Sender<bool>,
+}
+
+/// The request is out.
+struct Sent<'s> {
+    client: ReadHalf<'s>,
+    server: WriteHalf<'s>,
+    /// Octets of the next request came with it.
+    has_next: bool,
 }
 
 enum Unsent {
@@ -106,6 +120,7 @@ impl Ends<'_> {
             moved_ms: AtomicU64::new(0),
             has_answer: AtomicBool::new(false),
             go: watch::Sender::new(if request.expects { Go::Wait } else { Go::Now }),
+            odd: watch::Sender::new(false),
         };
         tokio::select! {
             after = self.run(&course) => after,
@@ -130,10 +145,10 @@ impl Ends<'_> {
                 }
             };
             match sent {
-                Ok((client_read, server_write)) => tokio::select! {
+                Ok(sent) => tokio::select! {
                     biased;
                     received = receive => course.after(&received),
-                    () = hung_up(client_read, server_write) => After::Gone,
+                    after = course.meanwhile(sent) => after,
                 },
                 Err(Unsent::Client) => After::Gone,
                 Err(Unsent::Malformed(_)) if course.has_answer.load(Ordering::Relaxed) => After::Close,
@@ -160,7 +175,7 @@ impl<P: Porter> Course<'_, P> {
         mut client: ReadHalf<'s>,
         inbox: &mut Inbox,
         mut server: WriteHalf<'s>,
-    ) -> Result<(ReadHalf<'s>, WriteHalf<'s>), Unsent> {
+    ) -> Result<Sent<'s>, Unsent> {
         let head = match &self.request.rewritten {
             Some(head) => head,
             None => inbox.unread().get(..self.request.length).unwrap_or_default(),
@@ -173,7 +188,7 @@ impl<P: Porter> Course<'_, P> {
         }
         let moved = |octets| self.sent(octets);
         match copy(&mut client, inbox, &mut server, self.request.body, moved).await {
-            Ok(()) => Ok((client, server)),
+            Ok(()) => Ok(Sent { client, server, has_next: !inbox.unread().is_empty() }),
             Err(Cut::Source | Cut::Reset) => Err(Unsent::Client),
             Err(Cut::Sink) => Err(Unsent::Server),
             Err(Cut::Malformed(why)) => Err(Unsent::Malformed(why)),
@@ -268,6 +283,7 @@ impl<P: Porter> Course<'_, P> {
                 true
             }
         });
+        self.odd.send_replace(true);
         match copy(&mut server, inbox, &mut client, Body::UntilClose, |octets| self.received(octets)).await {
             Err(Cut::Sink) => Received::ClientGone,
             Err(Cut::Reset) => Received::Broken,
@@ -331,6 +347,28 @@ impl<P: Porter> Course<'_, P> {
         self.moved_ms.store(now, Ordering::Relaxed);
     }
 
+    /// While the answer comes: a client that ends its side ends it for the server too, as without us, but for the requests
+    /// that it has still to be asked; one that is reset is gone.
+    async fn meanwhile(&self, mut sent: Sent<'_>) -> After {
+        if !sent.has_next {
+            match sent.client.peek(&mut [0]).await {
+                Ok(0) => {
+                    // If it fails the server is gone, which the other direction sees.
+                    sent.server.shutdown().await.ok();
+                    return std::future::pending().await;
+                }
+                // The next request, which waits for its turn.
+                Ok(_) => {}
+                Err(_) => return After::Gone,
+            }
+        }
+        // It will not come after an answer without an end: the client tries it again on another connection.
+        drop(self.odd.subscribe().wait_for(|odd| *odd).await);
+        self.touch();
+        self.silence(ODD_PATIENCE).await;
+        After::Close
+    }
+
     /// Returns when nothing moved for `limit`.
     async fn silence(&self, limit: Duration) {
         loop {
@@ -368,19 +406,5 @@ async fn copy<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
             Ok(_) => return Err(Cut::Source),
             Err(_) => return Err(Cut::Reset),
         }
-    }
-}
-
-/// The request is out: a client that ends its side ends it for the server too, as without us; one that is reset is gone.
-async fn hung_up(mut client: ReadHalf<'_>, mut server: WriteHalf<'_>) {
-    match client.peek(&mut [0]).await {
-        Ok(0) => {
-            // If it fails the server is gone, which the other direction sees.
-            server.shutdown().await.ok();
-            std::future::pending::<()>().await;
-        }
-        // The next request, which waits for its turn.
-        Ok(_) => std::future::pending::<()>().await,
-        Err(_) => {}
     }
 }

@@ -36,7 +36,7 @@ impl Porter for Door {
         Ok(TcpStream::connect(self.server).await.unwrap())
     }
 
-    fn refused(&mut self, refused: &Refused) -> impl Future<Output = ()> + Send {
+    fn refused(&mut self, refused: &mut Refused) -> impl Future<Output = ()> + Send {
         self.refused.push(refused.clone());
         async {}
     }
@@ -448,6 +448,44 @@ async fn odd_answers_pass_and_are_the_last() {
         assert_eq!(rest(&mut world.client).await, answer);
         assert_eq!(rest(&mut server).await, "", "the second request after {answer:?}");
     }
+}
+
+/// A client whose request waits behind such an answer is not left to wait for the server's time to be up.
+#[tokio::test]
+async fn behind_an_odd_answer_of_a_server_that_stays_no_request_is_stuck() {
+    for answer in [
+        "HTTP/1.1 200 OK\nContent-Length: 2\n\nok",
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nX-Folded: a\r\n b\r\nContent-Length: 2\r\n\r\nok",
+    ] {
+        for at_once in [true, false] {
+            let mut world = world(LIMITS).await;
+            say(&mut world.client, &GET.repeat(if at_once { 2 } else { 1 })).await;
+            let mut server = accept(&world.servers).await;
+            expect(&mut server, GET).await;
+            say(&mut server, answer).await;
+            expect(&mut world.client, answer).await;
+            if !at_once {
+                world.client.write_all(GET.as_bytes()).await.ok();
+            }
+            assert_eq!(rest(&mut world.client).await, "", "{answer:?}");
+            assert_eq!(rest(&mut server).await, "", "the second request after {answer:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn requests_that_were_sent_before_a_half_close_are_all_answered() {
+    let mut world = world(LIMITS).await;
+    say(&mut world.client, &GET.repeat(3)).await;
+    world.client.shutdown().await.unwrap();
+    let mut server = accept(&world.servers).await;
+    for _ in 0..3 {
+        expect(&mut server, GET).await;
+        say(&mut server, OK).await;
+    }
+    assert_eq!(rest(&mut world.client).await, OK.repeat(3));
+    assert_eq!(rest(&mut server).await, "");
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! What a request is for: its target, and an authority's name and port (RFC 9112 §3.2). (pure)
 
-use super::{DomainName, NameError, Refused, bad, forbidden, harmless};
+use super::{DomainName, NameError, Refused, Way, bad, forbidden, harmless};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Target<'a> {
@@ -15,7 +15,7 @@ pub(super) enum Target<'a> {
 }
 
 impl<'a> Target<'a> {
-    pub(super) fn parse(octets: &'a [u8], method: &str) -> Result<Self, Refused> {
+    pub(super) fn parse(octets: &'a [u8], method: &str, way: Way) -> Result<Self, Refused> {
         let text = std::str::from_utf8(octets).ok().filter(|text| text.bytes().all(|o| o.is_ascii_graphic()));
         let Some(text) = text.filter(|text| !text.is_empty() && !text.contains('#')) else {
             return Err(bad("its target has characters that no target has"));
@@ -34,7 +34,10 @@ impl<'a> Target<'a> {
             return Err(bad("its target is neither a path nor a URL"));
         };
         if !scheme.eq_ignore_ascii_case("http") {
-            let next = "connect to the name itself, with TLS for https: the gate is no proxy";
+            let next = match way {
+                Way::Redirected => "connect to the name itself, with TLS for https: the gate is no proxy",
+                Way::Explicit => "ask for a tunnel, and speak TLS in it: CONNECT NAME:443",
+            };
             return Err(forbidden("a request for a URL that is not http is refused", next));
         }
         let end = rest.find(['/', '?']).unwrap_or(rest.len());

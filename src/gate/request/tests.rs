@@ -139,7 +139,11 @@ fn a_proxy_is_asked_for_tunnels_and_urls() {
         ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 403),
     ] {
         match by_proxy(bad) {
-            Read::Refused(refused) => assert_eq!(refused.status, status, "{bad:?}: {refused:?}"),
+            Read::Refused(refused) => {
+                assert_eq!(refused.status, status, "{bad:?}: {refused:?}");
+                // There is no other way out.
+                assert!(!refused.next.contains("no proxy"), "{bad:?}: {refused:?}");
+            }
             other => panic!("{bad:?}: {other:?}"),
         }
     }

@@ -251,11 +251,9 @@ fn what_a_url_would_speak_is_judged_by_the_gates_own_code() {
         ("http://ok.test/", None),
         (
             "http://ok.test:443/",
-            Some(
-                "ok.test:443 is refused by the gate: this port is for TLS; operator: innkeeper allow 'ok.test http'",
-            ),
+            Some("ok.test:443 is refused by the gate: this port is for TLS; use https:// there"),
         ),
-        ("https://ok.test:80/", Some("is refused by the gate: this port is for HTTP")),
+        ("https://ok.test:80/", Some("this port is for HTTP without TLS; use http:// there")),
         ("http://marked.test:8080/", None),
         ("https://marked.test:8080/", Some("innkeeper allow 'marked.test:8080 tls'")),
         // Not the gate's.
