@@ -66,7 +66,7 @@ class Contest(Ground):
     """One namespace for each contestant, all at once, so that they run in turns."""
 
     def __init__(self, world, contestants):
-        super().__init__(world, world.NEAR, boxed="Innkeeper" in contestants)
+        super().__init__(world, world.NEAR, boxed="Innkeeper" in contestants, pinned=False)
         self._contestants = contestants
         self.sides = {}
 

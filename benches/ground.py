@@ -115,7 +115,8 @@ class Net(rig.World):
 class Ground:
     """One box and the peers beside it, each with a network namespace on the same bridge."""
 
-    def __init__(self, world, upstream, boxed=False, peers=(), exact=NAMES, rotating=0):
+    def __init__(self, world, upstream, boxed=False, peers=(), exact=NAMES, rotating=0, pinned=True):
+        self._pinned = pinned
         self.world, self.upstream, self.exact, self.rotating = world, upstream, exact, rotating
         self._boxed, self._peers = boxed, peers
         self._own, self._bare = [], None
@@ -169,7 +170,8 @@ class Ground:
                 role = "PID 1"
             if role:
                 pids[role] = pid
-                pin(pid, SERVER_CORE)
+                if self._pinned:
+                    pin(pid, SERVER_CORE)
         if "dns" not in pids:
             raise BenchError(f"no worker dns among {inside(self.box.pid())}")
         self.servers["innkeeper"] = ("127.0.0.53", self.net, pids)

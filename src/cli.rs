@@ -147,7 +147,10 @@ pub fn run(args: Vec<OsString>) -> u8 {
             long.extend(args.into_iter().skip(1));
             parse(&long)
         }
-        Some(_) | None => parse(&args),
+        Some(_) | None => match args.get(1..) {
+            Some([worker]) => hidden::worker(worker).unwrap_or_else(|| parse(&args)),
+            Some(_) | None => parse(&args),
+        },
     }
 }
 

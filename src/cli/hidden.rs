@@ -1,6 +1,6 @@
 //! Workers, trampolines and helpers: commands by which Innkeeper calls itself, and that no help lists.
 
-use std::ffi::{CStr, OsString};
+use std::ffi::{CStr, OsStr, OsString};
 
 use super::{call_ourselves, done, failed, print};
 use crate::comforts::Comfort;
@@ -30,12 +30,6 @@ pub(super) enum Hidden {
     /// A job for the image's iptables, from standard input
     #[command(hide = true)]
     Tables,
-    #[command(hide = true)]
-    Dns,
-    #[command(hide = true)]
-    Gate,
-    #[command(hide = true)]
-    Watch,
     #[command(hide = true)]
     Probe {
         #[arg(long)]
@@ -99,10 +93,6 @@ pub(super) fn run(hidden: Hidden) -> u8 {
             Ok(answer) => print(&answer),
             Err(error) => failed("tables", &error),
         },
-        Hidden::Dns => worker(c"innkeeper-dns", || done("dns", crate::dns::run())),
-        Hidden::Gate => worker(c"innkeeper-gate", || done("gate", crate::gate::run())),
-        // Fifteen octets are all that a name may have, and these are just as many.
-        Hidden::Watch => worker(c"innkeeper-watch", || done("watch", crate::watch::run())),
         Hidden::Probe { attack, identity } => probe(&attack, &identity),
         Hidden::Stream { identity } => match run_as::become_untouchable(&identity) {
             Ok(()) => {
@@ -144,9 +134,20 @@ pub(super) fn run(hidden: Hidden) -> u8 {
     }
 }
 
-fn worker(name: &CStr, work: impl FnOnce() -> u8) -> u8 {
-    call_ourselves(name);
-    work()
+/// The workers, which live as long as the box: before the tables of the command line are built, whose stack and code would
+/// stay theirs. None: it is none.
+pub(super) fn worker(name: &OsStr) -> Option<u8> {
+    let work = |name: &CStr, work: fn() -> u8| {
+        call_ourselves(name);
+        Some(work())
+    };
+    match name.to_str()? {
+        "dns" => work(c"innkeeper-dns", || done("dns", crate::dns::run())),
+        "gate" => work(c"innkeeper-gate", || done("gate", crate::gate::run())),
+        // Fifteen octets are all that a name may have, and these are just as many.
+        "watch" => work(c"innkeeper-watch", || done("watch", crate::watch::run())),
+        _ => None,
+    }
 }
 
 fn probe(attack: &str, identity: &Identity) -> u8 {

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -43,7 +42,8 @@ pub enum DialError {
     Through { name: DomainName, source: ThroughError },
 }
 
-/// Connects to `name`. `toward`: where the client was going, if that is known.
+/// Connects to `name`. `toward`: where the client was going, if that is known. Who has nothing to say to the server at once
+/// has that said by [`super::relay::acknowledge`].
 pub async fn dial(
     names: &Names,
     name: &DomainName,
@@ -62,25 +62,23 @@ async fn try_all(
 ) -> Result<(TcpStream, IpAddr), DialError> {
     let first = if toward.is_some_and(|address| address.is_ipv6()) { Family::V6 } else { Family::V4 };
     let other = if first == Family::V4 { Family::V6 } else { Family::V4 };
-    let failed = Notify::new();
-    let begun = async {
-        let reached = try_family(names, name, (port, first), toward).await;
-        if reached.is_err() {
-            failed.notify_one();
-        }
-        reached
-    };
     // The client connected at once, since it was sent here: a family that leads nowhere is ours to notice (RFC 8305).
-    let also = async {
-        drop(timeout(STAGGER, failed.notified()).await);
-        try_family(names, name, (port, other), toward).await
-    };
-    let (mut begun, mut also) = (pin!(begun), pin!(also));
+    let mut begun = pin!(try_family(names, name, (port, first), toward));
+    match timeout(STAGGER, &mut begun).await {
+        Ok(Ok(reached)) => return Ok(reached),
+        Ok(Err(error)) => {
+            // The first family's reason says more than that the other has no address.
+            let also = Box::pin(try_family(names, name, (port, other), toward));
+            return also.await.map_err(|other| other.instead_of(error));
+        }
+        Err(_) => {}
+    }
+    // On the heap, as is whatever few connections come to: what all of them wait in is small.
+    let mut also = Box::pin(try_family(names, name, (port, other), toward));
     tokio::select! {
         biased;
         reached = &mut begun => match reached {
             Ok(reached) => Ok(reached),
-            // The first family's reason says more than that the other has no address.
             Err(error) => also.await.map_err(|other| other.instead_of(error)),
         },
         reached = &mut also => match reached {
@@ -108,7 +106,7 @@ async fn try_family(
             }
         }
     }
-    let asked = names.ask(name, family).await;
+    let asked = Box::pin(names.ask(name, family)).await;
     let addresses = asked.map_err(|source| DialError::Names { name: name.clone(), source })?;
     match tried {
         // Those that were tried just now are not tried again.
@@ -144,6 +142,14 @@ async fn race(addresses: Vec<IpAddr>, port: u16) -> io::Result<(TcpStream, IpAdd
         // Nothing to race with: the whole has a limit of its own.
         return connect(first, port).await;
     }
+    Box::pin(race_all(first, waiting, port)).await
+}
+
+async fn race_all(
+    first: IpAddr,
+    mut waiting: std::vec::IntoIter<IpAddr>,
+    port: u16,
+) -> io::Result<(TcpStream, IpAddr)> {
     let mut running = JoinSet::new();
     running.spawn(connect(first, port));
     let mut worst = None;
@@ -176,6 +182,9 @@ async fn race(addresses: Vec<IpAddr>, port: u16) -> io::Result<(TcpStream, IpAdd
 async fn connect(address: IpAddr, port: u16) -> io::Result<(TcpStream, IpAddr)> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_nodelay(true)?;
-    SockRef::from(&socket).set_tcp_keepalive(&KEEPALIVE)?;
+    let options = SockRef::from(&socket);
+    options.set_tcp_keepalive(&KEEPALIVE)?;
+    // What the client said follows at once, and carries the handshake's last acknowledgement: a packet less.
+    options.set_tcp_quickack(false)?;
     Ok((socket.connect(SocketAddr::new(address, port)).await?, address))
 }

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::Worker;
 use super::http::{self, End};
 use super::refusal::Refused;
-use super::relay::{relay, write_all};
+use super::relay::{acknowledge, relay, write_all};
 use super::request::Request;
 use super::roll::Place;
 use super::verdict::{Shown, judge};
@@ -77,6 +77,8 @@ async fn tunnel(
     let mut stream = stream;
     match worker.open(&client, place, &asked.host, Wire::Tls, false).await {
         Ok((mut server, passage)) => {
+            // The server may have the first word.
+            acknowledge(&server);
             let sent = async {
                 write_all(&stream, AGREED).await?;
                 write_all(&server, &unsent).await

@@ -60,14 +60,14 @@ impl Sockets {
     }
 
     fn listen(&mut self, address: SocketAddr, door: Door) -> Result<(), ListenError> {
-        let listener = listener(address).map_err(|source| ListenError { address, source })?;
+        let listener = listener(address, door).map_err(|source| ListenError { address, source })?;
         self.held.push(door, listener);
         Ok(())
     }
 }
 
 /// What is set here every accepted connection has from the start (tcp(7)).
-fn listener(address: SocketAddr) -> std::io::Result<TcpListener> {
+fn listener(address: SocketAddr, door: Door) -> std::io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -77,6 +77,10 @@ fn listener(address: SocketAddr) -> std::io::Result<TcpListener> {
     let keepalive =
         TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
     SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
+    if door == Door::Redirected {
+        // A hello is acknowledged by its answer: a packet less. Who has more to say first is told at once (gate::visit).
+        socket.set_tcp_quickack(false)?;
+    }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;

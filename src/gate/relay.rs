@@ -7,10 +7,11 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustix::net::{SendFlags, send};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
@@ -57,7 +58,8 @@ pub async fn relay(client: &mut TcpStream, server: &mut TcpStream, passage: &Pas
         let (mut out, mut back) = (Direction::default(), Direction::default());
         poll_fn(|cx| {
             if !out.done {
-                match out.poll(cx, &mut from_client, &mut to_server, |octets| passage.sent(octets)) {
+                let count = |octets| passage.sent(octets);
+                match out.poll(cx, &mut from_client, &mut to_server, back.is_over(), count) {
                     Poll::Ready(Err(Broken::Source)) => return Poll::Ready(true),
                     // An answer may be there already, or on its way.
                     Poll::Ready(Ok(()) | Err(Broken::Sink)) => out.done = true,
@@ -65,7 +67,8 @@ pub async fn relay(client: &mut TcpStream, server: &mut TcpStream, passage: &Pas
                 }
             }
             if !back.done {
-                match back.poll(cx, &mut from_server, &mut to_client, |octets| passage.received(octets)) {
+                let count = |octets| passage.received(octets);
+                match back.poll(cx, &mut from_server, &mut to_client, out.is_over(), count) {
                     Poll::Ready(Err(_)) => return Poll::Ready(true),
                     Poll::Ready(Ok(())) => back.done = true,
                     Poll::Pending => {}
@@ -87,12 +90,25 @@ pub fn reset(stream: &TcpStream) {
     socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO)).ok();
 }
 
+/// The other end is told now of what was received, where the next octets to it would have said so: it may wait for that.
+pub fn acknowledge(stream: &TcpStream) {
+    // Else the kernel does it after some 40 ms (delayed acknowledgement, RFC 9293 §3.8.6.3).
+    socket2::SockRef::from(stream).set_tcp_quickack(true).ok();
+}
+
 impl Direction {
+    /// Its end was heard and told: nothing of it is left to read. Closing what still holds octets is a reset, and would
+    /// take the other direction's last word with it.
+    fn is_over(&self) -> bool {
+        self.done && self.ended
+    }
+
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut ReadHalf<'_>,
         to: &mut WriteHalf<'_>,
+        last: bool,
         count: impl Fn(usize),
     ) -> Poll<Result<(), Broken>> {
         for _ in 0..TURN {
@@ -103,6 +119,10 @@ impl Direction {
                 }
             }
             (self.held, self.written) = (Vec::new(), 0);
+            if self.ended && last {
+                // Both sockets are closed next, which says the same.
+                return Poll::Ready(Ok(()));
+            }
             if self.ended {
                 return match ready!(Pin::new(&mut *to).poll_shutdown(cx)) {
                     Ok(()) => Poll::Ready(Ok(())),
@@ -138,7 +158,9 @@ impl Direction {
         if read.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        let written = match Pin::new(&mut *to).poll_write(cx, read) {
+        let is_last = pin!(from.ready(Interest::READABLE)).poll(cx);
+        let is_last = matches!(is_last, Poll::Ready(Ok(ready)) if ready.is_read_closed());
+        let written = match poll_write(cx, to.as_ref(), read, is_last) {
             Poll::Ready(Ok(octets)) => octets,
             Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Sink)),
             Poll::Pending => 0,
@@ -148,10 +170,32 @@ impl Direction {
     }
 }
 
+/// Writes what the receiver takes now. `last`: what fills no packet waits for the end, which follows at once (send(2),
+/// MSG_MORE): one packet instead of two.
+fn try_write(to: &TcpStream, octets: &[u8], last: bool) -> io::Result<usize> {
+    let flags = if last { SendFlags::NOSIGNAL | SendFlags::MORE } else { SendFlags::NOSIGNAL };
+    to.try_io(Interest::WRITABLE, || Ok(send(to, octets, flags)?))
+}
+
+fn poll_write(cx: &mut Context<'_>, to: &TcpStream, octets: &[u8], last: bool) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(to.poll_write_ready(cx))?;
+        match try_write(to, octets, last) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            written => return Poll::Ready(written),
+        }
+    }
+}
+
 /// Writes all of it.
-pub async fn write_all(stream: &TcpStream, mut octets: &[u8]) -> io::Result<()> {
+pub async fn write_all(stream: &TcpStream, octets: &[u8]) -> io::Result<()> {
+    write(stream, octets, false).await
+}
+
+/// Writes all of it; `last` as above.
+pub async fn write(stream: &TcpStream, mut octets: &[u8], last: bool) -> io::Result<()> {
     while !octets.is_empty() {
-        match stream.try_write(octets) {
+        match try_write(stream, octets, last) {
             Ok(written) => octets = octets.get(written..).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream.writable().await?,
             Err(error) => return Err(error),

@@ -5,10 +5,11 @@
 
 use std::io;
 
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::hello::retry::{Differs, Step, Watch};
-use super::relay::{with_chunk, write_all};
+use super::relay::{with_chunk, write, write_all};
 use super::roll::Passage;
 
 /// Why a connection does not go on.
@@ -43,13 +44,13 @@ pub async fn follow(
             Step::Pass(octets) => pass(server, &mut held, octets, passage).await?,
         }
         tokio::select! {
-            ready = server.readable() => {
-                ready?;
+            ready = server.ready(Interest::READABLE) => {
+                let is_last = ready?.is_read_closed();
                 let Some(said) = read(server)? else { continue };
                 if said.is_empty() {
                     return Err(Stop::Gone);
                 }
-                write_all(client, &said).await?;
+                write(client, &said, is_last).await?;
                 passage.received(said.len());
                 if !watch.server(&said) {
                     return pass(server, &mut held, usize::MAX, passage).await;

@@ -14,7 +14,7 @@ use super::Worker;
 use super::dial::{DialError, dial};
 use super::hello::retry::{Differs, Watch};
 use super::hello::{self, Alert, Hello, alert};
-use super::relay::{relay, reset, with_chunk, write_all};
+use super::relay::{acknowledge, relay, reset, with_chunk, write_all};
 use super::roll::{Key, Place};
 use super::second::{Stop, follow};
 use super::through::through;
@@ -86,9 +86,10 @@ pub(super) async fn named(
             until = Instant::now() + HELLO_LIMIT;
         }
         match reader.read(&octets) {
-            Hello::Incomplete => {}
+            Hello::Incomplete => acknowledge(&stream),
             // On the heap: the rest of them needs much less.
             Hello::NotTls => {
+                acknowledge(&stream);
                 return Box::pin(super::web::visit(worker, stream, client, octets, place, only)).await;
             }
             Hello::Damaged(why) => {
@@ -216,7 +217,7 @@ impl Worker {
             return Err(Unopened::Denied { why: THE_PROXY.to_owned(), rule: None });
         }
         let (server, address) = match self.proxy_for(name) {
-            Some(proxy) => through(&self.names, proxy, name, port)
+            Some(proxy) => Box::pin(through(&self.names, proxy, name, port))
                 .await
                 .map_err(|source| DialError::Through { name: name.clone(), source })?,
             None => dial(&self.names, name, port, Some(client.to.ip())).await?,
@@ -259,7 +260,7 @@ impl Worker {
         with: Alert,
     ) {
         let (name, rule) = shown.map_or((None, None), |(name, rule)| (Some(name), rule));
-        self.denied(client, name, why, rule).await;
+        Box::pin(self.denied(client, name, why, rule)).await;
         end(stream, &alert(with)).await;
     }
 }
@@ -310,9 +311,9 @@ pub(super) async fn end(stream: &TcpStream, word: &[u8]) {
     let said = async {
         write_all(stream, word).await?;
         socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write)?;
-        let (mut heard, mut buffer) = (0, [0; 1024]);
+        let mut heard = 0;
         while heard < LINGER_OCTETS {
-            match stream.try_read(&mut buffer) {
+            match with_chunk(|chunk| stream.try_read(chunk)) {
                 Ok(0) => break,
                 Ok(read) => heard += read,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream.readable().await?,
