@@ -298,7 +298,7 @@ pub(crate) fn socket_table(data: &[u8]) {
     for client in ["127.0.0.1:41394", "[::1]:1024", "[::ffff:127.0.0.1]:1024", "0.0.0.0:0"] {
         let client: SocketAddr = client.parse().unwrap();
         if let Some(owner) = find_owner(text, client) {
-            assert!(owner.inode != 0);
+            assert!(owner.inode != Some(0));
             assert!(text.contains(&owner.uid.to_string()) || text.contains('+') || text.contains('0'));
         }
     }

@@ -62,8 +62,8 @@ use visit::Client;
 const TICK: Duration = Duration::from_secs(1);
 /// Connections at a time, where the descriptors suffice: each takes two.
 const MOST_CONNECTIONS: u64 = 8192;
-/// Descriptors that are not connections.
-const OTHER_DESCRIPTORS: u64 = 64;
+/// Descriptors that are not connections: 64, and what races to reach them ([`dial::SPARE`]).
+const OTHER_DESCRIPTORS: u64 = 64 + 256;
 /// Of names that can't be reached no more than one is told in this time; all are counted.
 const FAILURES_TOLD: Duration = Duration::from_secs(5);
 /// When the kernel has no more of what a connection takes.

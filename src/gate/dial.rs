@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -25,6 +26,10 @@ const LIMIT: Duration = Duration::from_secs(15);
 const WHOLE: Duration = Duration::from_secs(45);
 /// Addresses that are tried.
 const MOST: usize = 8;
+/// Sockets that race with the first one of their connection, in the whole worker: a name whose servers do not answer, asked
+/// for often enough, would take all descriptors otherwise.
+pub const SPARE: usize = 256;
+static RACING: Semaphore = Semaphore::const_new(SPARE);
 /// Whom the client's own keep-alive no longer reaches.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new().with_time(Duration::from_secs(60));
 
@@ -73,13 +78,24 @@ async fn try_all(
         }
         Err(_) => {}
     }
+    let failed = Notify::new();
     // On the heap, as is whatever few connections come to: what all of them wait in is small.
-    let mut also = Box::pin(try_family(names, name, (port, other), toward));
+    let mut also = Box::pin(async {
+        let _place = tokio::select! {
+            place = RACING.acquire() => place.ok(),
+            // The first family has left its own.
+            () = failed.notified() => None,
+        };
+        try_family(names, name, (port, other), toward).await
+    });
     tokio::select! {
         biased;
         reached = &mut begun => match reached {
             Ok(reached) => Ok(reached),
-            Err(error) => also.await.map_err(|other| other.instead_of(error)),
+            Err(error) => {
+                failed.notify_one();
+                also.await.map_err(|other| other.instead_of(error))
+            }
         },
         reached = &mut also => match reached {
             Ok(reached) => Ok(reached),
@@ -151,7 +167,7 @@ async fn race_all(
     port: u16,
 ) -> io::Result<(TcpStream, IpAddr)> {
     let mut running = JoinSet::new();
-    running.spawn(connect(first, port));
+    running.spawn(connect_in(None, first, port));
     let mut worst = None;
     let all = async {
         loop {
@@ -165,9 +181,13 @@ async fn race_all(
                 },
                 () = next, if waiting.len() > 0 => {}
             }
+            let place = RACING.try_acquire().ok();
+            if place.is_none() && !running.is_empty() {
+                continue;
+            }
             match waiting.next() {
                 Some(address) => {
-                    running.spawn(connect(address, port));
+                    running.spawn(connect_in(place, address, port));
                 }
                 None if running.is_empty() => {
                     return Err(worst.take().unwrap_or_else(|| io::ErrorKind::ConnectionRefused.into()));
@@ -179,6 +199,15 @@ async fn race_all(
     timeout(LIMIT, all).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
+/// Holds the place as long as it tries. None: that of the connection itself.
+async fn connect_in(
+    _place: Option<SemaphorePermit<'static>>,
+    address: IpAddr,
+    port: u16,
+) -> io::Result<(TcpStream, IpAddr)> {
+    connect(address, port).await
+}
+
 async fn connect(address: IpAddr, port: u16) -> io::Result<(TcpStream, IpAddr)> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_nodelay(true)?;
@@ -187,4 +216,42 @@ async fn connect(address: IpAddr, port: u16) -> io::Result<(TcpStream, IpAddr)> 
     // What the client said follows at once, and carries the handshake's last acknowledgement: a packet less.
     options.set_tcp_quickack(false)?;
     Ok((socket.connect(SocketAddr::new(address, port)).await?, address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use socket2::{Domain, Socket, Type};
+
+    fn listener(address: &str, port: u16, backlog: i32) -> Socket {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let address: IpAddr = address.parse().unwrap();
+        socket.bind(&SocketAddr::new(address, port).into()).unwrap();
+        socket.listen(backlog).unwrap();
+        socket
+    }
+
+    #[tokio::test]
+    async fn sockets_that_race_are_bounded_in_all() {
+        let slow = listener("127.0.0.1", 0, 0);
+        let at = slow.local_addr().unwrap().as_socket().unwrap();
+        let _good = listener("127.0.0.2", at.port(), 16);
+        // Its queue is full: the kernel drops what asks for a connection now.
+        let mut queued = Vec::new();
+        while let Ok(Ok(stream)) = timeout(Duration::from_millis(300), TcpStream::connect(at)).await {
+            queued.push(stream);
+        }
+        let addresses = || vec![at.ip(), "127.0.0.2".parse().unwrap()];
+        let second: IpAddr = "127.0.0.2".parse().unwrap();
+        assert_eq!(race(addresses(), at.port()).await.unwrap().1, second, "it takes part");
+
+        let all = RACING.acquire_many(SPARE.try_into().unwrap()).await.unwrap();
+        let mut racing = pin!(race(addresses(), at.port()));
+        assert!(timeout(3 * STAGGER, &mut racing).await.is_err(), "there is no place for it");
+        // One that failed leaves its place to the next, whatever others hold.
+        let refused = ["127.0.0.3", "127.0.0.2"].map(|address| address.parse().unwrap()).to_vec();
+        assert_eq!(race(refused, at.port()).await.unwrap().1, second);
+        drop(all);
+        assert_eq!(racing.await.unwrap().1, second, "now there is");
+    }
 }

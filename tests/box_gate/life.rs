@@ -169,7 +169,8 @@ fn a_refusal_names_its_user_also_where_the_port_was_changed_on_the_way() {
     guest.await_status("the agent's refusal", |status| {
         let all = status["denials"].as_array().cloned().unwrap_or_default();
         let ours = |uid: u32| {
-            let same = |one: &&Value| one["what"] == "two-on-one-port.test:443" && one["uid"] == uid;
+            let same =
+                |one: &&serde_json::Value| one["what"] == "two-on-one-port.test:443" && one["uid"] == uid;
             all.iter().filter(same).filter_map(|one| one["count"].as_u64()).sum::<u64>()
         };
         (ours(0), ours(1000)) == (1, 1)
