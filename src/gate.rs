@@ -131,7 +131,7 @@ async fn work(begun: Begun<Setup>) -> Result<(), WorkerError> {
         allowlist: RwLock::new(setup.policy.allowlist()?),
         requests: AtomicBool::new(setup.policy.requests),
         names: Names::new(setup.resolver).map_err(WorkerError::Resolver)?,
-        owners: Owners::open().map_err(WorkerError::Owners)?,
+        owners: Owners::open(setup.agent_uid).map_err(WorkerError::Owners)?,
         roll: Arc::new(Roll::new(most_connections())),
         link,
         unreported: Unreported::new(Instant::now()),

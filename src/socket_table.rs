@@ -75,12 +75,18 @@ impl SocketTables {
 }
 
 impl SocketTables {
-    /// Who else than `own` is connected to `remote` by TCP, if that is one user.
+    /// Who else than `own` is connected to `remote` by TCP, if that is one user. A table that is too long to be read tells
+    /// nothing.
     #[must_use]
     pub fn towards(&self, remote: SocketAddr, own: u32) -> Option<Owner> {
-        let tables = Protocol::Tcp.tables(remote.ip()).iter();
-        let owners: Vec<Owner> =
-            tables.flat_map(|table| find_towards(&read(&self.directory.join(table)), remote)).collect();
+        let mut owners = Vec::new();
+        for table in Protocol::Tcp.tables(remote.ip()) {
+            let text = read(&self.directory.join(table));
+            if u64::try_from(text.len()).unwrap_or(u64::MAX) >= MAX_TABLE {
+                return None;
+            }
+            owners.extend(find_towards(&text, remote));
+        }
         only(owners.into_iter().filter(|owner| owner.uid != own))
     }
 }

@@ -462,6 +462,7 @@ pub(super) fn firewall(
             let started = Keeper::start(worker, sockets, innkeeper.standing(), firewall.clone(), means);
             let (keeper, primed) = started.map_err(|error| Trouble::internal(&error))?;
             drop(innkeeper.keeper.set(keeper));
+            // After the resolver's first life, so that the log always tells of them in this order.
             if let Some(queues) = queues {
                 watch(innkeeper, firewall, queues);
             }

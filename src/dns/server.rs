@@ -195,11 +195,14 @@ impl Responder {
         self.counters.denied.fetch_add(1, Ordering::Relaxed);
         let mut denials = self.unreported.denials();
         let begin = Instant::now();
-        let mut owner = None;
-        if denials.may_attribute(what, begin) {
-            owner = self.tables.owner(request.src(), transport(request.protocol()));
-            denials.attributed(begin.elapsed());
+        if !denials.may_attribute(what, begin) {
+            denials.add_without_a_look(what, cause);
+            drop(denials);
+            self.unreported.added();
+            return None;
         }
+        let owner = self.tables.owner(request.src(), transport(request.protocol()));
+        denials.attributed(begin.elapsed());
         if let Some(owner) = owner
             && denials.may_wait(what, owner.uid, begin)
             && let Ok(place) = self.waiting.clone().try_acquire_owned()

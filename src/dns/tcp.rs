@@ -13,7 +13,7 @@ use hickory_server::net::xfer::Protocol;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::reply::{Parsed, parse};
 use super::server::Responder;
@@ -62,8 +62,13 @@ struct Connection {
 }
 
 impl Connection {
+    /// When it is idle, if it does not ask until then.
+    fn is_idle_from(&self) -> Option<Instant> {
+        (!self.asks.load(Ordering::Relaxed)).then(|| self.began + YOUTH)
+    }
+
     fn is_idle(&self) -> bool {
-        !self.asks.load(Ordering::Relaxed) && self.began.elapsed() >= YOUTH
+        self.is_idle_from().is_some_and(|from| from <= Instant::now())
     }
 }
 
@@ -72,15 +77,15 @@ impl Connection {
 struct Living(VecDeque<Connection>);
 
 impl Living {
-    /// Ends the oldest idle one if there are too many. Where none is idle it waits until one can be told for idle, and then
-    /// the oldest has had its time: the next ones queue in the kernel meanwhile.
+    /// Ends the oldest idle one if there are too many. Where all are too young for that it waits for the first of them: the next
+    /// ones queue in the kernel meanwhile. Where all wait for answers the oldest has had its time.
     async fn make_room(&mut self) {
         self.forget_the_ended();
         if self.0.len() < MAX_CONNECTIONS {
             return;
         }
-        if !self.0.iter().any(Connection::is_idle) {
-            sleep(YOUTH).await;
+        if let Some(from) = self.0.iter().filter_map(Connection::is_idle_from).min() {
+            sleep_until(from).await;
             self.forget_the_ended();
         }
         while self.0.len() >= MAX_CONNECTIONS {

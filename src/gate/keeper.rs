@@ -307,7 +307,7 @@ fn remedy(rule: Option<&str>) -> String {
                 format!("innkeeper allow {text}")
             }
         }
-        None => "nothing: a rule is about the name that a connection shows".to_owned(),
+        None => "nothing: no rule is missing, the reason says what is wrong".to_owned(),
     }
 }
 

@@ -31,6 +31,7 @@ const INODE: usize = HEADER + 68;
 pub struct Owners {
     socket: Mutex<Asked>,
     tables: SocketTables,
+    agent: u32,
     /// What may be spent on reading them.
     looking: Mutex<TimeShare>,
 }
@@ -48,7 +49,7 @@ struct Asked {
 }
 
 impl Owners {
-    pub fn open() -> io::Result<Self> {
+    pub fn open(agent: u32) -> io::Result<Self> {
         let protocol = Some(rustix::net::netlink::SOCK_DIAG);
         let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
         set_socket_timeout(&socket, Timeout::Recv, Some(LIMIT))?;
@@ -57,6 +58,7 @@ impl Owners {
         Ok(Self {
             socket: Mutex::new(Asked { socket, owed: false }),
             tables: SocketTables::new("/proc/net"),
+            agent,
             looking: Mutex::new(TimeShare::new(MOST_LOOKING, SHARE_LOOKING, Instant::now())),
         })
     }
@@ -64,12 +66,13 @@ impl Owners {
     /// The owner of the socket that is connected from `local` to `remote`; none if it is gone.
     #[must_use]
     pub fn of(&self, local: SocketAddr, remote: SocketAddr) -> Option<Owner> {
-        self.exactly(local, remote).or_else(|| self.of_somebody_towards(remote))
+        self.exactly(local, remote).or_else(|| self.of_the_agent_towards(remote))
     }
 
     /// Two sockets of one port that go to different places are redirected to the same: conntrack gives the second another port
-    /// then, under which nobody knows it. Who may have sent it is whoever else is connected to that place.
-    fn of_somebody_towards(&self, remote: SocketAddr) -> Option<Owner> {
+    /// then, under which nobody knows it. Who may have sent it is whoever else is connected to that place. Only the agent is
+    /// taken for it: it could see to it that somebody else seems to be the one, by closing its own socket at once.
+    fn of_the_agent_towards(&self, remote: SocketAddr) -> Option<Owner> {
         let now = Instant::now();
         let mut looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
         if !looking.may(now) {
@@ -77,7 +80,7 @@ impl Owners {
         }
         let found = self.tables.towards(remote, rustix::process::getuid().as_raw());
         looking.spent(now.elapsed());
-        found
+        found.filter(|owner| owner.uid == self.agent)
     }
 
     fn exactly(&self, local: SocketAddr, remote: SocketAddr) -> Option<Owner> {
@@ -143,7 +146,7 @@ mod tests {
         let Ok(listener) = TcpListener::bind(at) else { return assert!(at.contains("::1")) };
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (ours, theirs) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
-        let owners = Owners::open().unwrap();
+        let owners = Owners::open(u32::MAX).unwrap();
         let owner = owners.of(ours, theirs).unwrap();
         assert_eq!(owner.uid, nix::unistd::getuid().as_raw());
         let descriptor = format!("/proc/self/fd/{}", client.as_raw_fd());

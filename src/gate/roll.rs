@@ -13,8 +13,9 @@ use tokio::task::AbortHandle;
 use super::protocol::{Totals, Used};
 use crate::allowlist::{DomainName, Wire};
 
-/// A client that says nothing is given up after this.
-const SILENCE: Duration = Duration::from_secs(30);
+/// A client that has shown no name is given up after this: later than its own limits for the first octet and for the whole
+/// name, which are told.
+const SILENCE: Duration = Duration::from_secs(40);
 /// One that has shown a name, and waits until it is reached, after this.
 pub const OPENING: Duration = Duration::from_secs(75);
 /// A client that says nothing gives its place up after this, if it is needed.

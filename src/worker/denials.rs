@@ -102,6 +102,14 @@ impl Denials {
         }
     }
 
+    /// Counts one refusal for which nobody looked: the name waits already, and this is most likely the same client again.
+    pub fn add_without_a_look(&mut self, what: &str, reason: &impl Display) {
+        match self.pending.get_mut(what).and_then(|of_name| of_name.last_mut()) {
+            Some(known) => known.count += 1,
+            None => self.add(what, reason, None, None),
+        }
+    }
+
     fn find(&mut self, what: &str, uid: Option<u32>) -> Option<&mut ClientDenial> {
         self.pending.get_mut(what)?.iter_mut().rev().find(|known| known.uid == uid)
     }
@@ -157,14 +165,17 @@ mod tests {
         for _ in 0..5 {
             denials.add("evil.test", &"not in the allowlist", OWNER, None);
         }
-        denials.add("evil.test", &"not in the allowlist", None, None);
+        denials.add_without_a_look("evil.test", &"not in the allowlist");
         denials.add("evil.test", &"not in the allowlist", Some(Owner { uid: 0, inode: Some(8) }), None);
+        denials.add("evil.test", &"not in the allowlist", None, None);
         let first = denials.take(now).unwrap();
         assert_eq!(
             (first.what.as_str(), first.uid, first.inode, first.count),
             ("evil.test", Some(1000), Some(7), 6)
         );
         assert_eq!(denials.take(now).unwrap().uid, Some(0));
+        let last = denials.take(now).unwrap();
+        assert_eq!((last.uid, last.count), (None, 1), "who is not known is nobody of them");
         assert_eq!(denials.take(now), None);
     }
 

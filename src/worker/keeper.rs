@@ -212,10 +212,14 @@ impl<W: Work> Keeper<W> {
 
     /// One life of the worker.
     fn live(&self, (mut child, stream): Life, ready: &SyncSender<W::Ready>) {
-        let end = self.converse(&stream, ready).unwrap_or_else(|error| {
+        let mut bound = Bound::new(Instant::now());
+        let end = self.converse(&stream, ready, &mut bound).unwrap_or_else(|error| {
             event(Self::NAME, &chain(&error));
             End::Closed
         });
+        if bound.unsaid() > 0 {
+            say_dropped::<W>(bound.unsaid());
+        }
         *lock(&self.shared.link) = None;
         *lock(&self.shared.serving) = None;
         self.work().ended(self);
@@ -233,8 +237,12 @@ impl<W: Work> Keeper<W> {
     }
 
     /// Hears one life; returns when its channel closes, it says something impossible, or nothing any more.
-    fn converse(&self, stream: &UnixStream, ready: &SyncSender<W::Ready>) -> Result<End, ChannelError> {
-        let mut bound = Bound::new(Instant::now());
+    fn converse(
+        &self,
+        stream: &UnixStream,
+        ready: &SyncSender<W::Ready>,
+        bound: &mut Bound,
+    ) -> Result<End, ChannelError> {
         let mut pulse = Pulse::new(Instant::now());
         loop {
             if !self.wait(stream, &mut pulse)? {
@@ -248,10 +256,7 @@ impl<W: Work> Keeper<W> {
                 self.work().hear(news, self, ready);
             }
             if let Some(count) = bound.to_say(now) {
-                event(
-                    Self::NAME,
-                    &format!("{count} messages of the worker were not heard: they came too fast"),
-                );
+                say_dropped::<W>(count);
             }
         }
     }
@@ -274,6 +279,10 @@ impl<W: Work> Keeper<W> {
             };
         }
     }
+}
+
+fn say_dropped<W: Work>(count: u64) {
+    event(Keeper::<W>::NAME, &format!("{count} messages of the worker were not heard: they came too fast"));
 }
 
 /// How a life ends.

