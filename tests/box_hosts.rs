@@ -11,7 +11,9 @@ mod bridge {
 
     use serde_json::json;
 
-    use crate::rig::{AGENT, BoxOptions, ROOT, Rig, RunningBox, World, addresses, host, must, run};
+    use crate::rig::{
+        AGENT, BoxOptions, ROOT, Rig, RunningBox, World, addresses, host, make_namespace, must, run,
+    };
 
     /// These tests change the host's own rules, or look at them: one at a time.
     fn alone() -> File {
@@ -42,7 +44,7 @@ mod bridge {
             rig.at_end(&[&["iptables", "-D"], &forbid[..]].concat());
             must("iptables", &[&["-I"], &forbid[..]].concat());
             rig.at_end(&["ip", "netns", "del", &namespace]);
-            must("ip", &["netns", "add", &namespace]);
+            make_namespace(&namespace);
             let peer = format!("iwp{pid}");
             must(
                 "ip",
@@ -106,7 +108,7 @@ mod bridge {
             return skip("docker0 has no /16 of its own");
         }
         rig.at_end(&["ip", "netns", "del", &namespace]);
-        must("ip", &["netns", "add", &namespace]);
+        make_namespace(&namespace);
         let peer = format!("iwd{}", std::process::id() % 100_000);
         must("ip", &["link", "add", "world0", "netns", &namespace, "type", "veth", "peer", "name", &peer]);
         must("ip", &["link", "set", &peer, "master", "docker0", "up"]);

@@ -338,7 +338,7 @@ impl Rig {
     /// A router between the box and the world, with this MTU towards the world.
     pub(crate) fn put_router(&self, mtu: u32) {
         let router = format!("{}-r", self.name);
-        must("ip", &["netns", "add", &router]);
+        make_namespace(&router);
         self.undo.push(&["ip", "netns", "del", &router]);
         let link = addresses()["link"].clone();
         let (v4, v6) = (link["box_v4"].as_str().unwrap(), link["box_v6"].as_str().unwrap());
@@ -405,9 +405,15 @@ impl Rig {
     }
 }
 
+/// A network namespace. One of that name is what a killed run has left, whose process had our number.
+pub(crate) fn make_namespace(name: &str) {
+    run("ip", &["netns", "del", name]);
+    must("ip", &["netns", "add", name]);
+}
+
 /// One veth from the world's namespace to the pause container's.
 fn connect(namespace: &str, pid: &str) {
-    must("ip", &["netns", "add", namespace]);
+    make_namespace(namespace);
     let peer = ["type", "veth", "peer", "name", "eth0", "netns", pid];
     must("ip", &[&["link", "add", "world0", "netns", namespace][..], &peer[..]].concat());
     address(pid);
