@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::allowlist::{DomainPattern, Origin, parse_rules};
 use crate::control::protocol::Request;
+use crate::notices::post::open_tunnel;
 use crate::readiness::{Outcome, probe};
 use crate::report;
 
@@ -195,7 +196,10 @@ fn greet(address: SocketAddr, name: &str) -> Result<(), String> {
     let heard = TcpStream::connect_timeout(&proxy.unwrap_or(address), PATIENCE).and_then(|mut stream| {
         stream.set_read_timeout(Some(PATIENCE))?;
         if proxy.is_some() {
-            tunnel(&mut stream, name)?;
+            open_tunnel(&mut stream, &format!("{name}:443"))?.map_err(|status| {
+                let status = status.map_or_else(|| "nothing".to_owned(), |status| status.to_string());
+                io::Error::other(format!("the proxy answered {status}"))
+            })?;
         }
         stream.write_all(&hello)?;
         stream.read_exact(&mut first)
@@ -210,19 +214,6 @@ fn greet(address: SocketAddr, name: &str) -> Result<(), String> {
 /// The only way out of a box whose kernel can't redirect.
 fn proxy() -> Option<SocketAddr> {
     std::env::var("HTTPS_PROXY").ok()?.strip_prefix("http://")?.trim_end_matches('/').parse().ok()
-}
-
-/// Asks a proxy for a tunnel (RFC 9110 §9.3.6).
-fn tunnel(stream: &mut TcpStream, name: &str) -> io::Result<()> {
-    stream.write_all(format!("CONNECT {name}:443 HTTP/1.1\r\nHost: {name}:443\r\n\r\n").as_bytes())?;
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") && head.len() < 4096 {
-        let mut octet = [0; 1];
-        stream.read_exact(&mut octet)?;
-        head.extend(octet);
-    }
-    let status = String::from_utf8_lossy(head.get(9..12).unwrap_or_default()).into_owned();
-    if status == "200" { Ok(()) } else { Err(io::Error::other(format!("the proxy answered {status}"))) }
 }
 
 fn first_allowed() -> Option<String> {

@@ -17,7 +17,7 @@ use super::relay::{acknowledge, relay, write_all};
 use super::request::Request;
 use super::roll::Place;
 use super::verdict::{Shown, judge};
-use super::visit::{self, Client, Unopened, end, rule_for};
+use super::visit::{self, Client, end, rule_for};
 use super::web::{LIMITS, Opener};
 use crate::allowlist::Wire;
 
@@ -88,14 +88,8 @@ async fn tunnel(
                 relay(&mut stream, &mut server, &passage).await;
             }
         }
-        Err(Unopened::Denied { why, rule }) => {
-            let refused = worker.forbid(&client, &asked.host, &why, rule, None).await;
-            end(&stream, &refused.render(asked.manner)).await;
-        }
-        Err(Unopened::Failed(error)) => {
-            worker.failed(&error);
-            let next = "it is allowed; try again later, or look at `innkeeper status`".to_owned();
-            let refused = Refused { status: 502, what: crate::report::chain(&error), next };
+        Err(unopened) => {
+            let refused = worker.unopened(&client, &asked.host, unopened).await;
             end(&stream, &refused.render(asked.manner)).await;
         }
     }

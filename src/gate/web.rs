@@ -100,14 +100,7 @@ impl Porter for Opener<'_> {
                 self.passage = Some(passage);
                 Ok(server)
             }
-            Err(Unopened::Denied { why, rule }) => {
-                Err(self.worker.forbid(&self.client, host, &why, rule, None).await)
-            }
-            Err(Unopened::Failed(error)) => {
-                self.worker.failed(&error);
-                let next = "it is allowed; try again later, or look at `innkeeper status`".to_owned();
-                Err(Refused { status: 502, what: crate::report::chain(&error), next })
-            }
+            Err(unopened) => Err(self.worker.unopened(&self.client, host, unopened).await),
         }
     }
 
@@ -144,6 +137,18 @@ impl Worker {
         let next = instead.map_or_else(|| self.next(rule.as_deref()), str::to_owned);
         self.denied(client, Some(host), &why, rule).await;
         Refused { status: 403, what: format!("{host}:{} is refused: {why}", client.to.port()), next }
+    }
+
+    /// Notes why a name gets no connection; how the client hears of it.
+    pub(super) async fn unopened(&self, client: &Client, host: &DomainName, why: Unopened) -> Refused {
+        match why {
+            Unopened::Denied { why, rule } => self.forbid(client, host, &why, rule, None).await,
+            Unopened::Failed(error) => {
+                self.failed(&error);
+                let next = "it is allowed; try again later, or look at `innkeeper status`".to_owned();
+                Refused { status: 502, what: crate::report::chain(&error), next }
+            }
+        }
     }
 
     /// What the client can do about a refusal.

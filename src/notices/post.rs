@@ -103,20 +103,31 @@ fn connect(letter: &Letter) -> Result<TcpStream, PostError> {
     }
 }
 
-/// A tunnel (RFC 9110, section 9.3.6), whose answer ends with an empty line.
 fn through(proxy: SocketAddr, letter: &Letter) -> Result<TcpStream, PostError> {
     let host = || letter.host.clone();
     let authority = format!("{}:{}", letter.host, letter.port);
     let asked = reach(proxy).and_then(|mut stream| {
-        stream.write_all(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").as_bytes())?;
-        Ok(stream)
+        let opened = open_tunnel(&mut stream, &authority)?;
+        Ok((stream, opened))
     });
-    let mut stream = asked.map_err(|source| PostError::Reach { host: host(), source })?;
-    match status(&mut stream) {
-        None => Err(PostError::Answer("the gate".to_owned())),
-        Some(200) if empty_line(&mut stream) => Ok(stream),
-        Some(status) => Err(PostError::Gate { host: host(), status }),
+    match asked.map_err(|source| PostError::Reach { host: host(), source })? {
+        (stream, Ok(())) => Ok(stream),
+        (_, Err(None)) => Err(PostError::Answer("the gate".to_owned())),
+        (_, Err(Some(status))) => Err(PostError::Gate { host: host(), status }),
     }
+}
+
+/// Asks a proxy for a tunnel (RFC 9110, section 9.3.6), whose answer ends with an empty line. The status of one that opens none;
+/// none if it is no answer of HTTP.
+pub(crate) fn open_tunnel(
+    stream: &mut TcpStream,
+    authority: &str,
+) -> std::io::Result<Result<(), Option<u16>>> {
+    stream.write_all(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").as_bytes())?;
+    Ok(match status(stream) {
+        Some(200) if empty_line(stream) => Ok(()),
+        status => Err(status),
+    })
 }
 
 fn reach(address: SocketAddr) -> std::io::Result<TcpStream> {

@@ -2,7 +2,7 @@
 //! would allow it. PID 1's side; nothing is decided here.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::expected::Expected;
@@ -13,6 +13,7 @@ use crate::audit::{self, Use};
 use crate::firewall::Firewall;
 use crate::status::Board;
 use crate::status::report::Denial;
+use crate::worker::lock;
 
 /// The rule by which a name is allowed on a port, and where it is written.
 pub type Rules = Arc<dyn Fn(&str, u16) -> Option<String> + Send + Sync>;
@@ -32,10 +33,6 @@ impl std::fmt::Debug for Reporter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Reporter").finish_non_exhaustive()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Reporter {

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::protocol::{Flow, Target};
+use crate::worker::meter::Meter;
 
 /// Different places (by uid) that wait to be told at a time; the rest share one line.
 const MAX_FLOWS: usize = 512;
@@ -23,14 +24,13 @@ type Key = (Option<Target>, Option<u32>);
 pub struct Tally {
     pending: HashMap<Key, Flow>,
     order: VecDeque<Key>,
-    tokens: u32,
-    filled: Instant,
+    frames: Meter,
 }
 
 impl Tally {
     #[must_use]
     pub fn new(now: Instant) -> Self {
-        Self { pending: HashMap::new(), order: VecDeque::new(), tokens: BURST, filled: now }
+        Self { pending: HashMap::new(), order: VecDeque::new(), frames: Meter::new(BURST, INTERVAL, now) }
     }
 
     /// Whether a packet of this kind waits already, so that nobody needs to look for its socket.
@@ -58,19 +58,10 @@ impl Tally {
 
     /// The next frame that may be sent now: oldest first.
     pub fn take(&mut self, now: Instant) -> Option<Flow> {
-        while self.tokens < BURST && now.saturating_duration_since(self.filled) >= INTERVAL {
-            self.tokens += 1;
-            self.filled += INTERVAL;
-        }
-        if self.tokens == BURST {
-            self.filled = now;
-        }
-        if self.tokens == 0 {
+        if self.order.is_empty() || !self.frames.take(now) {
             return None;
         }
-        let key = self.order.pop_front()?;
-        self.tokens -= 1;
-        self.pending.remove(&key)
+        self.pending.remove(&self.order.pop_front()?)
     }
 
     #[must_use]

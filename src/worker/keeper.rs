@@ -263,7 +263,7 @@ impl<W: Work> Keeper<W> {
 
     /// Waits for the worker's next word, and asks for one meanwhile. False if it hangs.
     fn wait(&self, stream: &UnixStream, pulse: &mut Pulse) -> Result<bool, ChannelError> {
-        let mut time = Duration::ZERO;
+        let mut time = pulse.left(Instant::now());
         loop {
             if has_news(stream, time)? {
                 pulse.heard();

@@ -33,9 +33,15 @@ impl Pulse {
         Self { unanswered: 0, next: now + INTERVAL }
     }
 
+    /// Until there is something to be done.
+    #[must_use]
+    pub fn left(&self, now: Instant) -> Duration {
+        self.next.saturating_duration_since(now)
+    }
+
     /// To be asked when nothing that the worker said is left to be heard: after a long time of our own its answers wait.
     pub fn beat(&mut self, now: Instant) -> Beat {
-        let left = self.next.saturating_duration_since(now);
+        let left = self.left(now);
         if !left.is_zero() {
             return Beat::Wait(left);
         }
