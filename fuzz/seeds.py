@@ -271,7 +271,7 @@ write("client_hello", {
     "two-names": hello(names(b"ok.test", b"evil.test"), *MODERN),
     "two-extensions": hello(names(b"ok.test"), names(b"evil.test")),
     "address": hello(names(b"192.0.2.1")),
-    "final-dot": hello(names(b"ok.test.")),
+    "final-dot": hello(names(b"ok.test."), *MODERN),
     "nul": hello(names(b"ok.test\0.evil.test")),
     "encrypted": hello(names(b"public.test"), extension(0xfe0d, OUTER), *MODERN),
     "esni": hello(extension(0xffce, bytes(9)), names(b"ok.test")),
