@@ -25,6 +25,8 @@ const REFUSAL_LIMIT: Duration = Duration::from_secs(5);
 /// would take the answer away from the client (RFC 9112 §9.6).
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_OCTETS: u64 = 256 * 1024;
+/// The same for a body whose request is answered: many a client sends all of it before it reads. Servers take as long.
+const LINGER_BODY: Duration = Duration::from_secs(30);
 
 /// What the driver asks of the worker.
 pub trait Porter: Send + Sync {
@@ -147,7 +149,12 @@ impl<P: Porter> Connection<'_, P> {
                 }
                 After::Close => {
                     self.server = None;
-                    linger(&mut self.client).await;
+                    linger(&mut self.client, LINGER, LINGER_OCTETS).await;
+                    return End::Closed;
+                }
+                After::Early => {
+                    self.server = None;
+                    linger(&mut self.client, LINGER_BODY, u64::MAX).await;
                     return End::Closed;
                 }
                 After::Malformed(why) => {
@@ -261,20 +268,20 @@ impl<P: Porter> Connection<'_, P> {
         // A client that does not read its refusal has no other loss.
         let written = timeout(REFUSAL_LIMIT, self.client.write_all(&refused.render(manner))).await;
         if written.is_ok_and(|written| written.is_ok()) {
-            linger(&mut self.client).await;
+            linger(&mut self.client, LINGER, LINGER_OCTETS).await;
         }
         End::Closed
     }
 }
 
 /// Ends a connection so that what was written arrives.
-async fn linger(client: &mut TcpStream) {
+async fn linger(client: &mut TcpStream, limit: Duration, octets: u64) {
     if client.shutdown().await.is_err() {
         return;
     }
-    let mut rest = client.take(LINGER_OCTETS);
+    let mut rest = client.take(octets);
     // Whatever it still says, and however it ends.
-    drop(timeout(LINGER, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await);
+    drop(timeout(limit, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await);
 }
 
 fn misdirected(server: &Server, request: &Request) -> Refused {

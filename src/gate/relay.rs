@@ -84,10 +84,13 @@ pub async fn relay(client: &mut TcpStream, server: &mut TcpStream, passage: &Pas
     }
 }
 
-/// The other end is to see a reset, not an orderly end.
+/// The other end is to see a reset, not an orderly end; what was written before arrives before it.
 pub fn reset(stream: &TcpStream) {
+    let socket = socket2::SockRef::from(stream);
+    // What waits for an end that does not come now ([`write`]'s `last`) would be thrown away: this sends it (tcp(7)).
+    socket.set_tcp_nodelay(true).ok();
     // Too late is good enough.
-    socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO)).ok();
+    socket.set_linger(Some(std::time::Duration::ZERO)).ok();
 }
 
 /// The other end is told now of what was received, where the next octets to it would have said so: it may wait for that.
@@ -276,6 +279,23 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
             task.await.unwrap();
         }
+    }
+
+    /// As a server does that refuses a large upload: it answers, and closes what it has not read.
+    #[tokio::test]
+    async fn the_last_words_before_a_reset_arrive_before_it() {
+        let (mut client, server, task) = joined().await;
+        client.write_all(b"more than it reads").await.unwrap();
+        server.readable().await.unwrap();
+        // At once: when the relay looks, the words and the reset are both there.
+        server.try_write(b"too large").unwrap();
+        drop(server);
+        let mut heard = [0; 9];
+        client.read_exact(&mut heard).await.unwrap();
+        assert_eq!(&heard, b"too large");
+        let error = client.read(&mut [0; 8]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        task.await.unwrap();
     }
 
     #[tokio::test]

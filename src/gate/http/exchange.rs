@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::watch;
@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::Porter;
 use super::inbox::Inbox;
 use crate::gate::body::{Body, Measure};
+use crate::gate::relay::acknowledge;
 use crate::gate::request::{Kind, Request};
 use crate::gate::response::{self, Read};
 
@@ -33,6 +34,8 @@ pub(super) enum After {
     Next,
     /// Nothing; the client may still have to read.
     Close,
+    /// Nothing; the client may still be sending a body that nobody wants: its request is answered.
+    Early,
     /// Nothing: the client is away.
     Gone,
     /// The request's body is damaged, and nothing was answered.
@@ -156,7 +159,8 @@ impl Ends<'_> {
                 Err(Unsent::Malformed(_)) if course.has_answer.load(Ordering::Relaxed) => After::Close,
                 Err(Unsent::Malformed(why)) => After::Malformed(why),
                 // It may have answered before it closed.
-                Err(Unsent::Server | Unsent::Withheld) => course.after(&receive.await).at_most_close(),
+                Err(Unsent::Server) => course.after(&receive.await).at_most_close(),
+                Err(Unsent::Withheld) => course.after(&receive.await).at_most_close().early(),
             }
         };
         // Who says more than was asked for is not asked again.
@@ -167,6 +171,10 @@ impl Ends<'_> {
 impl After {
     fn at_most_close(self) -> Self {
         if self == Self::Next { Self::Close } else { self }
+    }
+
+    fn early(self) -> Self {
+        if self == Self::Close { Self::Early } else { self }
     }
 }
 
@@ -215,7 +223,8 @@ impl<P: Porter> Course<'_, P> {
             let mut reader = response::Reader::default();
             let read = loop {
                 match reader.read(inbox.unread(), self.request.manner.headless) {
-                    Read::Incomplete => {}
+                    Read::Incomplete if inbox.unread().is_empty() => {}
+                    Read::Incomplete => acknowledge(server.as_ref()),
                     read => break read,
                 }
                 match inbox.fill(&mut server).await {
@@ -301,8 +310,8 @@ impl<P: Porter> Course<'_, P> {
         written.is_ok()
     }
 
-    /// The answer was over first. Its client may still have to send the body that it promised; then it ends, since not
-    /// every server reads on to where the next request begins.
+    /// The answer was over first. Its client may still have to send the body that it promised, and not every client hears
+    /// the answer if it can't; then it ends, since not every server reads on to where the next request begins.
     async fn answered_early<F, T>(&self, received: &Received, send: std::pin::Pin<&mut F>) -> After
     where
         F: Future<Output = Result<T, Unsent>>,
@@ -310,8 +319,10 @@ impl<P: Porter> Course<'_, P> {
         let after = self.after(received).at_most_close();
         // A server that means to go on may take what is left of the body for the next request, which nobody judged: only one
         // that closes gets it.
-        let goes_on = matches!(received, Received::Over { is_persistent: true });
-        if after == After::Close && !goes_on && *self.go.borrow() == Go::Now {
+        if matches!(received, Received::Over { is_persistent: true }) {
+            return after.early();
+        }
+        if after == After::Close && *self.go.borrow() == Go::Now {
             // However it ends, so does the connection.
             drop(send.await);
         }
@@ -388,14 +399,15 @@ impl<P: Porter> Course<'_, P> {
 }
 
 /// Copies a body to its end, beginning with what was read already.
-async fn copy<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
-    from: &mut R,
+async fn copy(
+    from: &mut ReadHalf<'_>,
     inbox: &mut Inbox,
-    to: &mut W,
+    to: &mut WriteHalf<'_>,
     body: Body,
     moved: impl Fn(usize),
 ) -> Result<(), Cut> {
     let mut measure = Measure::new(body);
+    let mut has_waited = false;
     loop {
         let taken = measure.take(inbox.unread()).map_err(Cut::Malformed)?;
         if taken.octets > 0 {
@@ -407,10 +419,43 @@ async fn copy<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
         if taken.is_over {
             return Ok(());
         }
+        if !std::mem::replace(&mut has_waited, true) {
+            // Who writes head and body apart may hold the body back until the head is acknowledged (Nagle, RFC 9293 §3.7.4).
+            acknowledge(from.as_ref());
+        }
         match inbox.fill_body(from).await {
             Ok(octets) if octets > 0 => {}
             Ok(_) => return Err(Cut::Source),
             Err(_) => return Err(Cut::Reset),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use socket2::SockRef;
+    use tokio::net::TcpListener;
+
+    use super::{AsyncWriteExt, Body, Inbox, TcpStream, copy};
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (far, listener.accept().await.unwrap().0)
+    }
+
+    /// As the gate's sockets begin: whoever writes head and body apart would wait some 40 ms for the kernel's word.
+    #[tokio::test]
+    async fn who_has_more_to_say_is_told_at_once() {
+        let ((mut server, mut from), (_client, mut to)) = (pair().await, pair().await);
+        for (here, later, is_told) in [("ok", "", false), ("o", "k", true), ("", "ok", true)] {
+            SockRef::from(&from).set_tcp_quickack(false).unwrap();
+            let mut inbox = Inbox::new(here.into());
+            let (mut reader, mut writer) = (from.split().0, to.split().1);
+            let copied = copy(&mut reader, &mut inbox, &mut writer, Body::Length(2), |_| {});
+            let (copied, said) = tokio::join!(copied, server.write_all(later.as_bytes()));
+            assert!(copied.is_ok() && said.is_ok());
+            assert_eq!(SockRef::from(&from).tcp_quickack().unwrap(), is_told, "{here:?} then {later:?}");
         }
     }
 }

@@ -376,6 +376,24 @@ async fn an_early_answer_arrives_and_ends_the_connection() {
     assert_eq!(rest(&mut server).await, "");
 }
 
+/// Many a client sends all of its body before it reads: one that could not send it would not hear the answer.
+#[tokio::test]
+async fn a_large_upload_that_is_answered_early_can_be_sent_to_its_end_and_arrives_nowhere() {
+    const SIZE: usize = 8 << 20;
+    let answer = "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n";
+    for field in ["", "Expect: 100-continue\r\n"] {
+        let mut world = world(LIMITS).await;
+        let head = format!("POST / HTTP/1.1\r\nHost: ok.test\r\n{field}Content-Length: {SIZE}\r\n\r\n");
+        say(&mut world.client, &head).await;
+        let mut server = accept(&world.servers).await;
+        self::expect(&mut server, &head).await;
+        say(&mut server, answer).await;
+        assert_eq!(rest(&mut server).await, "", "it goes on, and would take a body for a request");
+        within(world.client.write_all(&vec![b'x'; SIZE])).await.unwrap();
+        assert_eq!(rest(&mut world.client).await, answer);
+    }
+}
+
 #[tokio::test]
 async fn a_server_that_ends_early_has_answered() {
     let mut world = world(LIMITS).await;
