@@ -386,7 +386,7 @@ async fn a_large_upload_that_is_answered_early_can_be_sent_to_its_end_and_arrive
         let head = format!("POST / HTTP/1.1\r\nHost: ok.test\r\n{field}Content-Length: {SIZE}\r\n\r\n");
         say(&mut world.client, &head).await;
         let mut server = accept(&world.servers).await;
-        self::expect(&mut server, &head).await;
+        expect(&mut server, &head).await;
         say(&mut server, answer).await;
         assert_eq!(rest(&mut server).await, "", "it goes on, and would take a body for a request");
         within(world.client.write_all(&vec![b'x'; SIZE])).await.unwrap();
