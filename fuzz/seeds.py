@@ -290,6 +290,7 @@ write("http_request", {
     "h2c": "GET / HTTP/1.1\r\nHost: ok.test\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n\r\n",
     "old": "GET / HTTP/1.0\r\nHost: ok.test\r\nConnection: keep-alive\r\n\r\n",
     "connect": "CONNECT evil.test:443 HTTP/1.1\r\nHost: evil.test\r\n\r\n",
+    "connected": "CONNECTED / HTTP/1.1\r\nHost: ok.test\r\n\r\n",
     "preface": "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "both": "POST / HTTP/1.1\r\nHost: ok.test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "two-hosts": "GET / HTTP/1.1\r\nHost: ok.test\r\nHost: evil.test\r\n\r\n",

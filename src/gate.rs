@@ -34,7 +34,6 @@ use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -44,6 +43,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::allowlist::{Allowlist, DomainName, RuleError};
 use crate::channel::ChannelError;
+use crate::policy::remedy::Remedies;
 use crate::worker::link::write_frames;
 use crate::worker::policy::Policy;
 use crate::worker::protocol::{ClientDenial, Order as _};
@@ -93,7 +93,7 @@ pub enum WorkerError {
 pub struct Worker {
     allowlist: RwLock<Allowlist>,
     /// Whether the agent can ask for what is refused.
-    requests: AtomicBool,
+    remedies: RwLock<Remedies>,
     names: Names,
     owners: Owners,
     roll: Arc<Roll>,
@@ -129,7 +129,7 @@ async fn work(begun: Begun<Setup>) -> Result<(), WorkerError> {
     let own: Result<Vec<SocketAddr>, _> = doors.iter().map(|(_, listener)| listener.local_addr()).collect();
     let worker = Arc::new(Worker {
         allowlist: RwLock::new(setup.policy.allowlist()?),
-        requests: AtomicBool::new(setup.policy.requests),
+        remedies: RwLock::new(setup.policy.remedies()?),
         names: Names::new(setup.resolver).map_err(WorkerError::Resolver)?,
         owners: Owners::open(setup.agent_uid).map_err(WorkerError::Owners)?,
         roll: Arc::new(Roll::new(most_connections())),
@@ -178,8 +178,9 @@ impl Worker {
         self.allowlist.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn takes_requests(&self) -> bool {
-        self.requests.load(Ordering::Relaxed)
+    /// What can be done about a rule that is missing, or in the way.
+    fn remedy(&self, rule: &str) -> String {
+        self.remedies.read().unwrap_or_else(PoisonError::into_inner).next(rule)
     }
 
     fn is_own(&self, address: SocketAddr) -> bool {
@@ -188,9 +189,9 @@ impl Worker {
 
     /// Another policy: what it does not let pass ends, also where another name keeps the address open.
     fn follow(&self, policy: &Policy) -> Result<(), RuleError> {
-        let allowlist = policy.allowlist()?;
+        let (allowlist, remedies) = (policy.allowlist()?, policy.remedies()?);
         *self.allowlist.write().unwrap_or_else(PoisonError::into_inner) = allowlist.clone();
-        self.requests.store(policy.requests, Ordering::Relaxed);
+        *self.remedies.write().unwrap_or_else(PoisonError::into_inner) = remedies;
         self.names.forget_all();
         self.roll.cut(|passage| {
             let (key, wire, ech) = (&passage.key, passage.wire, passage.ech);

@@ -33,6 +33,7 @@ use crate::gate;
 use crate::headless::Headless;
 use crate::namespace::{Surroundings, changes};
 use crate::policy::LivePolicy;
+use crate::policy::remedy::Remedies;
 use crate::report::event;
 use crate::requests::Book;
 use crate::resources;
@@ -137,6 +138,7 @@ impl Innkeeper {
         let sources = Sources { env: sources.env.with_credentials(&config.secrets), ..sources };
         let rules = std::mem::take(&mut config.network.rules);
         let policy = LivePolicy::new(rules, config.network.ceiling.clone(), boottime());
+        board.bounded_by(policy.ceiling().clone());
         let told = Arc::clone(&board);
         let innkeeper = Self {
             allowlist: Mutex::new(Allowlist::new(policy.rules())),
@@ -205,7 +207,10 @@ impl Innkeeper {
     #[must_use]
     pub fn standing(&self) -> Standing {
         let requests = self.config.network.requests == Requests::Queue;
-        Standing { generation: lock(&self.policy).generation, allowlist: self.allowlist(), requests }
+        let policy = lock(&self.policy);
+        let (generation, ceiling) = (policy.generation, policy.ceiling().clone());
+        drop(policy);
+        Standing { generation, allowlist: self.allowlist(), remedies: Remedies { ceiling, requests } }
     }
 
     fn status(&self, asker: Asker) -> Response {

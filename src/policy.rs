@@ -20,6 +20,7 @@ pub mod command;
 pub mod hosts;
 pub mod lint;
 pub mod nearest;
+pub mod remedy;
 pub mod suggest;
 
 /// What is said of a wildcard on a public suffix.

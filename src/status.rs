@@ -10,11 +10,14 @@ pub mod screen;
 pub mod watch;
 pub mod wording;
 
+use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::allowlist::Ceiling;
 use crate::audit::{self, SessionChange, WorkerChange};
+use crate::policy::remedy;
 use report::{
     Boot, BoxIdentity, Denial, Dns, Firewall, Gate, Phase, Policy, Protection, Report, Repository, SCHEMA,
     Session, SessionState, Step, StepState, Worker,
@@ -66,6 +69,7 @@ pub struct Board {
     report: Mutex<Report>,
     checks: Mutex<Vec<Check>>,
     denials: Mutex<VecDeque<Denial>>,
+    ceiling: Mutex<Ceiling>,
     /// When each living worker was started.
     started: Mutex<HashMap<String, Instant>>,
     /// The session's state as the audit log has it.
@@ -135,6 +139,7 @@ impl Board {
             report: Mutex::new(report),
             checks: Mutex::new(Vec::new()),
             denials: Mutex::new(VecDeque::new()),
+            ceiling: Mutex::new(Ceiling::unbounded()),
             started: Mutex::new(HashMap::new()),
         }
     }
@@ -205,8 +210,16 @@ impl Board {
         }
     }
 
+    /// No denial proposes what is beyond this.
+    pub fn bounded_by(&self, ceiling: Ceiling) {
+        *lock(&self.ceiling) = ceiling;
+    }
+
     /// Counts a refusal; the same one again raises its count.
-    pub fn deny(&self, denial: Denial) {
+    pub fn deny(&self, mut denial: Denial) {
+        if let Cow::Owned(allow) = remedy::below(&lock(&self.ceiling), &denial.allow) {
+            denial.allow = allow;
+        }
         audit::denied(&denial);
         let mut denials = lock(&self.denials);
         // Whoever could not be named is not taken for who was refused the same before.

@@ -2,7 +2,7 @@
 //!
 //! An image without a ceiling bounds nothing; an image whose ceiling is empty permits nothing.
 
-use super::{DomainPattern, Rule, Subject};
+use super::{DomainName, DomainPattern, Rule, RuleOptions, Subject, Wire};
 
 /// The outermost bound of the policy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,6 +45,26 @@ impl Ceiling {
         }
         let denied = bounds.iter().any(|bound| bound.deny && overlap(&bound.pattern, &rule.pattern));
         !denied && bounds.iter().any(|bound| covers(bound, rule))
+    }
+
+    /// The rule if it is permitted, else the same names and ports with what the ceiling wants spoken there.
+    #[must_use]
+    pub fn below(&self, rule: Rule) -> Option<Rule> {
+        if self.permits(&rule) {
+            return Some(rule);
+        }
+        let with = |wire| Rule { options: RuleOptions { wire: Some(wire), ..rule.options }, ..rule.clone() };
+        [Wire::Tls, Wire::Http].map(with).into_iter().find(|rule| self.permits(rule))
+    }
+
+    /// Whether any port of a name can be opened below it.
+    #[must_use]
+    pub fn knows(&self, name: &DomainName) -> bool {
+        let pattern = DomainPattern::Exact(name.clone());
+        let about = |bound: &&Rule| bound.pattern.covers(&pattern);
+        let Some(bounds) = &self.bounds else { return true };
+        let grants = |bound: &Rule| !bound.deny && bound.options.by == Subject::Agent;
+        !bounds.iter().filter(about).any(|bound| bound.deny) && bounds.iter().filter(about).any(grants)
     }
 }
 

@@ -18,6 +18,7 @@ use super::link::Link;
 use super::protocol::LastGood;
 use super::upstream::{BUDGET, Response, UpstreamError, Upstreams};
 use crate::allowlist::{Allowlist, DomainName, RuleError, Verdict};
+use crate::policy::remedy::Remedies;
 use crate::worker::policy::Policy;
 
 /// Names of patterns that are remembered. An entry takes some 300 octets.
@@ -49,8 +50,7 @@ const EDE_NETWORK_ERROR: u16 = 23;
 pub struct Rules {
     pub generation: u64,
     pub allowlist: Allowlist,
-    /// Whether the agent can ask for what is refused.
-    pub requests: bool,
+    pub remedies: Remedies,
     exact: HashSet<DomainName>,
 }
 
@@ -59,7 +59,7 @@ impl Rules {
     pub fn new(policy: &Policy) -> Result<Self, RuleError> {
         let allowlist = policy.allowlist()?;
         let exact = allowlist.exact_names().into_iter().collect();
-        Ok(Self { generation: policy.generation, allowlist, requests: policy.requests, exact })
+        Ok(Self { generation: policy.generation, allowlist, remedies: policy.remedies()?, exact })
     }
 
     #[must_use]

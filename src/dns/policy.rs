@@ -12,6 +12,7 @@ use hickory_server::proto::rr::{DNSClass, Name, RecordType};
 
 use super::answer::Family;
 use crate::allowlist::{Allowlist, Denied, DomainName};
+use crate::policy::remedy::Remedies;
 
 /// RFC 8914: the operator's own policy.
 pub const EDE_BLOCKED: u16 = 15;
@@ -96,16 +97,20 @@ impl Why<'_> {
         }
     }
 
-    /// The text of the Extended DNS Error (RFC 8914), where there is one to tell, and what can be done: by the agent, if
-    /// it may ask (`requests`), else by the operator.
+    /// The text of the Extended DNS Error (RFC 8914), where there is one to tell, and what can be done.
     #[must_use]
-    pub fn explanation(&self, requests: bool) -> Option<String> {
+    pub fn explanation(&self, remedies: &Remedies) -> Option<String> {
         let Self::Denied { what, cause } = self else { return None };
         Some(match cause {
             Cause::Policy(Denied::NotListed) => {
+                if remedies.is_beyond(what) {
+                    return Some(format!(
+                        "{what} is not in the allowlist and beyond the ceiling of this image: nobody can allow it here"
+                    ));
+                }
                 // One text of a known size: nearly every refusal is this one.
                 let named = if what.len() > TWICE { "NAME" } else { what };
-                if requests {
+                if remedies.requests {
                     let command = crate::requests::proposal(named);
                     return Some(format!("{what} is not in the allowlist; ask for it: {command}"));
                 }
@@ -204,6 +209,7 @@ fn is_unserved(name: &Name) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::allowlist::Ceiling;
     use crate::allowlist::{Origin, parse_rules};
 
     fn allowlist() -> Allowlist {
@@ -313,14 +319,19 @@ mod tests {
     fn a_denial_says_what_would_change_it() {
         let Decision::Refuse(why) = ask_a("Evil.example.") else { panic!("not refused") };
         let text = "evil.example is not in the allowlist; operator: innkeeper allow evil.example";
-        assert_eq!(why.explanation(false).as_deref(), Some(text));
+        let told = Remedies::default();
+        assert_eq!(why.explanation(&told).as_deref(), Some(text));
         let text =
             "evil.example is not in the allowlist; ask for it: innkeeper request evil.example --reason WHY";
-        assert_eq!(why.explanation(true).as_deref(), Some(text));
+        let asks = Remedies { requests: true, ..Remedies::default() };
+        assert_eq!(why.explanation(&asks).as_deref(), Some(text));
+        let bounded = Remedies { ceiling: Ceiling::new(Vec::new()), ..asks.clone() };
+        let text = "evil.example is not in the allowlist and beyond the ceiling of this image: nobody can allow it here";
+        assert_eq!(why.explanation(&bounded).as_deref(), Some(text));
         for length in [TWICE, 120] {
             let what = Arc::from("x".repeat(length));
             let why = Why::Denied { what, cause: Cause::Policy(Denied::NotListed) };
-            let text = why.explanation(true).unwrap();
+            let text = why.explanation(&asks).unwrap();
             assert!(text.len() <= crate::dns::reply::MAX_EXPLANATION, "{text}");
             assert!(text.ends_with(" --reason WHY"), "{text}");
         }

@@ -17,6 +17,7 @@ use hickory_server::zone_handler::MessageResponseBuilder;
 use super::cache::Known;
 use super::lookup::Outcome;
 use super::policy::{EDE_BLOCKED, Local, Why};
+use crate::policy::remedy::Remedies;
 
 /// RFC 1035 §4.1.1.
 const HEADER: usize = 12;
@@ -125,8 +126,8 @@ impl Reply {
     }
 
     #[must_use]
-    pub fn refused(owner: &Name, why: &Why<'_>, requests: bool) -> Self {
-        let error = why.explanation(requests).map(|text| (EDE_BLOCKED, text));
+    pub fn refused(owner: &Name, why: &Why<'_>, remedies: &Remedies) -> Self {
+        let error = why.explanation(remedies).map(|text| (EDE_BLOCKED, text));
         Self { error, ..Self::negative(owner, why.response_code()) }
     }
 

@@ -20,6 +20,7 @@ use super::lookup::{Lookups, Outcome};
 use super::policy::{Decision, Local, Query, Question, Why, decide};
 use super::reply::{Parsed, Reply, parse};
 use crate::allowlist::{Allowlist, Verdict};
+use crate::policy::remedy::Remedies;
 use crate::socket_table::{self, SocketTables};
 use crate::worker::protocol::ClientDenial;
 use crate::worker::unreported::{Unreported, wait};
@@ -120,7 +121,7 @@ impl Responder {
             return Begun::Done(Reply::new(ResponseCode::Refused));
         }
         let rules = self.lookups.rules();
-        match judge(request, &rules.allowlist, rules.requests, self.ipv6.load(Ordering::Relaxed)) {
+        match judge(request, &rules.allowlist, &rules.remedies, self.ipv6.load(Ordering::Relaxed)) {
             Judged::Done(reply) => {
                 self.counters.allowed.fetch_add(1, Ordering::Relaxed);
                 Begun::Done(reply)
@@ -231,7 +232,7 @@ enum Judged<'r, 'a> {
 fn judge<'r, 'a>(
     request: &'r Request,
     allowlist: &'a Allowlist,
-    requests: bool,
+    remedies: &Remedies,
     ipv6: bool,
 ) -> Judged<'r, 'a> {
     if request.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
@@ -257,7 +258,7 @@ fn judge<'r, 'a>(
     };
     match decide(query, allowlist, ipv6) {
         Decision::Answer(local) => Judged::Done(Reply::local(of, local)),
-        Decision::Refuse(why) => Judged::Refused { reply: Reply::refused(of, &why, requests), why },
+        Decision::Refuse(why) => Judged::Refused { reply: Reply::refused(of, &why, remedies), why },
         Decision::Resolve { name, family } => match owner {
             Some(owner) => Judged::Resolve { owner, key: Key { name, family } },
             None => Judged::Done(Reply::new(ResponseCode::FormErr)),
@@ -279,7 +280,7 @@ pub fn answer_offline(
         Parsed::Broken(reply) => return Some(reply),
         Parsed::Ignored => return None,
     };
-    let reply = match judge(&request, allowlist, false, true) {
+    let reply = match judge(&request, allowlist, &Remedies::default(), true) {
         Judged::Done(reply) | Judged::Refused { reply, .. } => reply,
         Judged::Resolve { owner, key } => Reply::resolved(owner, &find(&key)),
     };

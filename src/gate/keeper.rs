@@ -15,6 +15,7 @@ use crate::allowlist::{DomainPattern, Origin, Subject, parse_rule};
 use crate::attribution::Attributor;
 use crate::audit::{self, Use};
 use crate::dns::keeper::{LISTEN_V4, PORT as DNS_PORT};
+use crate::policy::remedy::allow;
 use crate::status::Board;
 use crate::status::report::Traffic;
 use crate::traffic::table::Table;
@@ -299,14 +300,7 @@ fn remedy(rule: Option<&str>) -> String {
     });
     match rule {
         Some(rule) if rule.deny => format!("innkeeper revoke '{rule}'"),
-        Some(rule) => {
-            let text = rule.to_string();
-            if text.contains(' ') {
-                format!("innkeeper allow '{text}'")
-            } else {
-                format!("innkeeper allow {text}")
-            }
-        }
+        Some(rule) => allow(&rule),
         None => "nothing: no rule is missing, the reason says what is wrong".to_owned(),
     }
 }

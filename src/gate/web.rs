@@ -154,10 +154,7 @@ impl Worker {
     /// What the client can do about a refusal.
     pub(super) fn next(&self, rule: Option<&str>) -> String {
         match rule {
-            Some(rule) if rule.starts_with('!') => format!("operator: innkeeper revoke '{rule}'"),
-            Some(rule) if self.takes_requests() => crate::requests::proposal(rule),
-            Some(rule) if rule.contains(' ') => format!("operator: innkeeper allow '{rule}'"),
-            Some(rule) => format!("operator: innkeeper allow {rule}"),
+            Some(rule) => self.remedy(rule),
             None => "a rule of the policy forbids it: ask the operator".to_owned(),
         }
     }

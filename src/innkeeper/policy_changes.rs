@@ -121,6 +121,7 @@ impl Innkeeper {
         check_gated(next.rules().iter().map(|rule| &**rule)).map_err(|error| error.to_string())?;
         // The firewall first: what is no longer allowed is closed before a name could open it again.
         firewall.policy(allowlist.clone()).map_err(|error| chain(&error))?;
+        self.board.bounded_by(next.ceiling().clone());
         *lock(&self.policy) = next;
         *lock(&self.allowlist) = allowlist;
         // The gate before the resolver: what lives by a rule that is gone ends.

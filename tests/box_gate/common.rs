@@ -1,8 +1,10 @@
 //! What the tests of the gate need: hellos of their own making, and who was told what.
 
+use std::time::{Duration, Instant};
+
 use serde_json::Value;
 
-use crate::rig::{AGENT, BoxOptions, Done, Mark, Rig, RunningBox, host};
+use crate::rig::{AGENT, BoxOptions, Done, Mark, PATIENCE, Rig, RunningBox, host};
 
 const HELLO: &str = include_str!("hello.py");
 
@@ -71,6 +73,24 @@ pub(crate) fn packets_to(rig: &Rig, since: Mark, address: &str) -> Vec<Value> {
     rig.world.packets_since(since).into_iter().filter(|packet| packet["dst"] == address).collect()
 }
 
+/// The mark of now, once no connection of the gate's to these addresses is left: the last packets of one from before would
+/// be taken for a new one's.
+#[track_caller]
+pub(crate) fn quiet(rig: &Rig, addresses: &[&str]) -> Mark {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let sockets = rig.inside("ss -Htane").expect("the sockets");
+        // The agent's own are redirected.
+        let is_left = |line: &&str| {
+            let is_over = line.starts_with("TIME-WAIT") || line.contains(" uid:1000 ");
+            !is_over && addresses.iter().any(|address| line.contains(address))
+        };
+        let Some(left) = sockets.lines().find(is_left) else { return rig.world.sync() };
+        assert!(Instant::now() < until, "it is never over: {left}");
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+}
+
 /// Not one packet has gone there: the gate has not even dialled.
 #[track_caller]
 pub(crate) fn nothing_to(rig: &Rig, since: Mark, address: &str) {
@@ -99,7 +119,7 @@ pub(crate) fn token(of: &str, name: &str) -> String {
 /// The page, as the agent.
 #[track_caller]
 pub(crate) fn page(guest: &RunningBox, url: &str, of: &str, name: &str) {
-    let done = guest.exec(AGENT, &format!("curl -sS -m 10 '{url}'"));
+    let done = guest.exec(AGENT, &format!("curl -sS -m 30 '{url}'"));
     assert!(done.out.contains(&token(of, name)), "{url}: {done:?}\n{}", guest.logs());
 }
 

@@ -1,9 +1,9 @@
 //! Where the gate stands: what passes it by, what becomes of living connections when the policy changes, and of all of
 //! them when it dies.
 
-use crate::common::{boot, denial, hellos, hellos_so_far, nothing_to, page, python, shown, token};
+use crate::common::{boot, denial, hellos, hellos_so_far, nothing_to, page, python, quiet, shown, token};
 use crate::rig::{AGENT, PATIENCE, ROOT, Rig, RunningBox, Talking, host};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A TLS connection that stays open: each line of standard input is a request, what comes back a line.
 const FLOW: &str = r#"
@@ -45,6 +45,7 @@ fn is_cut(mut flow: Talking, what: &str) {
             return;
         }
         assert!(Instant::now() < until, "{what} is never cut: {heard}");
+        std::thread::park_timeout(Duration::from_millis(50));
     }
 }
 
@@ -89,8 +90,8 @@ fn a_name_that_is_allowed_later_passes_at_once() {
         let now = guest.exec(AGENT, &format!("curl -sS -m 10 {url}"));
         assert!(now.out.contains("token-"), "{url}: {now:?}\n{}", guest.logs());
     }
-    // With a lifetime: its end is a removal.
-    guest.innkeeper(&["allow", "npm.test", "--for", "4s"]).expect("allow --for");
+    // With a lifetime, in which a connection begins also on a slow machine: its end is a removal.
+    guest.innkeeper(&["allow", "npm.test", "--for", "12s"]).expect("allow --for");
     let flow = flow(&guest, "npm.test", "443", "tls");
     is_cut(flow, "what had a lifetime");
 }
@@ -143,7 +144,7 @@ import socket, ssl, sys
 def bound(to):
     s = socket.socket()
     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    s.bind(("0.0.0.0", 40123))
+    s.bind(("0.0.0.0", 20123))  # nobody is given it who asks for any
     s.settimeout(10)
     s.connect((to, 443))
     return s
@@ -182,14 +183,14 @@ fn while_the_gate_is_stopped_the_ports_are_closed() {
     let Some(rig) = Rig::new() else { return };
     let guest = boot(&rig, "ok.test:443,80,9999");
     page(&guest, "https://ok.test/", "ok", "ok.test");
-    let pid = guest.exec_root("pgrep -u innkeeper-gate").out.trim().to_owned();
-    guest.exec_root(&format!("kill -STOP {pid}"));
-    let mark = rig.world.sync();
-    for user in [AGENT, ROOT] {
-        // Not for long: one that hangs is replaced after fifteen seconds.
-        let both = "curl -sS -m 1 https://ok.test/ & curl -sS -m 1 http://ok.test/ & wait";
-        assert!(!guest.exec(user, both).out.contains("token-"), "{user}");
-    }
+    let mark = quiet(&rig, &[&host("ok")]);
+    // In one go: one that hangs is replaced after fifteen seconds.
+    let closed = "pid=$(pgrep -u innkeeper-gate) && kill -STOP $pid && echo $pid; for user in 1000 0; do for url in https://ok.test/ http://ok.test/; do \
+        setpriv --reuid $user --clear-groups curl -sS -m 1 $url & done; done; wait";
+    let closed = guest.exec_root(closed);
+    assert_eq!(closed.err.matches("curl: (28)").count(), 4, "{closed:?}");
+    let pid = closed.out.trim();
+    assert!(pid.parse::<u32>().is_ok(), "nothing but its number: {closed:?}");
     nothing_to(&rig, mark, &host("ok"));
     assert!(
         guest.client(AGENT, &["tcp", &host("ok"), "9999", "x"]).both().contains("token-"),
@@ -284,10 +285,17 @@ fn a_refusal_names_the_process_and_the_way_out() {
     let Some(rig) = Rig::new() else { return };
     let guest = boot(&rig, "cdn.test:443,80");
     let cdn = host("cdn");
-    let by_session = guest
-        .as_session(&format!("curl -skS -m 10 --resolve evil-cdn.test:443:{cdn} https://evil-cdn.test/"));
-    assert!(!by_session.ok(), "{by_session:?}");
-    let seen = denial(&guest, "evil-cdn.test");
+    let curl = format!("curl -skS -m 10 --resolve evil-cdn.test:443:{cdn} https://evil-cdn.test/");
+    // Whoever looks for a process does not look long: on a busy machine not every refusal has one.
+    let until = Instant::now() + PATIENCE;
+    let seen = loop {
+        let by_session = guest.as_session(&curl);
+        assert!(!by_session.ok(), "{by_session:?}");
+        let seen = denial(&guest, "evil-cdn.test");
+        if !seen["process"].is_null() || Instant::now() > until {
+            break seen;
+        }
+    };
     assert_eq!(seen["uid"], 1000, "{seen}");
     assert!(seen["process"].as_str().is_some_and(|process| process.starts_with("curl")), "{seen}");
     assert!(

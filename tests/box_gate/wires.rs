@@ -1,6 +1,8 @@
 //! What is spoken on a gated port: TLS or HTTP/1, each where its rule says, and nothing else anywhere.
 
-use crate::common::{boot, denial, hellos, hellos_outside, hellos_so_far, nothing_to, page, shown, token};
+use crate::common::{
+    boot, denial, hellos, hellos_outside, hellos_so_far, nothing_to, page, quiet, shown, token,
+};
 use crate::rig::{AGENT, ROOT, Rig, host};
 
 #[test]
@@ -27,7 +29,7 @@ fn t62_what_is_neither_tls_nor_http_is_relayed_by_no_octet() {
     let guest = boot(&rig, "ok.test:443,80");
     page(&guest, "https://ok.test/", "ok", "ok.test");
     page(&guest, "http://ok.test/", "ok", "ok.test");
-    let mark = rig.world.sync();
+    let mark = quiet(&rig, &[&ok]);
     for user in [AGENT, ROOT] {
         for port in ["443", "80"] {
             for (case, answer) in raw.iter().zip(hellos(&guest, user, &ok, port, &raw)) {
@@ -56,7 +58,7 @@ fn t62_what_is_neither_tls_nor_http_is_relayed_by_no_octet() {
     let before = refusals();
     let ssh = guest.exec(
         AGENT,
-        "timeout 8 ssh -v -o BatchMode=yes -o StrictHostKeyChecking=no -o ConnectTimeout=5 -p 443 ok.test true",
+        "timeout 40 ssh -v -o BatchMode=yes -o StrictHostKeyChecking=no -o ConnectTimeout=30 -p 443 ok.test true",
     );
     assert!(
         ssh.err.contains("innkeeper: the request is refused") && ssh.err.contains("next: speak TLS"),
@@ -76,7 +78,7 @@ fn t62_http_on_443_and_tls_on_80_are_refused() {
     let guest = boot(&rig, "ok.test:443,80,7999,8080");
     assert_eq!(hellos(&guest, AGENT, &ok, "80", &[get]), ["http HTTP/1.1 200 OK"]);
     assert_eq!(hellos(&guest, AGENT, &ok, "443", &["plain:ok.test"]), ["server-hello"]);
-    let (mark, before) = (rig.world.sync(), hellos_so_far(&rig));
+    let (mark, before) = (quiet(&rig, &[&ok]), hellos_so_far(&rig));
     let on_443 = hellos(&guest, AGENT, &ok, "443", &[get]).remove(0);
     assert!(on_443.starts_with("http HTTP/1.1 4"), "told in its own language: {on_443}");
     let on_80 = hellos(&guest, AGENT, &ok, "80", &["plain:ok.test"]).remove(0);
@@ -105,7 +107,7 @@ fn a_port_that_is_marked_is_gated_and_one_that_is_not_is_the_firewalls() {
     assert!(guest.client(AGENT, &["tcp", &ok, "22", "x"]).both().contains("SSH-2.0-world"));
     // Marked `tls`: that, under that name, and nothing else.
     assert_eq!(hellos(&guest, AGENT, &cdn, "8443", &["plain:cdn.test"]), ["server-hello"]);
-    let mark = rig.world.sync();
+    let mark = quiet(&rig, &[&cdn]);
     let get = r"raw:GET / HTTP/1.1\r\nHost: cdn.test\r\n\r\n";
     for (case, answer) in [get, "plain:evil-cdn.test", "none:", "raw:octets"].iter().zip(hellos(
         &guest,
@@ -122,7 +124,7 @@ fn a_port_that_is_marked_is_gated_and_one_that_is_not_is_the_firewalls() {
     nothing_to(&rig, mark, &cdn);
     // Marked `http`.
     page(&guest, "http://two.test:8080/", "ok", "two.test");
-    let mark = rig.world.sync();
+    let mark = quiet(&rig, &[&ok]);
     let other = guest
         .exec(AGENT, &format!("curl -sS -m 10 --resolve evil-cdn.test:8080:{ok} http://evil-cdn.test:8080/"));
     assert!(!other.out.contains("token-"), "{other:?}");
@@ -150,7 +152,7 @@ fn ipv6_is_gated_as_ipv4() {
     let guest = boot(&rig, "onlysix.test:443,80");
     page(&guest, "https://onlysix.test/", "ok_v6", "onlysix.test");
     page(&guest, "http://onlysix.test/", "ok_v6", "onlysix.test");
-    let (mark, before) = (rig.world.sync(), hellos_so_far(&rig));
+    let (mark, before) = (quiet(&rig, &[&ok]), hellos_so_far(&rig));
     assert_eq!(hellos(&guest, AGENT, &ok, "443", &["plain:evil.test", "none:"]), ["alert 49", "alert 112"]);
     hellos(&guest, AGENT, &evil, "443", &["plain:evil.test", "none:", "raw:leak"]);
     let mapped = format!("::ffff:{}", host("evil"));

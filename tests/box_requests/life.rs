@@ -1,7 +1,23 @@
 //! A request's life: asked, seen, granted or refused, and ended with its rule.
 
+use serde_json::Value;
+
 use crate::common::{queueing, requests, until};
 use crate::rig::{AGENT, BoxOptions, Rig, RunningBox, host};
+
+/// What the box's resolver answers to a question for a name, octet by octet: with the Extended DNS Error's text.
+fn explained(guest: &RunningBox, name: &str) -> String {
+    let ask = r"import socket, sys
+labels = [part.encode() for part in sys.argv[1].split('.')]
+name = b''.join(bytes([len(part)]) + part for part in labels) + b'\0'
+edns = b'\0\0\x29\x04\xd0\0\0\0\0\0\0'
+query = b'\0\1\1\0\0\1\0\0\0\0\0\1' + name + b'\0\1\0\1' + edns
+there = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+there.settimeout(10)
+there.sendto(query, ('127.0.0.53', 53))
+print(there.recv(4096))";
+    guest.exec_program(AGENT, &["python3", "-c", ask, name]).expect("an answer")
+}
 
 fn opens(rig: &Rig, guest: &RunningBox) -> bool {
     let mark = rig.world.sync();
@@ -18,8 +34,8 @@ fn a_request_is_granted_for_a_while_and_its_end_cuts_what_it_opened() {
     let guest = queueing(&rig);
     let mark = rig.world.sync();
     assert!(!opens(&rig, &guest), "before");
-    let explained = guest.exec_agent("python3 - <<'E'\nimport socket,struct\nq=b'\\x00\\x01\\x01\\x00\\x00\\x01\\x00\\x00\\x00\\x00\\x00\\x01\\x04evil\\x04test\\x00\\x00\\x01\\x00\\x01\\x00\\x00\\x29\\x04\\xd0\\x00\\x00\\x00\\x00\\x00\\x00'\ns=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.settimeout(5); s.sendto(q,('127.0.0.53',53)); print(s.recv(4096))\nE");
-    assert!(explained.out.contains("ask for it: innkeeper request evil.test"), "{explained:?}");
+    let explained = explained(&guest, "evil.test");
+    assert!(explained.contains("ask for it: innkeeper request evil.test"), "{explained}");
     let check = guest.exec_program(AGENT, &["innkeeper", "check", "evil.test:80"]);
     assert!(check.code == Some(1) && check.out.contains("innkeeper request evil.test:80"), "{check:?}");
 
@@ -66,7 +82,7 @@ fn a_request_is_granted_for_a_while_and_its_end_cuts_what_it_opened() {
     let log = guest.innkeeper(&["log", "--json"]).out;
     let states: Vec<String> = log
         .lines()
-        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
         .filter(|entry| entry["event"] == "request")
         .map(|entry| format!("{} by {}", entry["state"].as_str().unwrap(), entry["by"].as_str().unwrap()))
         .collect();
@@ -142,6 +158,26 @@ fn what_can_never_be_granted_is_answered_at_once() {
         check.code == Some(1) && check.out.contains("ceiling") && !check.out.contains("innkeeper allow"),
         "{check:?}"
     );
+    // Who is refused is not told of a command that would be refused.
+    let page = |host: &str| guest.exec(AGENT, &format!("curl -sS -H 'Host: {host}' http://ok.test/"));
+    assert!(page("evil.test").out.contains("next: nothing in this box: it is beyond the ceiling"));
+    let beyond = explained(&guest, "b.test");
+    assert!(beyond.contains("beyond the ceiling") && !beyond.contains("innkeeper allow"), "{beyond}");
+    let below = explained(&guest, "b.wild.test");
+    assert!(below.contains("ask for it: innkeeper request b.wild.test"), "{below}");
+    let told = |status: &Value, layer: &str, name: &str| {
+        let denials = status["denials"].as_array().cloned().unwrap_or_default();
+        let of = denials.iter().find(|one| one["layer"] == layer && one["what"].to_string().contains(name));
+        of.map(|one| one["allow"].as_str().unwrap_or_default().to_owned())
+    };
+    let status = guest.await_status("the refusals", |status| {
+        told(status, "gate", "evil.test").is_some() && told(status, "dns", "b.wild.test").is_some()
+    });
+    for (layer, name) in [("gate", "evil.test"), ("dns", "b.test")] {
+        let allow = told(&status, layer, name).unwrap_or_default();
+        assert!(allow.starts_with("nothing in this box: it is beyond"), "{layer} {name}: {allow}");
+    }
+    assert_eq!(told(&status, "dns", "b.wild.test").as_deref(), Some("innkeeper allow b.wild.test"));
 }
 
 #[test]

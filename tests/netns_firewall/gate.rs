@@ -487,7 +487,7 @@ fn t46_the_gates_own_pairs_are_looked_after(kind: Kind) {
         guard.admit("a.test", &[FIRST4]);
         let sound = world.listing();
         world.tamper(tamper);
-        let said = guard.said.recv_timeout(Duration::from_secs(10)).unwrap();
+        let said = guard.said.recv_timeout(PATIENCE).unwrap();
         assert!(said.ends_with("; repaired"), "{said}");
         assert_eq!(sound, world.listing());
     }

@@ -244,7 +244,7 @@ fn f26_one_way_takes_over_from_another() {
         let Some(mut world) = World::on(first) else { return };
         let former = Guard::start(&world, plan(), "a.test");
         former.admit("a.test", &[FIRST4, FIRST6]);
-        drop(former);
+        former.end();
         world.kind = then;
         for _ in 0..2 {
             let guard = Guard::start(&world, plan(), "a.test");
@@ -252,7 +252,7 @@ fn f26_one_way_takes_over_from_another() {
             guard.admit("a.test", &[FIRST4]);
             Flow::open(&world, &format!("{FIRST4}:443"));
             assert_eq!(guard.firewall.verify(), Ok("rules as loaded".to_owned()));
-            drop(guard);
+            guard.end();
         }
         for kind in kinds.into_iter().filter(|kind| *kind != then) {
             world.kind = kind;
@@ -348,6 +348,7 @@ fn t25_a_closed_family_is_closed(kind: Kind) {
         assert_eq!(question, "question");
         server.send_to(b"answer", from).unwrap();
         assert_eq!(received(&client).0, "answer");
+        guard.end();
     }
     assert!(world.inside.send(DNS, &format!("{UPSTREAM4}:53"), "must not arrive").is_err());
     world.tear_down();

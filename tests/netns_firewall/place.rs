@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use innkeeper::allowlist::{Allowlist, DomainName, Origin, parse_rules};
@@ -40,8 +41,8 @@ pub(crate) const SECOND4: &str = "93.184.215.15";
 pub(crate) const FIRST6: &str = "2606:4700::14";
 pub(crate) const PRIVATE4: &str = "10.9.9.9";
 
-/// Long enough for any answer inside one machine; only a failing test waits for it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// Long enough for any answer inside one machine, however busy; only a failing test waits for it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The ways to program the kernel, each of which every test of behaviour runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,8 +147,7 @@ impl Place {
 
     /// Feeds a rule set text to `nft -f`.
     pub(crate) fn nft_load(&self, text: &str) {
-        let path = std::env::temp_dir().join(format!("innkeeper-{}-{}.nft", std::process::id(), next_port()));
-        std::fs::write(&path, text).unwrap();
+        let path = scratch("nft", text);
         self.nft(&format!("-f {}", path.display()));
         std::fs::remove_file(path).unwrap();
     }
@@ -248,17 +248,16 @@ impl World {
         Confined { kernel, place: &self.inside }
     }
 
-    /// Somebody takes all our rules away.
+    /// Somebody takes all our rules away: each family's at once, since whoever looks after them may do so meanwhile.
     pub(crate) fn tear_down(&self) {
         match self.kind.program() {
             None => drop(self.inside.nft("delete table inet innkeeper")),
             Some(program) => {
+                let empty = scratch("rules", "*filter\nCOMMIT\n*nat\nCOMMIT\n*mangle\nCOMMIT\n");
                 for program in [program.to_owned(), program.replacen("ip", "ip6", 1)] {
-                    for table in ["filter", "nat", "mangle"] {
-                        self.inside.program(&program, &format!("-t {table} -F"));
-                        self.inside.program(&program, &format!("-t {table} -X"));
-                    }
+                    self.inside.program(&format!("{program}-restore"), &empty.display().to_string());
                 }
+                std::fs::remove_file(empty).unwrap();
             }
         }
     }
@@ -489,6 +488,14 @@ impl Guard {
         Self { firewall, said }
     }
 
+    /// Returns once nobody looks after the rules any more: a look may be under way, and would repair them.
+    pub(crate) fn end(self) {
+        let Self { firewall, said } = self;
+        drop(firewall);
+        // What it was going to say it says with its last breath.
+        while said.recv_timeout(PATIENCE) != Err(RecvTimeoutError::Disconnected) {}
+    }
+
     pub(crate) fn load(&self, plan: FirewallPlan, policy: &str) {
         self.firewall.load(plan, allowlist(policy)).unwrap();
     }
@@ -569,6 +576,14 @@ pub(crate) fn nothing_came(stream: &mut TcpStream) {
 
 pub(crate) fn open(address: &str, port: u16) -> Element {
     Element { address: address.parse::<IpAddr>().unwrap(), port, timeout: Duration::from_secs(60) }
+}
+
+/// A file for a program that reads no pipe; whoever made it removes it.
+fn scratch(kind: &str, text: &str) -> PathBuf {
+    let name = format!("innkeeper-{}-{}.{kind}", std::process::id(), next_port());
+    let path = std::env::temp_dir().join(name);
+    std::fs::write(&path, text).unwrap();
+    path
 }
 
 /// A port that no other test step uses, below the ephemeral range.

@@ -76,6 +76,7 @@ fn the_gate_is_the_only_way_out(kind: Kind) {
     let own = world.inside.listen(&format!("{BOX4}:8000"));
     talk(&world.inside.connect(AGENT, &format!("{BOX4}:8000")).unwrap(), &own.accept().unwrap().0);
     refused(&world, GATE, &format!("{BOX4}:8000"));
+    guard.end();
     world.tear_down();
     world.inside.send(AGENT, &format!("{OUTSIDE4}:9"), "open again").unwrap();
     assert!(!world.wire.seen_until(b"must not arrive", b"open again"));

@@ -26,9 +26,10 @@ import ssl
 import struct
 import sys
 
-WAIT = 2
-# A gate tells who it is about before it refuses.
-GATE_WAIT = 5
+# What is refused is told so at once; only what nobody answers waits so long.
+WAIT = 5
+# A gate tells who it is about before it refuses, and a server of the world may have to make a certificate first.
+GATE_WAIT = 10
 # For a resolver's answer, which may be asked for outside: as long as the C library waits (resolv.conf(5)).
 DNS_WAIT = 5
 # Whom a client means by these addresses (tests/world/addresses.json); by any other, somebody whom no policy allows.

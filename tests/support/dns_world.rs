@@ -244,7 +244,12 @@ impl Sockets {
 }
 
 pub(crate) fn policy(generation: u64, rules: &[&str]) -> Policy {
-    Policy { generation, rules: rules.iter().map(ToString::to_string).collect(), requests: false }
+    Policy {
+        generation,
+        rules: rules.iter().map(ToString::to_string).collect(),
+        requests: false,
+        ceiling: None,
+    }
 }
 
 fn be_pid_1(stream: &UnixStream, told: &Told, admission: &Mutex<Admission>, looks: &AtomicBool) {

@@ -42,8 +42,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use serde_json::Value;
 
@@ -156,10 +156,13 @@ pub(crate) fn image() -> String {
     std::env::var("INNKEEPER_TEST_IMAGE").unwrap_or_else(|_| "innkeeper:test".to_owned())
 }
 
-/// Unique among all tests that run on this machine now.
+/// Unique on this machine, also among what killed runs have left: numbers of processes come again within a run, hence the
+/// time.
 pub(crate) fn unique() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
-    format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+    static BEGUN: LazyLock<u128> = LazyLock::new(|| UNIX_EPOCH.elapsed().unwrap().as_millis());
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("{}-{:x}-{count}", std::process::id(), *BEGUN & 0xffff_ffff)
 }
 
 /// Why boxes can't be tested here.
@@ -405,7 +408,7 @@ impl Rig {
     }
 }
 
-/// A network namespace. One of that name is what a killed run has left, whose process had our number.
+/// A network namespace. One of that name is what a killed run has left.
 pub(crate) fn make_namespace(name: &str) {
     run("ip", &["netns", "del", name]);
     must("ip", &["netns", "add", name]);

@@ -51,7 +51,7 @@ fn world(rules: &[String], proxy: Option<Proxy>) -> World {
     let setup = Setup {
         sockets: vec![Door::Explicit],
         resolver: resolver(),
-        policy: Policy { generation: 1, rules: rules.to_vec(), requests: false },
+        policy: Policy { generation: 1, rules: rules.to_vec(), requests: false, ceiling: None },
         agent_uid: 1000,
         proxy,
         idle_s: 60,
