@@ -21,12 +21,12 @@ mod inbox;
 
 /// A refusal that the client does not read is given up.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(5);
-/// How long, and for how much, we go on reading what is not wanted any more: a close with unread octets is a reset, which
-/// would take the answer away from the client (RFC 9112 §9.6).
-const LINGER: Duration = Duration::from_secs(2);
-const LINGER_OCTETS: u64 = 256 * 1024;
-/// The same for a body whose request is answered: many a client sends all of it before it reads. Servers take as long.
-const LINGER_BODY: Duration = Duration::from_secs(30);
+/// How long we go on reading what is not wanted any more: a close with unread octets is a reset, which would take the answer
+/// away from the client (RFC 9112 §9.6), and many a client sends all of its body before it reads. Servers take as long.
+const LINGER: Duration = Duration::from_secs(30);
+/// Who says nothing for so long has heard it, or will not.
+const PAUSE: Duration = Duration::from_secs(2);
+const LINGER_PIECE: usize = 16 << 10;
 
 /// What the driver asks of the worker.
 pub trait Porter: Send + Sync {
@@ -149,12 +149,12 @@ impl<P: Porter> Connection<'_, P> {
                 }
                 After::Close => {
                     self.server = None;
-                    linger(&mut self.client, LINGER, LINGER_OCTETS).await;
+                    linger(&mut self.client, PAUSE).await;
                     return End::Closed;
                 }
                 After::Early => {
                     self.server = None;
-                    linger(&mut self.client, LINGER_BODY, u64::MAX).await;
+                    linger(&mut self.client, LINGER).await;
                     return End::Closed;
                 }
                 After::Malformed(why) => {
@@ -268,20 +268,23 @@ impl<P: Porter> Connection<'_, P> {
         // A client that does not read its refusal has no other loss.
         let written = timeout(REFUSAL_LIMIT, self.client.write_all(&refused.render(manner))).await;
         if written.is_ok_and(|written| written.is_ok()) {
-            linger(&mut self.client, LINGER, LINGER_OCTETS).await;
+            linger(&mut self.client, PAUSE).await;
         }
         End::Closed
     }
 }
 
-/// Ends a connection so that what was written arrives.
-async fn linger(client: &mut TcpStream, limit: Duration, octets: u64) {
+/// Ends a connection so that what was written arrives: whatever the client still says is heard, until it pauses for so long.
+async fn linger(client: &mut TcpStream, pause: Duration) {
     if client.shutdown().await.is_err() {
         return;
     }
-    let mut rest = client.take(octets);
-    // Whatever it still says, and however it ends.
-    drop(timeout(limit, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await);
+    let hear = async {
+        let mut octets = vec![0; LINGER_PIECE];
+        while let Ok(Ok(1..)) = timeout(pause, client.read(&mut octets)).await {}
+    };
+    // However it ends.
+    drop(timeout(LINGER, hear).await);
 }
 
 fn misdirected(server: &Server, request: &Request) -> Refused {

@@ -89,8 +89,12 @@ pub fn reset(stream: &TcpStream) {
     let socket = socket2::SockRef::from(stream);
     // What waits for an end that does not come now ([`write`]'s `last`) would be thrown away: this sends it (tcp(7)).
     socket.set_tcp_nodelay(true).ok();
-    // Too late is good enough.
-    socket.set_linger(Some(std::time::Duration::ZERO)).ok();
+    ends_by_reset(stream, true);
+}
+
+/// How it ends when nothing more is said of it.
+pub fn ends_by_reset(stream: &TcpStream, is_so: bool) {
+    socket2::SockRef::from(stream).set_linger(is_so.then_some(std::time::Duration::ZERO)).ok();
 }
 
 /// The other end is told now of what was received, where the next octets to it would have said so: it may wait for that.

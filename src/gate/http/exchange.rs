@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::Porter;
 use super::inbox::Inbox;
 use crate::gate::body::{Body, Measure};
-use crate::gate::relay::acknowledge;
+use crate::gate::relay::{acknowledge, ends_by_reset};
 use crate::gate::request::{Kind, Request};
 use crate::gate::response::{self, Read};
 
@@ -159,8 +159,9 @@ impl Ends<'_> {
                 Err(Unsent::Malformed(_)) if course.has_answer.load(Ordering::Relaxed) => After::Close,
                 Err(Unsent::Malformed(why)) => After::Malformed(why),
                 // It may have answered before it closed.
-                Err(Unsent::Server) => course.after(&receive.await).at_most_close(),
-                Err(Unsent::Withheld) => course.after(&receive.await).at_most_close().early(),
+                Err(Unsent::Server | Unsent::Withheld) => {
+                    course.after(&receive.await).at_most_close().early()
+                }
             }
         };
         // Who says more than was asked for is not asked again.
@@ -255,9 +256,7 @@ impl<P: Porter> Course<'_, P> {
             if response.is_interim() {
                 continue;
             }
-            return match copy(&mut server, inbox, &mut client, response.body, |octets| self.received(octets))
-                .await
-            {
+            return match self.copy_answer(&mut server, inbox, &mut client, response.body).await {
                 Ok(()) => Received::Over { is_persistent: response.is_persistent },
                 Err(Cut::Source) => Received::Over { is_persistent: false },
                 Err(Cut::Reset) => Received::Broken,
@@ -295,11 +294,30 @@ impl<P: Porter> Course<'_, P> {
             }
         });
         self.odd.send_replace(true);
-        match copy(&mut server, inbox, &mut client, Body::UntilClose, |octets| self.received(octets)).await {
+        match self.copy_answer(&mut server, inbox, &mut client, Body::UntilClose).await {
             Err(Cut::Sink) => Received::ClientGone,
             Err(Cut::Reset) => Received::Broken,
             Ok(()) | Err(Cut::Source | Cut::Malformed(_)) => Received::Over { is_persistent: false },
         }
+    }
+
+    async fn copy_answer(
+        &self,
+        server: &mut ReadHalf<'_>,
+        inbox: &mut Inbox,
+        client: &mut WriteHalf<'_>,
+        body: Body,
+    ) -> Result<(), Cut> {
+        if body != Body::UntilClose {
+            return copy(server, inbox, client, body, |octets| self.received(octets)).await;
+        }
+        // Only its end says how long it is: what is cut off, by whatever ends this task or the worker, must not look whole.
+        ends_by_reset(client.as_ref(), true);
+        let copied = copy(server, inbox, client, body, |octets| self.received(octets)).await;
+        if matches!(copied, Ok(()) | Err(Cut::Source)) {
+            ends_by_reset(client.as_ref(), false);
+        }
+        copied
     }
 
     async fn forward(&self, inbox: &mut Inbox, octets: usize, client: &mut WriteHalf<'_>) -> bool {

@@ -395,6 +395,59 @@ async fn a_large_upload_that_is_answered_early_can_be_sent_to_its_end_and_arrive
 }
 
 #[tokio::test]
+async fn a_large_upload_that_is_refused_hears_why() {
+    const SIZE: usize = 8 << 20;
+    let mut world = world(LIMITS).await;
+    say(&mut world.client, &format!("POST / HTTP/1.1\r\nHost: evil.test\r\nContent-Length: {SIZE}\r\n\r\n"))
+        .await;
+    within(world.client.write_all(&vec![b'x'; SIZE])).await.unwrap();
+    assert!(rest(&mut world.client).await.contains("innkeeper request evil.test"));
+    drop(world.client);
+    assert_eq!(within(world.driver).await.unwrap().1.opened, ["evil.test None POST http://evil.test/"]);
+}
+
+#[tokio::test]
+async fn a_large_upload_to_a_server_that_answers_and_goes_hears_the_answer() {
+    const SIZE: usize = 8 << 20;
+    let answer = "HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+    let mut world = world(LIMITS).await;
+    let head = format!("POST / HTTP/1.1\r\nHost: ok.test\r\nContent-Length: {SIZE}\r\n\r\n");
+    say(&mut world.client, &head).await;
+    let mut server = accept(&world.servers).await;
+    expect(&mut server, &head).await;
+    say(&mut world.client, "some of it").await;
+    // It has not read that: this is a reset.
+    within(server.readable()).await.unwrap();
+    say(&mut server, answer).await;
+    drop(server);
+    within(world.client.write_all(&vec![b'x'; SIZE - 10])).await.unwrap();
+    assert_eq!(rest(&mut world.client).await, answer);
+}
+
+/// An answer without a length is over when its connection is.
+#[tokio::test]
+async fn an_answer_that_is_cut_does_not_look_whole() {
+    let answer = "HTTP/1.0 200 OK\r\n\r\nthe first half";
+    for is_whole in [true, false] {
+        let mut world = world(LIMITS).await;
+        say(&mut world.client, GET).await;
+        let mut server = accept(&world.servers).await;
+        expect(&mut server, GET).await;
+        say(&mut server, answer).await;
+        expect(&mut world.client, answer).await;
+        if is_whole {
+            drop(server);
+            assert_eq!(within(world.client.read(&mut [0; 8])).await.unwrap(), 0);
+        } else {
+            // A rule is revoked, or the worker dies.
+            world.driver.abort();
+            let error = within(world.client.read(&mut [0; 8])).await.unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_ends_early_has_answered() {
     let mut world = world(LIMITS).await;
     say(&mut world.client, "POST / HTTP/1.1\r\nHost: ok.test\r\nContent-Length: 99999999\r\n\r\n").await;
