@@ -438,6 +438,9 @@ async fn an_answer_that_is_cut_does_not_look_whole() {
         if is_whole {
             drop(server);
             assert_eq!(within(world.client.read(&mut [0; 8])).await.unwrap(), 0);
+            assert!(matches!(within(world.driver).await.unwrap().0, End::Closed));
+            let error = world.client.take_error().unwrap();
+            assert!(error.is_none(), "and nothing comes after it: {error:?}");
         } else {
             // A rule is revoked, or the worker dies.
             world.driver.abort();
