@@ -17,6 +17,8 @@ mod ceiling;
 mod public_suffix;
 
 pub use ceiling::Ceiling;
+#[cfg(test)]
+pub(crate) use ceiling::tests::ceiling as ceiling_of;
 pub use public_suffix::is_public_suffix;
 
 /// A host name, shared by all its copies: lower case, no final dot, at least one label, every label 1–63 octets, 253 in all (RFC 1035 §2.3.4).

@@ -90,11 +90,11 @@ fn overlap(one: &DomainPattern, other: &DomainPattern) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::{Origin, parse_rule, parse_rules};
     use super::*;
 
-    fn ceiling(text: &str) -> Ceiling {
+    pub(crate) fn ceiling(text: &str) -> Ceiling {
         let (rules, problems) = parse_rules(text, |line| Origin::File { path: "ceiling.conf".into(), line });
         assert_eq!(problems, []);
         Ceiling::new(rules)

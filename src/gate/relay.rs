@@ -212,7 +212,7 @@ pub async fn write(stream: &TcpStream, mut octets: &[u8], last: bool) -> io::Res
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::gate) mod tests {
     use super::*;
     use crate::allowlist::{DomainName, Wire};
     use crate::gate::roll::{Key, Roll};
@@ -220,7 +220,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
-    async fn pair() -> (TcpStream, TcpStream) {
+    pub(in crate::gate) async fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         (far, listener.accept().await.unwrap().0)

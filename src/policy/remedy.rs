@@ -79,13 +79,7 @@ impl Remedies {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::allowlist::parse_rules;
-
-    fn ceiling(text: &str) -> Ceiling {
-        let (rules, problems) = parse_rules(text, |line| Origin::File { path: "ceiling.conf".into(), line });
-        assert_eq!(problems, []);
-        Ceiling::new(rules)
-    }
+    use crate::allowlist::ceiling_of as ceiling;
 
     #[test]
     fn what_is_proposed_is_what_would_be_granted() {

@@ -452,15 +452,9 @@ async fn copy(
 #[cfg(test)]
 mod tests {
     use socket2::SockRef;
-    use tokio::net::TcpListener;
 
-    use super::{AsyncWriteExt, Body, Inbox, TcpStream, copy};
-
-    async fn pair() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        (far, listener.accept().await.unwrap().0)
-    }
+    use super::{AsyncWriteExt, Body, Inbox, copy};
+    use crate::gate::relay::tests::pair;
 
     /// As the gate's sockets begin: whoever writes head and body apart would wait some 40 ms for the kernel's word.
     #[tokio::test]
