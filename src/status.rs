@@ -217,7 +217,10 @@ impl Board {
 
     /// Counts a refusal; the same one again raises its count.
     pub fn deny(&self, mut denial: Denial) {
-        if let Cow::Owned(allow) = remedy::below(&lock(&self.ceiling), &denial.allow) {
+        let ceiling = lock(&self.ceiling).clone();
+        // Who asks for a name says nothing of a port.
+        let any_port = denial.layer == "dns";
+        if let Cow::Owned(allow) = remedy::below(&ceiling, &denial.allow, any_port) {
             denial.allow = allow;
         }
         audit::denied(&denial);

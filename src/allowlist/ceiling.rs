@@ -2,12 +2,15 @@
 //!
 //! An image without a ceiling bounds nothing; an image whose ceiling is empty permits nothing.
 
-use super::{DomainName, DomainPattern, Rule, RuleOptions, Subject, Wire};
+use std::sync::Arc;
 
-/// The outermost bound of the policy.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+use super::{Allowlist, DEFAULT_PORT, DomainName, DomainPattern, Origin, Rule, RuleOptions, Subject, Wire};
+
+/// The outermost bound of the policy. Its copies share it.
+#[derive(Debug, Clone, Default)]
 pub struct Ceiling {
-    bounds: Option<Vec<Rule>>,
+    /// By the index of an allowlist: what is asked about comes from the agent too.
+    bounds: Option<Allowlist>,
 }
 
 impl Ceiling {
@@ -20,7 +23,7 @@ impl Ceiling {
     /// Only what these rules cover is permitted.
     #[must_use]
     pub fn new(bounds: Vec<Rule>) -> Self {
-        Self { bounds: Some(bounds) }
+        Self { bounds: Some(Allowlist::new(bounds)) }
     }
 
     #[must_use]
@@ -30,8 +33,8 @@ impl Ceiling {
 
     /// The rules of the ceiling; none if there is no ceiling.
     #[must_use]
-    pub fn rules(&self) -> &[Rule] {
-        self.bounds.as_deref().unwrap_or_default()
+    pub fn rules(&self) -> &[Arc<Rule>] {
+        self.bounds.as_ref().map(Allowlist::rules).unwrap_or_default()
     }
 
     /// Whether the rule stays below the ceiling. A deny rule only narrows and is always permitted. One single rule
@@ -43,29 +46,58 @@ impl Ceiling {
         if rule.deny {
             return true;
         }
-        let denied = bounds.iter().any(|bound| bound.deny && overlap(&bound.pattern, &rule.pattern));
-        !denied && bounds.iter().any(|bound| covers(bound, rule))
+        match &rule.pattern {
+            DomainPattern::Exact(name) => is_within(bounds.matching(name), rule),
+            DomainPattern::Below(_) => {
+                let all = bounds.rules().iter().map(|bound| &**bound);
+                is_within(all.filter(|bound| overlap(&bound.pattern, &rule.pattern)), rule)
+            }
+        }
     }
 
-    /// The rule if it is permitted, else the same names and ports with what the ceiling wants spoken there.
+    /// The rule if it is permitted; else, if it says nothing of it, the same names and ports with what the ceiling wants
+    /// spoken there.
     #[must_use]
     pub fn below(&self, rule: Rule) -> Option<Rule> {
         if self.permits(&rule) {
             return Some(rule);
         }
+        if rule.options.wire.is_some() {
+            return None;
+        }
         let with = |wire| Rule { options: RuleOptions { wire: Some(wire), ..rule.options }, ..rule.clone() };
         [Wire::Tls, Wire::Http].map(with).into_iter().find(|rule| self.permits(rule))
     }
 
-    /// Whether any port of a name can be opened below it.
+    /// A rule for a name that is permitted: for the usual port, or else for what the ceiling has for that name.
     #[must_use]
-    pub fn knows(&self, name: &DomainName) -> bool {
-        let pattern = DomainPattern::Exact(name.clone());
-        let about = |bound: &&Rule| bound.pattern.covers(&pattern);
-        let Some(bounds) = &self.bounds else { return true };
-        let grants = |bound: &Rule| !bound.deny && bound.options.by == Subject::Agent;
-        !bounds.iter().filter(about).any(|bound| bound.deny) && bounds.iter().filter(about).any(grants)
+    pub fn offer(&self, name: &DomainName) -> Option<Rule> {
+        let rule = |ports, wire| Rule {
+            deny: false,
+            pattern: DomainPattern::Exact(name.clone()),
+            ports,
+            options: RuleOptions { wire, ..RuleOptions::default() },
+            origin: Origin::Operator,
+            why: None,
+        };
+        self.below(rule(vec![DEFAULT_PORT], None)).or_else(|| {
+            let bounds = self.bounds.iter().flat_map(|bounds| bounds.matching(name));
+            let rules = bounds.map(|bound| rule(bound.ports.clone(), bound.options.wire));
+            rules.into_iter().find(|rule| self.permits(rule))
+        })
     }
+}
+
+/// `about`: the bounds that share a name with it.
+fn is_within<'a>(about: impl Iterator<Item = &'a Rule>, rule: &Rule) -> bool {
+    let mut within = false;
+    for bound in about {
+        if bound.deny {
+            return false;
+        }
+        within |= covers(bound, rule);
+    }
+    within
 }
 
 fn covers(bound: &Rule, rule: &Rule) -> bool {

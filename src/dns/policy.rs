@@ -103,10 +103,13 @@ impl Why<'_> {
         let Self::Denied { what, cause } = self else { return None };
         Some(match cause {
             Cause::Policy(Denied::NotListed) => {
-                if remedies.is_beyond(what) {
-                    return Some(format!(
-                        "{what} is not in the allowlist and beyond the ceiling of this image: nobody can allow it here"
-                    ));
+                if !remedies.ceiling.is_unbounded() {
+                    return Some(match remedies.open(what) {
+                        Some(next) => format!("{what} is not in the allowlist; {next}"),
+                        None => {
+                            format!("{what} is not in the allowlist, and beyond the ceiling of this image")
+                        }
+                    });
                 }
                 // One text of a known size: nearly every refusal is this one.
                 let named = if what.len() > TWICE { "NAME" } else { what };
@@ -326,7 +329,7 @@ mod tests {
         let asks = Remedies { requests: true, ..Remedies::default() };
         assert_eq!(why.explanation(&asks).as_deref(), Some(text));
         let bounded = Remedies { ceiling: Ceiling::new(Vec::new()), ..asks.clone() };
-        let text = "evil.example is not in the allowlist and beyond the ceiling of this image: nobody can allow it here";
+        let text = "evil.example is not in the allowlist, and beyond the ceiling of this image";
         assert_eq!(why.explanation(&bounded).as_deref(), Some(text));
         for length in [TWICE, 120] {
             let what = Arc::from("x".repeat(length));

@@ -147,16 +147,8 @@ impl<P: Porter> Connection<'_, P> {
                     super::relay::reset(&self.client);
                     return End::Closed;
                 }
-                After::Close => {
-                    self.server = None;
-                    linger(&mut self.client, PAUSE).await;
-                    return End::Closed;
-                }
-                After::Early => {
-                    self.server = None;
-                    linger(&mut self.client, LINGER).await;
-                    return End::Closed;
-                }
+                After::Close => return self.linger(PAUSE).await,
+                After::Early => return self.linger(LINGER).await,
                 After::Malformed(why) => {
                     self.server = None;
                     return self.refuse(request::bad(why), request.manner).await;
@@ -267,24 +259,27 @@ impl<P: Porter> Connection<'_, P> {
     async fn say(mut self, refused: &Refused, manner: Manner) -> End {
         // A client that does not read its refusal has no other loss.
         let written = timeout(REFUSAL_LIMIT, self.client.write_all(&refused.render(manner))).await;
-        if written.is_ok_and(|written| written.is_ok()) {
-            linger(&mut self.client, PAUSE).await;
+        if written.is_ok_and(|written| written.is_ok()) { self.linger(PAUSE).await } else { End::Closed }
+    }
+
+    /// Ends it so that what was written arrives: whatever the client still says is heard, until it pauses for so long.
+    async fn linger(&mut self, pause: Duration) -> End {
+        // That takes a while, and needs neither.
+        self.server = None;
+        self.inbox = Inbox::new(Vec::new());
+        let client = &mut self.client;
+        super::relay::ends_by_reset(client, false);
+        if client.shutdown().await.is_err() {
+            return End::Closed;
         }
+        let hear = async {
+            let mut octets = vec![0; LINGER_PIECE];
+            while let Ok(Ok(1..)) = timeout(pause, client.read(&mut octets)).await {}
+        };
+        // However it ends.
+        drop(timeout(LINGER, hear).await);
         End::Closed
     }
-}
-
-/// Ends a connection so that what was written arrives: whatever the client still says is heard, until it pauses for so long.
-async fn linger(client: &mut TcpStream, pause: Duration) {
-    if client.shutdown().await.is_err() {
-        return;
-    }
-    let hear = async {
-        let mut octets = vec![0; LINGER_PIECE];
-        while let Ok(Ok(1..)) = timeout(pause, client.read(&mut octets)).await {}
-    };
-    // However it ends.
-    drop(timeout(LINGER, hear).await);
 }
 
 fn misdirected(server: &Server, request: &Request) -> Refused {

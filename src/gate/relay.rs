@@ -84,7 +84,8 @@ pub async fn relay(client: &mut TcpStream, server: &mut TcpStream, passage: &Pas
     }
 }
 
-/// The other end is to see a reset, not an orderly end; what was written before arrives before it.
+/// The other end is to see a reset, not an orderly end. What was written before arrives before
+/// it, as far as the other end has room for it.
 pub fn reset(stream: &TcpStream) {
     let socket = socket2::SockRef::from(stream);
     // What waits for an end that does not come now ([`write`]'s `last`) would be thrown away: this sends it (tcp(7)).

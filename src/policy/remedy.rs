@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use crate::allowlist::{Ceiling, DomainName, Origin, Rule, parse_rule};
+use crate::allowlist::{Ceiling, DomainName, DomainPattern, Origin, Rule, parse_rule};
 use crate::requests;
 
 /// What an operator types before a rule.
@@ -17,7 +17,7 @@ pub const BEYOND: &str =
 #[must_use]
 pub fn allow(rule: &Rule) -> String {
     let rule = rule.to_string();
-    if rule.contains(' ') { format!("{ALLOW}'{rule}'") } else { format!("{ALLOW}{rule}") }
+    if rule.contains([' ', '*']) { format!("{ALLOW}'{rule}'") } else { format!("{ALLOW}{rule}") }
 }
 
 /// How the agent asks for it, if that can be asked for.
@@ -29,15 +29,20 @@ pub fn ask(rule: &Rule) -> Option<String> {
 
 /// The command to the operator as it is, or what is possible of it below the ceiling: a line that is proposed and then
 /// refused would be worse than none.
+/// `any_port`: nobody knows yet on which port the name is wanted.
 #[must_use]
-pub fn below<'a>(ceiling: &Ceiling, command: &'a str) -> Cow<'a, str> {
+pub fn below<'a>(ceiling: &Ceiling, command: &'a str, any_port: bool) -> Cow<'a, str> {
     if ceiling.is_unbounded() {
         return Cow::Borrowed(command);
     }
     let rule = command.strip_prefix(ALLOW).map(|rule| rule.trim_matches('\''));
     match rule.and_then(|rule| parse_rule(rule, Origin::Operator).ok()) {
         Some(rule) if !ceiling.permits(&rule) => {
-            Cow::Owned(ceiling.below(rule).map_or_else(|| BEYOND.to_owned(), |rule| allow(&rule)))
+            let offer = match &rule.pattern {
+                DomainPattern::Exact(name) if any_port => ceiling.offer(name),
+                DomainPattern::Exact(_) | DomainPattern::Below(_) => ceiling.below(rule),
+            };
+            Cow::Owned(offer.map_or_else(|| BEYOND.to_owned(), |rule| allow(&rule)))
         }
         // Not a rule, but words.
         Some(_) | None => Cow::Borrowed(command),
@@ -45,7 +50,7 @@ pub fn below<'a>(ceiling: &Ceiling, command: &'a str) -> Cow<'a, str> {
 }
 
 /// What a client is told that was refused.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct Remedies {
     pub ceiling: Ceiling,
     /// Whether the agent can ask for what is refused (`network.requests`).
@@ -65,14 +70,19 @@ impl Remedies {
         let Some(rule) = self.ceiling.below(rule) else {
             return BEYOND.to_owned();
         };
-        let asked = if self.requests { ask(&rule) } else { None };
-        asked.unwrap_or_else(|| format!("operator: {}", allow(&rule)))
+        self.granted_by(&rule)
     }
 
-    /// Whether nothing that can be done in this box opens a name.
+    /// The same for a name of which nobody knows yet on which port it is wanted; none if nothing in this box opens it.
     #[must_use]
-    pub fn is_beyond(&self, name: &str) -> bool {
-        !self.ceiling.is_unbounded() && DomainName::parse(name).is_ok_and(|name| !self.ceiling.knows(&name))
+    pub fn open(&self, name: &str) -> Option<String> {
+        let next = self.granted_by(&self.ceiling.offer(&DomainName::parse(name).ok()?)?);
+        Some(if next.starts_with(requests::COMMAND) { format!("ask for it: {next}") } else { next })
+    }
+
+    fn granted_by(&self, rule: &Rule) -> String {
+        let asked = if self.requests { ask(rule) } else { None };
+        asked.unwrap_or_else(|| format!("operator: {}", allow(rule)))
     }
 }
 
@@ -108,18 +118,23 @@ mod tests {
         assert_eq!(bounded.next("a.test:80"), BEYOND, "the port is what was wanted");
         assert_eq!(bounded.next("x.git.test:22"), "innkeeper request x.git.test:22 --reason WHY");
         assert_eq!(bounded.next("read.test:8443"), "operator: innkeeper allow 'read.test:8443 tls'");
-        for (name, is_beyond) in
-            [("a.test", false), ("x.git.test", false), ("b.a.test", true), ("c.test", true)]
-        {
-            assert_eq!(bounded.is_beyond(name), is_beyond, "{name}");
+        assert_eq!(bounded.next("read.test:8443 http"), BEYOND, "another wire would not help");
+        for (name, open) in [
+            ("a.test", Some("ask for it: innkeeper request a.test --reason WHY")),
+            ("x.git.test", Some("ask for it: innkeeper request x.git.test:22 --reason WHY")),
+            ("read.test", Some("operator: innkeeper allow 'read.test:8443 tls'")),
+            ("b.a.test", None),
+            ("c.test", None),
+            ("no name", None),
+        ] {
+            assert_eq!(bounded.open(name).as_deref(), open, "{name}");
         }
-        assert!(!Remedies::default().is_beyond("c.test"));
     }
 
     #[test]
     fn a_command_of_the_operators_is_below_the_ceiling_too() {
         let bound = ceiling("a.test\nread.test:8443 tls\n");
-        let said = |command| below(&bound, command).into_owned();
+        let said = |command| below(&bound, command, false).into_owned();
         assert_eq!(said("innkeeper allow a.test"), "innkeeper allow a.test");
         assert_eq!(said("innkeeper allow 'a.test:443 tls'"), "innkeeper allow 'a.test:443 tls'");
         assert_eq!(said("innkeeper allow read.test:8443"), "innkeeper allow 'read.test:8443 tls'");
@@ -133,6 +148,12 @@ mod tests {
         for words in words {
             assert_eq!(said(words), words);
         }
-        assert_eq!(below(&Ceiling::unbounded(), "innkeeper allow evil.test"), "innkeeper allow evil.test");
+        let of_a_name = |command| below(&bound, command, true).into_owned();
+        assert_eq!(of_a_name("innkeeper allow a.test"), "innkeeper allow a.test");
+        assert_eq!(of_a_name("innkeeper allow read.test"), "innkeeper allow 'read.test:8443 tls'");
+        assert_eq!(said("innkeeper allow read.test"), BEYOND, "443 is what was wanted");
+        assert_eq!(of_a_name("innkeeper allow evil.test"), BEYOND);
+        let evil = "innkeeper allow evil.test";
+        assert_eq!(below(&Ceiling::unbounded(), evil, true), evil);
     }
 }

@@ -316,6 +316,8 @@ impl<P: Porter> Course<'_, P> {
         let copied = copy(server, inbox, client, body, |octets| self.received(octets)).await;
         if matches!(copied, Ok(()) | Err(Cut::Source)) {
             ends_by_reset(client.as_ref(), false);
+            // Whoever still sends a body may wait for this end, and nothing can follow it.
+            client.shutdown().await.ok();
         }
         copied
     }

@@ -424,6 +424,21 @@ async fn a_large_upload_to_a_server_that_answers_and_goes_hears_the_answer() {
     assert_eq!(rest(&mut world.client).await, answer);
 }
 
+#[tokio::test]
+async fn an_early_answer_without_a_length_is_over_at_once() {
+    let mut world = world(LIMITS).await;
+    let head = "POST / HTTP/1.1\r\nHost: ok.test\r\nContent-Length: 9\r\n\r\n";
+    say(&mut world.client, head).await;
+    let mut server = accept(&world.servers).await;
+    expect(&mut server, head).await;
+    let answer = "HTTP/1.0 400 Bad Request\r\n\r\nno";
+    say(&mut server, answer).await;
+    server.shutdown().await.unwrap();
+    let mut heard = String::new();
+    within(world.client.read_to_string(&mut heard)).await.unwrap();
+    assert_eq!(heard, answer);
+}
+
 /// An answer without a length is over when its connection is.
 #[tokio::test]
 async fn an_answer_that_is_cut_does_not_look_whole() {
