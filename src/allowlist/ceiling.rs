@@ -210,4 +210,33 @@ pub(super) mod tests {
         assert!(permits(&bound, "deep.example.org"));
         assert_eq!(bound.rules().len(), 3);
     }
+
+    /// The index is a short cut: every bound, looked at one after another, says the same.
+    #[test]
+    fn the_index_decides_as_all_bounds_do() {
+        let texts =
+            ["a.test", "*.a.test", "b.a.test:22", "*.b.a.test", "!b.a.test", "!*.b.a.test", "*.test:80,443"];
+        let rules = texts.map(|text| parse_rule(text, Origin::Operator).unwrap());
+        for chosen in 0..1_u32 << rules.len() {
+            let is_in = |(at, _): &(usize, &Rule)| chosen >> at & 1 == 1;
+            let bounds: Vec<Rule> =
+                rules.iter().enumerate().filter(is_in).map(|(_, rule)| rule.clone()).collect();
+            let bound = Ceiling::new(bounds.clone());
+            for rule in [
+                "test",
+                "a.test",
+                "b.a.test",
+                "b.a.test:22",
+                "c.b.a.test",
+                "x.test:80",
+                "*.a.test",
+                "*.b.a.test",
+            ] {
+                let asked = parse_rule(rule, Origin::Operator).unwrap();
+                let denied = bounds.iter().any(|bound| bound.deny && overlap(&bound.pattern, &asked.pattern));
+                let covered = bounds.iter().any(|bound| covers(bound, &asked));
+                assert_eq!(bound.permits(&asked), !denied && covered, "{rule} below {bounds:?}");
+            }
+        }
+    }
 }
