@@ -355,10 +355,9 @@ fn t46_the_agent_can_change_no_rule_route_or_address() {
     }
     assert_eq!(rules(), before);
     assert_eq!(rig.inside("ip route; ip addr show eth0; ip -6 route").out, routes);
-    // The messages are right: from the host's root they work.
+    // The messages are right: from the host's root they work. Whether the table is away then is a race with its repair.
     let outside = python_outside(&rig, MESSAGES).out;
     assert!(outside.contains("delete table 0") && outside.contains("WRITTEN"), "{outside}");
-    assert!(!rig.inside("nft list table inet innkeeper").ok());
 }
 
 /// How a socket can be bent: what is done to it before it connects. `{}` is where a connection goes.
