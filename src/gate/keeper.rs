@@ -15,7 +15,7 @@ use crate::allowlist::{DomainPattern, Origin, Subject, parse_rule};
 use crate::attribution::Attributor;
 use crate::audit::{self, Use};
 use crate::dns::keeper::{LISTEN_V4, PORT as DNS_PORT};
-use crate::policy::remedy::allow;
+use crate::policy::remedy::command;
 use crate::status::Board;
 use crate::status::report::Traffic;
 use crate::traffic::table::Table;
@@ -299,8 +299,7 @@ fn remedy(rule: Option<&str>) -> String {
         rule.deny || (exact && !rule.options.private && rule.options.by == Subject::Agent)
     });
     match rule {
-        Some(rule) if rule.deny => format!("innkeeper revoke '{rule}'"),
-        Some(rule) => allow(&rule),
+        Some(rule) => command(&rule),
         None => "nothing: no rule is missing, the reason says what is wrong".to_owned(),
     }
 }

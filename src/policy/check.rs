@@ -12,7 +12,7 @@ use hickory_server::proto::rr::{DNSClass, Name, RecordType};
 use serde::{Deserialize, Serialize};
 
 use super::nearest::{Near, nearest};
-use super::remedy::{self, allow};
+use super::remedy::{ask, command};
 use crate::allowlist::{
     Allowlist, Ceiling, DEFAULT_PORT, Denied, DomainName, DomainPattern, Origin, Rule, RuleOptions, Verdict,
     Wire, parse_rule,
@@ -295,21 +295,8 @@ fn at_gate(
         return Some(Checked::plain(false, name.to_string(), port, format!("{said}; {instead}")));
     }
     let rule = parse_rule(&format!("{name}:{port} {wire}"), Origin::Operator).ok();
-    let permitted = rule.filter(|rule| ground.ceiling.permits(rule));
-    let obstacle = permitted.is_none().then_some(BEYOND);
-    let command = permitted.as_ref().map(allow);
-    let next = match (&command, obstacle) {
-        (Some(command), _) => format!("; operator: {command}"),
-        (None, Some(obstacle)) => format!("; {obstacle}"),
-        (None, None) => String::new(),
-    };
-    Some(Checked {
-        ask: permitted.as_ref().filter(|_| ground.queue).and_then(remedy::ask),
-        line: permitted.map(|rule| rule.to_string()),
-        command,
-        obstacle: obstacle.map(str::to_owned),
-        ..Checked::plain(false, name.to_string(), port, said + &next)
-    })
+    let offer = rule.and_then(|rule| ground.ceiling.below(rule)).ok_or(BEYOND);
+    Some(refused(ground, name, port, &said, offer))
 }
 
 /// Why nothing does.
@@ -320,29 +307,35 @@ fn missing(allowlist: &Allowlist, ground: &Ground<'_>, name: &DomainName, port: 
     let pattern = DomainPattern::Exact(name.clone());
     let (options, origin) = (RuleOptions::default(), Origin::Operator);
     let rule = Rule { deny: false, pattern, ports: vec![port], options, origin, why: None };
-    let offer = ground.ceiling.below(rule);
-    let obstacle = if port == 53 {
-        Some("port 53 is the box's own resolver's: every question goes there")
-    } else if offer.is_none() {
-        Some(BEYOND)
+    let offer = if port == 53 {
+        Err("port 53 is the box's own resolver's: every question goes there")
     } else {
-        None
+        ground.ceiling.below(rule).ok_or(BEYOND)
     };
     let nearest = nearest(allowlist.rules(), ground, name, port);
-    let offer = offer.filter(|_| obstacle.is_none());
-    let command = offer.as_ref().map(allow);
-    let what_next = match (obstacle, &command) {
-        (Some(obstacle), _) => format!("; {obstacle}"),
-        (None, Some(command)) => format!("; operator: {command}"),
-        (None, None) => String::new(),
-    };
-    Checked {
-        nearest,
-        ask: offer.as_ref().filter(|_| ground.queue).and_then(remedy::ask),
-        line: offer.map(|rule| rule.to_string()),
-        command,
-        obstacle: obstacle.map(str::to_owned),
-        ..Checked::plain(false, name.to_string(), port, format!("{why}{what_next}"))
+    Checked { nearest, ..refused(ground, name, port, why, offer) }
+}
+
+/// What is refused, with the rule that would allow it or why none does.
+fn refused(
+    ground: &Ground<'_>,
+    name: &DomainName,
+    port: u16,
+    why: &str,
+    offer: Result<Rule, &'static str>,
+) -> Checked {
+    let plain = |next: &str| Checked::plain(false, name.to_string(), port, format!("{why}; {next}"));
+    match offer {
+        Ok(rule) => {
+            let said = plain(&format!("operator: {}", command(&rule)));
+            Checked {
+                ask: ground.queue.then(|| ask(&rule)).flatten(),
+                command: Some(command(&rule)),
+                line: Some(rule.to_string()),
+                ..said
+            }
+        }
+        Err(obstacle) => Checked { obstacle: Some(obstacle.to_owned()), ..plain(obstacle) },
     }
 }
 

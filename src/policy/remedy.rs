@@ -13,9 +13,12 @@ pub const ALLOW: &str = "innkeeper allow ";
 pub const BEYOND: &str =
     "nothing in this box: it is beyond the ceiling of its image (/etc/innkeeper/ceiling.conf)";
 
-/// The command that allows what the rule says, for a shell.
+/// The command that puts the rule in force, for a shell; of a denial, which is in the way, the one that takes it back.
 #[must_use]
-pub fn allow(rule: &Rule) -> String {
+pub fn command(rule: &Rule) -> String {
+    if rule.deny {
+        return format!("innkeeper revoke '{rule}'");
+    }
     let rule = rule.to_string();
     if rule.contains([' ', '*']) { format!("{ALLOW}'{rule}'") } else { format!("{ALLOW}{rule}") }
 }
@@ -31,21 +34,21 @@ pub fn ask(rule: &Rule) -> Option<String> {
 /// refused would be worse than none.
 /// `any_port`: nobody knows yet on which port the name is wanted.
 #[must_use]
-pub fn below<'a>(ceiling: &Ceiling, command: &'a str, any_port: bool) -> Cow<'a, str> {
+pub fn below<'a>(ceiling: &Ceiling, proposed: &'a str, any_port: bool) -> Cow<'a, str> {
     if ceiling.is_unbounded() {
-        return Cow::Borrowed(command);
+        return Cow::Borrowed(proposed);
     }
-    let rule = command.strip_prefix(ALLOW).map(|rule| rule.trim_matches('\''));
+    let rule = proposed.strip_prefix(ALLOW).map(|rule| rule.trim_matches('\''));
     match rule.and_then(|rule| parse_rule(rule, Origin::Operator).ok()) {
         Some(rule) if !ceiling.permits(&rule) => {
             let offer = match &rule.pattern {
                 DomainPattern::Exact(name) if any_port => ceiling.offer(name),
                 DomainPattern::Exact(_) | DomainPattern::Below(_) => ceiling.below(rule),
             };
-            Cow::Owned(offer.map_or_else(|| BEYOND.to_owned(), |rule| allow(&rule)))
+            Cow::Owned(offer.map_or_else(|| BEYOND.to_owned(), |rule| command(&rule)))
         }
         // Not a rule, but words.
-        Some(_) | None => Cow::Borrowed(command),
+        Some(_) | None => Cow::Borrowed(proposed),
     }
 }
 
@@ -64,13 +67,8 @@ impl Remedies {
         let Ok(rule) = parse_rule(rule, Origin::Operator) else {
             return "ask the operator".to_owned();
         };
-        if rule.deny {
-            return format!("operator: innkeeper revoke '{rule}'");
-        }
-        let Some(rule) = self.ceiling.below(rule) else {
-            return BEYOND.to_owned();
-        };
-        self.granted_by(&rule)
+        // A denial is below every ceiling, and nobody asks for one.
+        self.ceiling.below(rule).map_or_else(|| BEYOND.to_owned(), |rule| self.granted_by(&rule))
     }
 
     /// The same for a name of which nobody knows yet on which port it is wanted; none if nothing in this box opens it.
@@ -82,7 +80,7 @@ impl Remedies {
 
     fn granted_by(&self, rule: &Rule) -> String {
         let asked = if self.requests { ask(rule) } else { None };
-        asked.unwrap_or_else(|| format!("operator: {}", allow(rule)))
+        asked.unwrap_or_else(|| format!("operator: {}", command(rule)))
     }
 }
 

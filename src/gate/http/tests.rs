@@ -101,6 +101,15 @@ async fn say(stream: &mut TcpStream, text: &str) {
     within(stream.write_all(text.as_bytes())).await.unwrap();
 }
 
+/// A request that has arrived at its server.
+async fn asked(request: &str) -> (World, TcpStream) {
+    let mut world = world(LIMITS).await;
+    say(&mut world.client, request).await;
+    let mut server = accept(&world.servers).await;
+    expect(&mut server, request).await;
+    (world, server)
+}
+
 const GET: &str = "GET /a HTTP/1.1\r\nHost: ok.test\r\nX-Odd:  Kept \r\n\r\n";
 const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -237,11 +246,8 @@ async fn a_damaged_body_ends_both_connections() {
         "zz\r\n",
         "5 \r\n",
     ] {
-        let mut world = world(LIMITS).await;
         let head = "POST / HTTP/1.1\r\nHost: ok.test\r\nTransfer-Encoding: chunked\r\n\r\n";
-        say(&mut world.client, head).await;
-        let mut server = accept(&world.servers).await;
-        expect(&mut server, head).await;
+        let (mut world, mut server) = asked(head).await;
         say(&mut world.client, chunk).await;
         let got = rest(&mut world.client).await;
         assert!(got.starts_with("HTTP/1.1 400 "), "{chunk:?}: {got}");
@@ -284,10 +290,7 @@ async fn a_websocket_that_is_refused_is_a_request_like_any_other() {
 
 #[tokio::test]
 async fn a_tunnel_that_nobody_asked_for_is_none() {
-    let mut world = world(LIMITS).await;
-    say(&mut world.client, GET).await;
-    let mut server = accept(&world.servers).await;
-    expect(&mut server, GET).await;
+    let (mut world, mut server) = asked(GET).await;
     say(&mut server, "HTTP/1.1 101 Switching Protocols\r\n\r\n").await;
     say(&mut world.client, "GET / HTTP/1.1\r\nHost: evil.test\r\n\r\n").await;
     assert!(rest(&mut world.client).await.starts_with("HTTP/1.1 502 "));
@@ -299,10 +302,7 @@ const EXPECTS: &str =
 
 #[tokio::test]
 async fn a_body_that_waits_comes_after_the_100() {
-    let mut world = world(LIMITS).await;
-    say(&mut world.client, EXPECTS).await;
-    let mut server = accept(&world.servers).await;
-    expect(&mut server, EXPECTS).await;
+    let (mut world, mut server) = asked(EXPECTS).await;
     say(&mut server, "HTTP/1.1 100 Continue\r\n\r\n").await;
     expect(&mut world.client, "HTTP/1.1 100 Continue\r\n\r\n").await;
     say(&mut world.client, &"x".repeat(39)).await;
@@ -382,11 +382,8 @@ async fn a_large_upload_that_is_answered_early_can_be_sent_to_its_end_and_arrive
     const SIZE: usize = 8 << 20;
     let answer = "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n";
     for field in ["", "Expect: 100-continue\r\n"] {
-        let mut world = world(LIMITS).await;
         let head = format!("POST / HTTP/1.1\r\nHost: ok.test\r\n{field}Content-Length: {SIZE}\r\n\r\n");
-        say(&mut world.client, &head).await;
-        let mut server = accept(&world.servers).await;
-        expect(&mut server, &head).await;
+        let (mut world, mut server) = asked(&head).await;
         say(&mut server, answer).await;
         assert_eq!(rest(&mut server).await, "", "it goes on, and would take a body for a request");
         within(world.client.write_all(&vec![b'x'; SIZE])).await.unwrap();
@@ -410,11 +407,8 @@ async fn a_large_upload_that_is_refused_hears_why() {
 async fn a_large_upload_to_a_server_that_answers_and_goes_hears_the_answer() {
     const SIZE: usize = 8 << 20;
     let answer = "HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
-    let mut world = world(LIMITS).await;
     let head = format!("POST / HTTP/1.1\r\nHost: ok.test\r\nContent-Length: {SIZE}\r\n\r\n");
-    say(&mut world.client, &head).await;
-    let mut server = accept(&world.servers).await;
-    expect(&mut server, &head).await;
+    let (mut world, mut server) = asked(&head).await;
     say(&mut world.client, "some of it").await;
     // It has not read that: this is a reset.
     within(server.readable()).await.unwrap();
@@ -426,11 +420,8 @@ async fn a_large_upload_to_a_server_that_answers_and_goes_hears_the_answer() {
 
 #[tokio::test]
 async fn an_early_answer_without_a_length_is_over_at_once() {
-    let mut world = world(LIMITS).await;
     let head = "POST / HTTP/1.1\r\nHost: ok.test\r\nContent-Length: 9\r\n\r\n";
-    say(&mut world.client, head).await;
-    let mut server = accept(&world.servers).await;
-    expect(&mut server, head).await;
+    let (mut world, mut server) = asked(head).await;
     let answer = "HTTP/1.0 400 Bad Request\r\n\r\nno";
     say(&mut server, answer).await;
     server.shutdown().await.unwrap();
@@ -444,10 +435,7 @@ async fn an_early_answer_without_a_length_is_over_at_once() {
 async fn an_answer_that_is_cut_does_not_look_whole() {
     let answer = "HTTP/1.0 200 OK\r\n\r\nthe first half";
     for is_whole in [true, false] {
-        let mut world = world(LIMITS).await;
-        say(&mut world.client, GET).await;
-        let mut server = accept(&world.servers).await;
-        expect(&mut server, GET).await;
+        let (mut world, mut server) = asked(GET).await;
         say(&mut server, answer).await;
         expect(&mut world.client, answer).await;
         if is_whole {
@@ -491,10 +479,7 @@ async fn a_server_without_an_answer_is_said_once() {
     );
 
     // On a connection that was used the client tries again by itself, if nothing is said.
-    let mut world = self::world(LIMITS).await;
-    say(&mut world.client, GET).await;
-    let mut server = accept(&world.servers).await;
-    expect(&mut server, GET).await;
+    let (mut world, mut server) = asked(GET).await;
     say(&mut server, OK).await;
     expect(&mut world.client, OK).await;
     say(&mut world.client, GET).await;
@@ -506,10 +491,7 @@ async fn a_server_without_an_answer_is_said_once() {
 #[tokio::test]
 async fn a_server_that_ends_between_requests_ends_it_for_the_client() {
     for last_words in ["", "HTTP/1.1 408 Request Timeout\r\n\r\n"] {
-        let mut world = world(LIMITS).await;
-        say(&mut world.client, GET).await;
-        let mut server = accept(&world.servers).await;
-        expect(&mut server, GET).await;
+        let (mut world, mut server) = asked(GET).await;
         say(&mut server, OK).await;
         expect(&mut world.client, OK).await;
         say(&mut server, last_words).await;
